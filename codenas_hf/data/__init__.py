@@ -1,0 +1,1 @@
+"""Raw Python in, fixed token shards out."""

@@ -1,0 +1,1 @@
+"""One plain Accelerate loop for every rung and for the winner."""
