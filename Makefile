@@ -1,0 +1,43 @@
+# One virtual environment, made from the project's own files. `make` alone lists what there is.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help search test lint types app report bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.base: pyproject.toml .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+search: $(VENV)/.base  ## the main job: from the Python on this machine to a winner
+	$(BIN)/accelerate launch recipes/search_two_stage.py $(ARGS)
+
+test: $(VENV)/.dev  ## the default test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+app: $(VENV)/.dev  ## the playground, on http://127.0.0.1:7860
+	$(BIN)/python spaces_app/app.py $(ARGS)
+
+bench: $(VENV)/.dev  ## rewrite the README's tables from benchmarks/results, list targets that are not met
+	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.check
+
+clean:  ## remove the environment and caches, keep runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
