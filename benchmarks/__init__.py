@@ -1,0 +1,1 @@
+"""One question each, measured against its peers in one run; results in benchmarks/results/<name>.json."""

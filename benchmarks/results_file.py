@@ -1,0 +1,68 @@
+"""The one form of a result file: what was asked, under which protocol, what came out, and which targets are met."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def protocol(**more: Any) -> dict[str, Any]:
+    """Device, versions, commit and date of this run, and whatever the benchmark adds (threads, repeats, shapes)."""
+    names = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "optuna", "codenas-hf")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "commit": commit.stdout.strip(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **more,
+    }
+
+
+def target(name: str, value: float, goal: float, *, better: Literal["higher", "lower"]) -> dict[str, Any]:
+    """One target; `met` is computed here and nowhere else."""
+    met = value >= goal if better == "higher" else value <= goal
+    return {"name": name, "value": value, "target": goal, "better": better, "met": bool(met)}
+
+
+def write(name: str, *, protocol: Mapping[str, Any], rows: Sequence[Any], targets: Sequence[Any] = ()) -> Path:
+    """Writes `benchmarks/results/<name>.json` whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {"name": name, "protocol": dict(protocol), "rows": list(rows), "targets": list(targets)}
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        ValueError: a field of the form is absent.
+    """
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    absent = {"name", "protocol", "rows", "targets"} - set(data)
+    if absent:
+        raise ValueError(f"{path}: not a result file, {', '.join(sorted(absent))} absent")
+    return data
