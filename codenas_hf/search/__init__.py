@@ -1,5 +1,41 @@
-"""The engine: evolution that is durable, deterministic and never idle. Imports nothing of ours from outside this folder."""
+"""The engine: evolution that is durable, deterministic and never idle. It imports nothing of ours from elsewhere."""
 
+from .driver import run_search
+from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution
+from .journal import SingleJobError
+from .objectives import Frame, Objectives
+from .pareto import crowding_distance, front, hypervolume, non_domination_rank
 from .records import Budget, Evaluation, Evaluator, Genome, Policy, Rung, Space, TrialRecord
+from .result import RankCorrelation, SearchResult
+from .settings import Patience, SearchSettings, single_stage, two_stage
+from .study import IdentityError
 
-__all__ = ["Budget", "Evaluation", "Evaluator", "Genome", "Policy", "Rung", "Space", "TrialRecord"]
+__all__ = [
+    "Budget",
+    "Evaluation",
+    "Evaluator",
+    "Frame",
+    "GeneticPolicy",
+    "Genome",
+    "IdentityError",
+    "Objectives",
+    "OptunaPolicy",
+    "Patience",
+    "Policy",
+    "RandomPolicy",
+    "RankCorrelation",
+    "RegularizedEvolution",
+    "Rung",
+    "SearchResult",
+    "SearchSettings",
+    "SingleJobError",
+    "Space",
+    "TrialRecord",
+    "crowding_distance",
+    "front",
+    "hypervolume",
+    "non_domination_rank",
+    "run_search",
+    "single_stage",
+    "two_stage",
+]

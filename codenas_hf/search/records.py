@@ -256,8 +256,6 @@ class Evaluator(Protocol):
 class Policy(Protocol):
     """Proposes genomes: a pure function of its arguments, so that a resumed search is the same search."""
 
-    def propose(
-        self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator
-    ) -> list[Genome]:
+    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
         """At most `n` genomes; fewer only where the space has no more."""
         ...

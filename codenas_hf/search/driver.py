@@ -1,0 +1,380 @@
+"""`run_search`: every rank calls it; rank 0 proposes and promotes, all ranks evaluate, the storage is the queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .evolution import GeneticPolicy
+from .journal import JobLock
+from .members import Members, parent_key
+from .objectives import Objectives
+from .pareto import front
+from .progress import Progress
+from .records import Evaluation, Evaluator, Policy, TrialRecord
+from .result import SearchResult
+from .schedule import Schedule
+from .settings import SearchSettings, World
+from .study import Claim, Snapshot, Study, open_storage
+from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "study.lock"
+_IDLE_S = (0.02, 0.5)
+_BUSY_S = 0.5
+
+
+def run_search(
+    space: Any,
+    evaluator: Evaluator,
+    *,
+    folder: Path,
+    settings: SearchSettings,
+    policy: Policy | None = None,
+    confirm: Evaluator | None = None,
+    preload: Sequence[str] = (),
+) -> SearchResult:
+    """Searches `space` until all generations are evaluated, or goes on where an earlier run stopped.
+
+    The same call on a finished search returns its result at once. Under `accelerate launch` every rank calls it, and
+    every rank gets the same result. Ctrl-C starts nothing new and waits for what runs; twice kills that as well.
+    Nothing that is finished is ever lost or repeated, whatever is killed.
+
+    Args:
+        space: what is searched; see `Space`.
+        evaluator: evaluates a candidate at a rung, each time in a fresh process. It may have a method
+            `discard(evaluation)`, which is called, maybe more than once, when a candidate can no longer be promoted
+            from that outcome or win with it, so that checkpoints can be deleted; what it raises is logged.
+        folder: of the search; holds the journal and the lock. Another search in it raises.
+        settings: everything else.
+        policy: proposes; `GeneticPolicy` when None.
+        confirm: called as `confirm(genome, rung, previous)` after the last rung while nothing else runs, one at a
+            time, for each member of the front until all are confirmed. Its evaluation replaces the member's; where it
+            has no checkpoint it keeps the previous one. A member whose confirmation fails leaves the front.
+        preload: modules that are imported once for all evaluating processes, such as torch and transformers.
+
+    Raises:
+        RuntimeError: not as many ranks as asked for, or rank 0 is gone.
+        SingleJobError: another job works on the journal of this folder.
+        IdentityError: the folder holds another search.
+        KeyboardInterrupt: stopped; the same call goes on.
+        OSError: the disk stayed full.
+    """
+    world = World.read()
+    world.check(settings.world_size)
+    folder = Path(folder).resolve()
+    objectives = settings.build_objectives()
+    if policy is None:
+        policy = GeneticPolicy(objectives=objectives, parents=max(2, settings.population))
+    identity = settings.identity_of(space=space, policy=policy)
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stopping(folder))
+        study, members = _enter(stack, folder, space=space, settings=settings, world=world, identity=identity)
+        search = _Search(
+            study=study,
+            members=members,
+            schedule=Schedule(study, space=space, policy=policy, settings=settings, leads=members.leads),
+            settings=settings,
+            objectives=objectives,
+            folder=folder,
+            stop=stop,
+            evaluator=evaluator,
+            confirm=confirm,
+            preload=preload,
+            workers=world.workers(settings.workers_per_rank, threads=settings.threads_per_worker),
+            progress=stack.enter_context(Progress(settings, shown=world.rank == 0)),
+        )
+        if not search.finished():
+            search.run()
+        result = search.result(study.snapshot())
+        search.progress.finish(result)
+        return result
+
+
+class _Stop:
+    """How often somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[_Stop]:
+    """Counts SIGINT; SIGTERM, which a launcher sends when a rank died, counts twice."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.count += 2 if number == signal.SIGTERM else 1
+        if stop.count == 1:
+            logger.warning("Stopping: nothing new starts, what runs is finished. Press Ctrl-C again to kill it.")
+        else:
+            logger.warning("Stopping now; what runs goes back to the queue.")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _enter(
+    stack: ExitStack, folder: Path, *, space: Any, settings: SearchSettings, world: World, identity: Mapping[str, Any]
+) -> tuple[Study, Members]:
+    """Opens the study and takes part in it; raises when it is another search or somebody else's."""
+    patience = settings.patience
+    journal = settings.storage is None
+    folder.mkdir(parents=True, exist_ok=True)
+    if journal and world.rank == 0:
+        lock = JobLock(folder / LOCK_FILE)
+        lock.acquire()
+        stack.callback(lock.release)
+    storage = open_storage(settings.storage, folder=folder, full_disk_wait_s=patience.full_disk_s)
+    study = Study(
+        storage,
+        name=settings.name or folder.name,
+        space=space,
+        rungs=len(settings.rungs),
+        objectives=settings.build_objectives(),
+    )
+    members = Members(
+        storage,
+        study.members_study,
+        rank=world.rank,
+        heartbeat_s=None if journal else patience.heartbeat_s,
+        lease_s=patience.lease_s,
+    )
+    if journal and world.rank == 0:
+        study.check_identity(identity, create=True)
+        members.clear()
+        study.recover(lambda trial: True)
+        members.join()
+        stack.callback(members.leave)
+        return study, members
+    if journal:
+        _wait(lambda: members.leader_of(parent_key()), patience.start_s, "rank 0 has not opened the study")
+    members.join()
+    stack.callback(members.leave)
+    _wait(
+        lambda: study.check_identity(identity, create=members.leads()),
+        patience.start_s,
+        "nobody has created the study",
+    )
+    return study, members
+
+
+def _wait(condition: Any, seconds: float, problem: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{problem} within {seconds:g} s: look at the output of the other ranks")
+        time.sleep(0.1)
+
+
+@dataclasses.dataclass
+class _Search:
+    """One process's part in a search."""
+
+    study: Study
+    members: Members
+    schedule: Schedule
+    settings: SearchSettings
+    objectives: Objectives
+    folder: Path
+    stop: _Stop
+    evaluator: Evaluator
+    confirm: Evaluator | None
+    preload: Sequence[str]
+    workers: int
+    progress: Progress
+    discarded: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+
+    def finished(self) -> bool:
+        """Whether as many generations were finished before, and confirmed if that is asked for."""
+        mark = self.study.facts().get("finished")
+        if mark is None:
+            return False
+        return bool(mark["generations"] >= self.settings.generations and (mark["confirmed"] or self.confirm is None))
+
+    def result(self, snapshot: Snapshot) -> SearchResult:
+        return SearchResult.of(
+            snapshot, objectives=self.objectives, rungs=tuple(self.settings.rungs), finished=self.finished()
+        )
+
+    def run(self) -> None:
+        """Works until the search is finished."""
+        with self._pool(self.evaluator, self.workers) as pool:
+            self._evaluate(pool)
+        while not self.finished():
+            if self.members.leads():
+                if self.confirm is not None:
+                    with self._pool(self.confirm, 1) as pool:
+                        self._confirm(pool)
+                mark = {"generations": self.settings.generations, "confirmed": self.confirm is not None}
+                self.study.set_fact("finished", mark)
+                return
+            self._check_stop(idle=True)
+            self._check_leader()
+            time.sleep(_IDLE_S[1])
+
+    @contextmanager
+    def _pool(self, evaluator: Evaluator, workers: int) -> Iterator[Pool]:
+        settings = self.settings
+        threads = dict.fromkeys(THREAD_VARIABLES, str(settings.threads_per_worker))
+        pool = Pool(
+            evaluator,
+            workers=workers,
+            limits=Limits(
+                seconds=settings.time_limit_s,
+                memory_bytes=settings.memory_limit_bytes,
+                kills=settings.patience.kills,
+            ),
+            preload=self.preload,
+            environment={**threads, **settings.environment},
+        )
+        try:
+            yield pool
+        finally:
+            for claim in pool.close():
+                self.study.release(claim)
+
+    def _evaluate(self, pool: Pool) -> None:
+        """Evaluates until everything is proposed, promoted and finished."""
+        idle = _IDLE_S[0]
+        while True:
+            self._check_stop(idle=not pool.busy)
+            snapshot = self._lead() if self.members.leads() else self.study.snapshot()
+            self.progress.update(snapshot, pool.busy)
+            if self.schedule.done(snapshot) or self.finished():
+                return
+            while pool.free and not self.stop.count:
+                claim = self.study.claim(member=self.members.number, worker=self.members.worker)
+                if claim is None:
+                    break
+                self._start(pool, claim)
+            outcomes = pool.poll(idle if pool.free else _BUSY_S)
+            for outcome in outcomes:
+                self._record(outcome)
+            idle = _IDLE_S[0] if outcomes else min(2 * idle, _IDLE_S[1])
+            if not outcomes and not pool.busy:
+                self._check_leader()
+
+    def _lead(self) -> Snapshot:
+        living = self.members.living()
+        self.study.recover(lambda trial: self.members.runner_is_dead(trial, living))
+        snapshot = self.schedule.advance(self.study.snapshot())
+        self._discard(snapshot)
+        return snapshot
+
+    def _start(self, pool: Pool, claim: Claim) -> None:
+        record = claim.record
+        pool.start(claim, record.genome, rung=self.settings.rungs[record.rung], previous=claim.previous)
+
+    def _record(self, outcome: Outcome) -> None:
+        claim: Claim = outcome.task
+        if outcome.evaluation is None:
+            self.study.fail(claim, outcome.failure or "no reason was given")
+            return
+        evaluation = outcome.evaluation
+        if claim.queue == self.study.confirmations and evaluation.checkpoint is None and claim.previous is not None:
+            evaluation = dataclasses.replace(evaluation, checkpoint=claim.previous.checkpoint)
+        try:
+            evaluation = self.objectives.checked(evaluation)
+        except ValueError as error:
+            self.study.fail(claim, str(error))
+            return
+        self.study.finish(claim, evaluation)
+
+    def _confirm(self, pool: Pool) -> None:
+        """Confirms members of the front, one at a time, until all of them are."""
+        queue = self.study.confirmations
+        while True:
+            claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=[queue])
+            if claim is not None:
+                self._start(pool, claim)
+                while pool.busy:
+                    self._check_stop(idle=False)
+                    for outcome in pool.poll(_BUSY_S):
+                        self._record(outcome)
+                self._check_stop(idle=True)
+                continue
+            snapshot = self.study.snapshot()
+            self.progress.update(snapshot, ())
+            known = {(trial.rung, trial.parent) for trial in snapshot.confirmed}
+            missing = [record for record in self.result(snapshot).front if (record.rung, record.number) not in known]
+            if not missing:
+                return
+            for record in missing:
+                self.study.add(
+                    queue, record.genome, generation=record.generation, parent=record.number, rung=record.rung
+                )
+
+    def _check_stop(self, *, idle: bool) -> None:
+        if self.stop.count >= 2 or (self.stop.count and idle):
+            raise KeyboardInterrupt(
+                f"stopped; everything finished is in {self.folder}: run the same command to go on from there"
+            )
+
+    def _check_leader(self) -> None:
+        """Raises when this rank waits for a rank 0 that is gone. On a server database another one may come."""
+        if self.settings.storage is None and not self.members.leads() and not self.members.leader_of(parent_key()):
+            raise RuntimeError("rank 0 is gone: start the same command again, it goes on from where it was")
+
+    def _discard(self, snapshot: Snapshot) -> None:
+        discard = getattr(self.evaluator, "discard", None)
+        if discard is None:
+            return
+        for record, evaluation in superseded(
+            snapshot, confirming=self.confirm is not None, objectives=self.objectives
+        ):
+            if (record.rung, record.number) in self.discarded:
+                continue
+            self.discarded.add((record.rung, record.number))
+            try:
+                discard(evaluation)
+            except Exception as error:
+                logger.warning("Trial %d of rung %d was not discarded: %s", record.number, record.rung, error)
+
+
+def superseded(
+    snapshot: Snapshot, *, confirming: bool, objectives: Objectives
+) -> list[tuple[TrialRecord, Evaluation]]:
+    """Evaluations whose candidates can no longer be promoted from there or win there.
+
+    Below the last rung: those that were not promoted, and those whose next evaluation is finished, once a higher rung
+    has a feasible outcome. At the last rung: those that are dominated, unless confirmations may still change values.
+    """
+    result: list[tuple[TrialRecord, Evaluation]] = []
+    last = len(snapshot.rungs) - 1
+    feasible = [any(r.evaluation is not None and r.evaluation.feasible for r in rung) for rung in snapshot.rungs]
+    for rung, records in enumerate(snapshot.rungs[:-1]):
+        if not any(feasible[rung + 1 :]):
+            continue
+        following = {record.parent: record for record in snapshot.rungs[rung + 1]}
+        for record in records:
+            if record.evaluation is None or f"promoted:{rung + 1}:{record.generation}" not in snapshot.facts:
+                continue
+            after = following.get(record.number)
+            if after is not None and after.state in ("waiting", "running"):
+                continue
+            kept = after.evaluation.checkpoint if after is not None and after.evaluation is not None else None
+            if kept is None or kept != record.evaluation.checkpoint:
+                result.append((record, record.evaluation))
+    if not confirming and feasible[last]:
+        done = [record for record in snapshot.rungs[last] if record.evaluation is not None]
+        evaluations = [record.evaluation for record in done if record.evaluation is not None]
+        best = set(front(objectives.matrix(evaluations), objectives.violation(evaluations)).tolist())
+        result += [(done[i], evaluation) for i, evaluation in enumerate(evaluations) if i not in best]
+    return result

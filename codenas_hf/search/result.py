@@ -1,0 +1,191 @@
+"""What came out of a search: the records, the front of the highest rung, and the member of it that fitness names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .objectives import Frame, Objectives
+from .pareto import front
+from .records import Rung, Space, TrialRecord
+from .study import JOURNAL_FILE, Snapshot, Study, open_storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The outcome of a search.
+
+    Args:
+        records: every trial at every rung, by rung, then number. A member of the front that was confirmed carries the
+            confirmed evaluation.
+        front: feasible records that none dominates, from the highest rung with feasible ones, best fitness first.
+        winner: the member of the front with the highest fitness; None when nothing is feasible.
+        failures: failed trials and failed confirmations.
+        confirmed: the confirmations; `parent` is the trial's number at its rung.
+        objectives: what was minimised.
+        frame: the fixed points of fitness and hypervolume; None before the first generation is finished.
+        rungs: the ladder.
+        finished: whether the search had nothing left to do.
+    """
+
+    records: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...]
+    winner: TrialRecord | None
+    failures: tuple[TrialRecord, ...]
+    confirmed: tuple[TrialRecord, ...]
+    objectives: Objectives
+    frame: Frame | None
+    rungs: tuple[Rung, ...]
+    finished: bool = field(default=True)
+
+    @classmethod
+    def of(
+        cls, snapshot: Snapshot, *, objectives: Objectives, rungs: tuple[Rung, ...], finished: bool = True
+    ) -> SearchResult:
+        """From a study's record."""
+        confirmed = {(trial.rung, trial.parent): trial for trial in snapshot.confirmed}
+        records, dropped = [], set()
+        for record in snapshot.records:
+            check = confirmed.get((record.rung, record.number))
+            if check is not None and check.evaluation is not None:
+                record = dataclasses.replace(record, evaluation=check.evaluation)
+            elif check is not None and check.state == "fail":
+                dropped.add((record.rung, record.number))
+            records.append(record)
+        points = snapshot.facts.get("frame")
+        frame = None if points is None else Frame(objectives=objectives, **points)
+        members: list[TrialRecord] = []
+        for rung in reversed(rungs):
+            candidates = [
+                record
+                for record in records
+                if record.rung == rung.index
+                and record.evaluation is not None
+                and record.evaluation.feasible
+                and (record.rung, record.number) not in dropped
+            ]
+            if candidates:
+                values = objectives.matrix([c.evaluation for c in candidates if c.evaluation is not None])
+                members = [candidates[index] for index in front(values)]
+                break
+        if frame is not None:
+            members.sort(key=lambda record: (-_fitness(frame, record), record.number))
+        return cls(
+            records=tuple(records),
+            front=tuple(members),
+            winner=members[0] if members and frame is not None else None,
+            failures=tuple(record for record in (*records, *snapshot.confirmed) if record.state == "fail"),
+            confirmed=snapshot.confirmed,
+            objectives=objectives,
+            frame=frame,
+            rungs=rungs,
+            finished=finished,
+        )
+
+    @classmethod
+    def open(cls, folder: Path, *, space: Space, storage: str | None = None, name: str | None = None) -> SearchResult:
+        """Reads the record of a search without going on with it.
+
+        Args:
+            folder: of the search.
+            space: rebuilds the genomes.
+            storage: as in the settings of the search.
+            name: likewise.
+
+        Raises:
+            FileNotFoundError: there is no search.
+        """
+        folder = Path(folder)
+        if storage is None and not (folder / JOURNAL_FILE).exists():
+            raise FileNotFoundError(f"no search in {folder}: expected the file {JOURNAL_FILE}")
+        identity = Study.stored_identity(open_storage(storage, folder=folder), name or folder.resolve().name)
+        if identity is None:
+            raise FileNotFoundError(f"no search called {name or folder.resolve().name!r} in the storage")
+        objectives = Objectives(**identity["objectives"])
+        rungs = tuple(Rung.from_dict(rung) for rung in identity["rungs"])
+        study = Study(
+            open_storage(storage, folder=folder),
+            name=name or folder.resolve().name,
+            space=space,
+            rungs=len(rungs),
+            objectives=objectives,
+        )
+        snapshot = study.snapshot()
+        return cls.of(snapshot, objectives=objectives, rungs=rungs, finished="finished" in snapshot.facts)
+
+    def fitness(self, record: TrialRecord) -> float | None:
+        """1 - the weighted normalised distance from the ideal, never clipped; None for a record without evaluation."""
+        if record.evaluation is None or self.frame is None:
+            return None
+        return self.frame.fitness(record.evaluation)
+
+    def hypervolume(self) -> float:
+        """Of the front, in units of the box between ideal and reference."""
+        if self.frame is None:
+            return 0.0
+        return self.frame.hypervolume([record.evaluation for record in self.front if record.evaluation is not None])
+
+    def rank_correlation(
+        self, objective: str | None = None, *, below: int = 0, resamples: int = 1000, seed: int = 0
+    ) -> RankCorrelation | None:
+        """How well a rung predicted the next one: Kendall's tau-b over the trials that were evaluated at both.
+
+        Args:
+            objective: its name; the first when None.
+            below: the lower of the two rungs.
+            resamples: of the bootstrap that gives the interval.
+            seed: of the bootstrap.
+
+        Returns:
+            None with fewer than three pairs.
+        """
+        name = objective or self.objectives.names[0]
+        lower = {record.number: record for record in self.records if record.rung == below}
+        pairs = [
+            (source.evaluation.objectives[name], record.evaluation.objectives[name])
+            for record in self.records
+            if record.rung == below + 1 and record.evaluation is not None and record.parent is not None
+            for source in [lower[record.parent]]
+            if source.evaluation is not None
+        ]
+        if len(pairs) < 3:
+            return None
+        values = np.array(pairs)
+        rng = np.random.default_rng(seed)
+        taus = [kendall_tau(*values[rng.integers(len(values), size=len(values))].T) for _ in range(resamples)]
+        low, high = np.nanquantile(taus, [0.025, 0.975])
+        return RankCorrelation(kendall_tau(*values.T), float(low), float(high), len(values))
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Kendall's tau-b with its 95 % bootstrap interval, over `pairs` pairs."""
+
+    tau: float
+    low: float
+    high: float
+    pairs: int
+
+
+def kendall_tau(first: Any, second: Any) -> float:
+    """Kendall's tau-b (Kendall 1945, https://doi.org/10.1093/biomet/33.3.239); NaN when either is constant."""
+    a, b = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(first), np.asarray(second)))
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def _fitness(frame: Frame, record: TrialRecord) -> float:
+    assert record.evaluation is not None
+    return frame.fitness(record.evaluation)
+
+
+def distances(result: SearchResult, record: TrialRecord) -> Mapping[str, float]:
+    """Distance from the ideal by objective: why a winner won. Empty without an evaluation or a frame."""
+    if record.evaluation is None or result.frame is None:
+        return {}
+    return result.frame.distances(record.evaluation)

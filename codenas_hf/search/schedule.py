@@ -1,0 +1,219 @@
+"""Which generation may be proposed and who is promoted: decided from the record alone, so a restart decides alike.
+
+Generation g reads rung r of the generations up to g - lag[r] only. All of those are finished by then, however many
+workers there are and whoever was faster: that makes the search deterministic without anybody waiting at a barrier.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .objectives import Frame
+from .pareto import survival_order
+from .records import Genome, Policy, TrialRecord
+from .settings import SearchSettings
+from .study import Snapshot, Study
+
+logger = logging.getLogger(__name__)
+
+_AUDIT = 1 << 20  # third word of the seed of an audit; proposals use their round
+
+
+class Schedule:
+    """Adds to a study's queues what its record calls for.
+
+    Args:
+        study: where trials are added.
+        space: what is searched.
+        policy: proposes.
+        settings: population, rungs, lag, audit, seed.
+        leads: asked before every step; a process that does not lead any more adds nothing.
+    """
+
+    def __init__(
+        self, study: Study, *, space: Any, policy: Policy, settings: SearchSettings, leads: Callable[[], bool]
+    ) -> None:
+        self._study = study
+        self._space = space
+        self._policy = policy
+        self._settings = settings
+        self._objectives = settings.build_objectives()
+        self._leads = leads
+        self._size: int | None = None
+
+    def advance(self, snapshot: Snapshot) -> Snapshot:
+        """Adds all trials that can be added now; returns the record after that."""
+        while self._step(snapshot):
+            snapshot = self._study.snapshot()
+        return snapshot
+
+    def done(self, snapshot: Snapshot) -> bool:
+        """Whether nothing is left to propose, promote or finish."""
+        facts = snapshot.facts
+        generations = proposed(facts)
+        if generations < self._settings.generations and not self._exhausted(facts):
+            return False
+        closed = closed_generations(snapshot)
+        return all(value >= generations for value in closed)
+
+    def _step(self, snapshot: Snapshot) -> bool:
+        facts, closed = snapshot.facts, closed_generations(snapshot)
+        if "frame" not in facts and self._set_frame(snapshot, closed[0]):
+            return True
+        for rung in range(1, len(self._settings.rungs)):
+            generation = promoted(facts, rung)
+            if generation < min(closed[rung - 1], proposed(facts)) and self._leads():
+                self._promote(snapshot, generation, rung)
+                return True
+        generation = proposed(facts)
+        if generation >= self._settings.generations or self._exhausted(facts):
+            return False
+        if any(generation - self._settings.lag_of(rung) >= value for rung, value in enumerate(closed)):
+            return False
+        if not self._leads():
+            return False
+        self._propose(snapshot, generation)
+        return True
+
+    def _exhausted(self, facts: Any) -> bool:
+        generations = proposed(facts)
+        return generations > 0 and facts[f"proposed:{generations - 1}"] < self._settings.population
+
+    def _set_frame(self, snapshot: Snapshot, closed: int) -> bool:
+        settings = self._settings
+        names = self._objectives.names
+        evaluations = []
+        if not all(name in settings.ideal and name in settings.reference for name in names):
+            for generation in range(closed):  # the first one, unless all of it failed
+                evaluations = [
+                    record.evaluation
+                    for record in snapshot.rungs[0]
+                    if record.generation == generation and record.evaluation is not None
+                ]
+                if evaluations:
+                    break
+            else:
+                return False
+        if not self._leads():
+            return False
+        frame = Frame.derive(self._objectives, evaluations, ideal=settings.ideal, reference=settings.reference)
+        self._study.set_fact("frame", frame.to_dict())
+        return True
+
+    def _promote(self, snapshot: Snapshot, generation: int, rung: int) -> None:
+        below = [
+            record
+            for record in snapshot.rungs[rung - 1]
+            if record.generation == generation and record.evaluation is not None
+        ]
+        evaluations = [record.evaluation for record in below if record.evaluation is not None]
+        keep = self._settings.rungs[rung - 1].keep or 0
+        order = [int(i) for i in self._order(evaluations)]
+        rest = sorted(order[keep:])
+        rng = np.random.default_rng([self._settings.seed, generation, _AUDIT + rung])
+        audits = [rest[int(i)] for i in rng.permutation(len(rest))[: self._settings.audit]]
+        present = {record.genome.genome_id for record in snapshot.rungs[rung]}
+        for index in (*order[:keep], *audits):
+            record = below[index]
+            if record.genome.genome_id not in present:
+                self._study.add(
+                    rung, record.genome, generation=generation, parent=record.number, audit=index in audits
+                )
+        self._study.set_fact(f"promoted:{rung}:{generation}", len(order[:keep]) + len(audits))
+
+    def _order(self, evaluations: Sequence[Any]) -> Sequence[Any]:
+        if not evaluations:
+            return []
+        return list(survival_order(self._objectives.matrix(evaluations), self._objectives.violation(evaluations)))
+
+    def _propose(self, snapshot: Snapshot, generation: int) -> None:
+        genomes = self._draw(snapshot, generation)
+        present = [record for record in snapshot.rungs[0] if record.generation == generation]
+        for record, genome in zip(present, genomes, strict=False):
+            if record.genome.genome_id != genome.genome_id:
+                raise RuntimeError(
+                    f"the policy proposed {genome.genome_id} where it had proposed {record.genome.genome_id} before "
+                    "the restart: a policy must be a pure function of its arguments"
+                )
+        for genome in genomes[len(present) :]:
+            self._study.add(0, genome, generation=generation)
+        self._study.set_fact(f"proposed:{generation}", len(genomes))
+        if len(genomes) < self._settings.population:
+            logger.warning(
+                "Space exhausted: generation %d has %d new genomes instead of %d, and is the last.",
+                generation,
+                len(genomes),
+                self._settings.population,
+            )
+
+    def _draw(self, snapshot: Snapshot, generation: int) -> list[Genome]:
+        settings = self._settings
+        records = self.visible(snapshot, generation)
+        known = {record.genome.genome_id for record in records}
+        genomes: list[Genome] = []
+        if self._size is None:
+            self._size = self._space.size()
+        for attempt in range(settings.patience.redraws):
+            if len(genomes) == settings.population or len(known) >= self._size:
+                break
+            pending = [
+                TrialRecord(number=-1, genome=genome, rung=0, state="waiting", generation=generation)
+                for genome in genomes
+            ]
+            rng = np.random.default_rng([settings.seed, generation, attempt])
+            n = settings.population - len(genomes)
+            for genome in self._policy.propose([*records, *pending], space=self._space, n=n, rng=rng)[:n]:
+                if genome.genome_id not in known and self._space.validate(genome) is None:
+                    known.add(genome.genome_id)
+                    genomes.append(genome)
+        return genomes
+
+    def visible(self, snapshot: Snapshot, generation: int) -> list[TrialRecord]:
+        """What the policy may read for a generation: all earlier genomes, and the results that are old enough.
+
+        A result that is not old enough is hidden even where it is there, else faster workers would change the search.
+        """
+        records = []
+        for rung, trials in enumerate(snapshot.rungs):
+            newest = generation - self._settings.lag_of(rung)
+            for record in trials:
+                if record.generation <= newest:
+                    records.append(dataclasses.replace(record, worker=None))
+                elif rung == 0 and record.generation < generation:
+                    hidden = dataclasses.replace(record, state="waiting", evaluation=None, failure=None, worker=None)
+                    records.append(hidden)
+        return records
+
+
+def proposed(facts: Any) -> int:
+    """How many generations are proposed."""
+    return _count(facts, "proposed:{}")
+
+
+def promoted(facts: Any, rung: int) -> int:
+    """How many generations are promoted to `rung`."""
+    return _count(facts, f"promoted:{rung}:{{}}")
+
+
+def _count(facts: Any, key: str) -> int:
+    count = 0
+    while key.format(count) in facts:
+        count += 1
+    return count
+
+
+def closed_generations(snapshot: Snapshot) -> list[int]:
+    """For each rung, how many generations, counted from the first without a gap, have finished there for good."""
+    result: list[int] = []
+    for rung, records in enumerate(snapshot.rungs):
+        opened = proposed(snapshot.facts) if rung == 0 else promoted(snapshot.facts, rung)
+        unfinished = Counter(record.generation for record in records if record.state in ("waiting", "running"))
+        limit = min([opened, *unfinished])
+        result.append(limit if rung == 0 else min(limit, result[-1]))
+    return result

@@ -1,0 +1,367 @@
+"""The durable record of a search, which is also its work queue: one Optuna study per rung in one storage.
+
+A trial is added WAITING, claimed by the storage's atomic WAITING -> RUNNING switch, told once: COMPLETE, or FAIL with
+the reason. A further study `<name>/confirmed` holds the confirmations of the front, `<name>/members` the processes at
+work. Facts about the whole search (identity, frame, which generations are proposed and promoted) are attributes of
+`<name>/rung0`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from .journal import GuardedJournal
+from .objectives import Objectives
+from .records import Evaluation, Genome, Space, State, TrialRecord
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_FILE = "study.journal"
+_STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "fail",
+}
+
+
+class IdentityError(ValueError):
+    """The folder holds another search."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process has claimed and must finish, fail or release.
+
+    Args:
+        record: the trial, running.
+        trial_id: its identifier in the storage.
+        queue: index of the study it lies in: its rung, or one past the last rung for a confirmation.
+        previous: the outcome at the rung below, or for a confirmation at its own rung.
+    """
+
+    record: TrialRecord
+    trial_id: int
+    queue: int
+    previous: Evaluation | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything the storage knew at one moment.
+
+    Args:
+        rungs: the records of each rung, by number.
+        confirmed: confirmations of members of the front; `parent` is the trial's number at its rung.
+        facts: what is known about the whole search.
+    """
+
+    rungs: tuple[tuple[TrialRecord, ...], ...]
+    confirmed: tuple[TrialRecord, ...]
+    facts: Mapping[str, Any]
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All records of the rungs, by rung, then number."""
+        return tuple(record for rung in self.rungs for record in rung)
+
+
+def open_storage(url: str | None, *, folder: Path, full_disk_wait_s: float = 60.0) -> BaseStorage:
+    """The storage at `url`, or the guarded journal file in `folder`.
+
+    Args:
+        url: any Optuna storage URL, such as `postgresql+psycopg://user@host/database`; None means the journal.
+        folder: the folder of the search; created when missing.
+        full_disk_wait_s: how long a write to the journal waits for space.
+    """
+    if url is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(GuardedJournal(folder / JOURNAL_FILE, full_disk_wait_s=full_disk_wait_s))
+    for attempt in range(5):
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception:  # two launchers may create the tables at the same moment; the second attempt finds them
+            if attempt == 4:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError
+
+
+class Study:
+    """One search in a storage.
+
+    Args:
+        storage: where it lies.
+        name: prefix of the names of its Optuna studies.
+        space: rebuilds genomes; where it has `genes`, their values are shown as Optuna parameters.
+        rungs: number of rungs.
+        objectives: gives the order of the values.
+    """
+
+    def __init__(self, storage: BaseStorage, *, name: str, space: Space, rungs: int, objectives: Objectives) -> None:
+        self.storage = storage
+        self.name = name
+        self.rungs = rungs
+        self.confirmations = rungs
+        self.objectives = objectives
+        self._space = space
+        self._distributions = _distributions(space)
+        names = [f"{name}/rung{index}" for index in range(rungs)] + [f"{name}/confirmed"]
+        self._studies = [self._open(study, objectives.names) for study in names]
+        self.members_study = self._open(f"{name}/members", ("unused",))
+        self._cache: dict[int, tuple[FrozenTrial, TrialRecord]] = {}
+        self._genomes: dict[str, Genome] = {}
+
+    def _open(self, name: str, metrics: Sequence[str]) -> int:
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            study_id = self.storage.create_new_study([StudyDirection.MINIMIZE] * len(metrics), name)
+        except DuplicatedStudyError:
+            return self.storage.get_study_id_from_name(name)
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        self.storage.set_study_system_attr(study_id, "study:metric_names", list(metrics))
+        return study_id
+
+    # Facts about the whole search
+
+    def facts(self) -> dict[str, Any]:
+        """All facts."""
+        return self.storage.get_study_user_attrs(self._studies[0])
+
+    def set_fact(self, key: str, value: Any) -> None:
+        """Stores a JSON value under `key`."""
+        self.storage.set_study_user_attr(self._studies[0], key, value)
+
+    @staticmethod
+    def stored_identity(storage: BaseStorage, name: str) -> dict[str, Any] | None:
+        """The identity of a search that is in the storage; None when there is none."""
+        try:
+            study = storage.get_study_id_from_name(f"{name}/rung0")
+        except KeyError:
+            return None
+        return cast("dict[str, Any] | None", storage.get_study_user_attrs(study).get("identity"))
+
+    def check_identity(self, identity: Mapping[str, Any], *, create: bool) -> bool:
+        """Compares `identity` with the stored one; stores it when there is none and `create` is set.
+
+        Returns:
+            True when an identity is stored now.
+
+        Raises:
+            IdentityError: another identity is stored; the message names what differs.
+        """
+        given = json.loads(json.dumps(identity, sort_keys=True))
+        stored = self.facts().get("identity")
+        if stored is None:
+            if create:
+                self.set_fact("identity", given)
+            return create
+        differences = [
+            f"{key}: stored {_brief(stored.get(key))}, given {_brief(given.get(key))}"
+            for key in sorted({*stored, *given})
+            if stored.get(key) != given.get(key)
+        ]
+        if differences:
+            raise IdentityError(
+                f"the study {self.name!r} belongs to another search ({'; '.join(differences)}): use another folder "
+                "or the same settings; only generations, workers and limits of time and memory may change"
+            )
+        return True
+
+    # The queue
+
+    def add(
+        self,
+        queue: int,
+        genome: Genome,
+        *,
+        generation: int,
+        parent: int | None = None,
+        rung: int | None = None,
+        audit: bool = False,
+    ) -> None:
+        """Adds a waiting trial to a queue (a rung's index, or `confirmations`)."""
+        data = genome.to_dict()
+        params = {
+            gene: data[gene] for gene, values in self._distributions.items() if _known(data.get(gene), values.choices)
+        }
+        attributes = {
+            "genome": json.dumps(data, sort_keys=True, separators=(",", ":")),
+            "genome_id": genome.genome_id,
+            "generation": generation,
+            "parent": parent,
+            "rung": queue if rung is None else rung,
+        }
+        if audit:
+            attributes["audit"] = True
+        distributions: dict[str, BaseDistribution] = {gene: self._distributions[gene] for gene in params}
+        trial = create_trial(
+            state=TrialState.WAITING, params=params, distributions=distributions, user_attrs=attributes
+        )
+        self.storage.create_new_trial(self._studies[queue], template_trial=trial)
+
+    def claim(self, *, member: int, worker: str, queues: Sequence[int] | None = None) -> Claim | None:
+        """Claims the next trial: higher rungs first, then older trials. None when nothing waits.
+
+        Args:
+            member: the claiming process's number among the members.
+            worker: how it is called in records, host:pid.
+            queues: where to look, in this order; all rungs from the highest when None.
+        """
+        for queue in reversed(range(self.rungs)) if queues is None else queues:
+            study = self._studies[queue]
+            for trial in self.storage.get_all_trials(study, deepcopy=False, states=(TrialState.WAITING,)):
+                try:
+                    if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                        continue
+                except UpdateFinishedTrialError:
+                    continue
+                self._attribute(trial._trial_id, "claim", {"member": member, "worker": worker})
+                claimed = self.storage.get_trial(trial._trial_id)
+                record = self._record(claimed)
+                return Claim(record, trial._trial_id, queue, self._previous(queue, record))
+        return None
+
+    def _previous(self, queue: int, record: TrialRecord) -> Evaluation | None:
+        if record.parent is None:
+            return None
+        below = self._studies[record.rung if queue == self.confirmations else record.rung - 1]
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(below, record.parent)
+        return self._record(self.storage.get_trial(trial_id)).evaluation
+
+    def finish(self, claim: Claim, evaluation: Evaluation) -> None:
+        """Records the outcome of a claimed trial, once; one that someone else finished meanwhile stays as it is."""
+        self._finish(claim.trial_id, "evaluation", evaluation.to_dict())
+
+    def fail(self, claim: Claim, reason: str) -> None:
+        """Records that a claimed trial failed, with the reason."""
+        self._finish(claim.trial_id, "failure", reason)
+
+    def release(self, claim: Claim) -> None:
+        """Gives a claimed trial back to the queue."""
+        self._requeue(claim.trial_id)
+
+    def recover(self, dead: Callable[[FrozenTrial], bool]) -> int:
+        """Gives the running trials of dead processes back to their queues; outcomes that are already there are kept.
+
+        Args:
+            dead: says whether whoever runs this trial is gone.
+
+        Returns:
+            How many trials were given back.
+        """
+        count = 0
+        for study in self._studies:
+            for trial in self.storage.get_all_trials(study, deepcopy=False, states=(TrialState.RUNNING,)):
+                if not dead(trial):
+                    continue
+                for kind in ("evaluation", "failure"):
+                    if kind in trial.user_attrs:
+                        self._finish(trial._trial_id, kind, trial.user_attrs[kind])
+                        break
+                else:
+                    self._requeue(trial._trial_id)
+                    count += 1
+        return count
+
+    def _finish(self, trial_id: int, kind: str, outcome: Any) -> None:
+        # The outcome is written before the state: a crash in between leaves a running trial with an outcome, which
+        # `recover` finishes without repeating the evaluation.
+        try:
+            self._attribute(trial_id, kind, outcome)
+            if kind == "failure":
+                self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                return
+            for name, value in outcome["constraints"].items():
+                self.storage.set_trial_system_attr(trial_id, f"constraints:{name}", value)
+            values = [float(outcome["objectives"][name]) for name in self.objectives.names]
+            self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+        except UpdateFinishedTrialError:
+            logger.warning("Trial %d was finished by another process meanwhile; its outcome there counts.", trial_id)
+
+    def _requeue(self, trial_id: int) -> None:
+        try:
+            self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:
+            logger.debug("Trial %d was finished meanwhile.", trial_id)
+
+    def _attribute(self, trial_id: int, key: str, value: Any) -> None:
+        for attempt in range(3):
+            try:
+                return self.storage.set_trial_user_attr(trial_id, key, value)
+            except StorageInternalError:  # the server was away for a moment
+                if attempt == 2:
+                    raise
+                time.sleep(0.5)
+
+    # Reading
+
+    def snapshot(self) -> Snapshot:
+        """All records and facts now. A genome that stands twice at one rung counts once, by its first trial."""
+        rungs = []
+        for queue in range(self.rungs + 1):
+            seen: dict[tuple[int, str], TrialRecord] = {}
+            for trial in self.storage.get_all_trials(self._studies[queue], deepcopy=False):
+                record = self._record(trial)
+                seen.setdefault((record.rung, record.genome.genome_id), record)
+            rungs.append(tuple(seen.values()))
+        return Snapshot(rungs=tuple(rungs[:-1]), confirmed=rungs[-1], facts=self.facts())
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        cached = self._cache.get(trial._trial_id)
+        if cached is not None and (cached[0] is trial or cached[0].state.is_finished()):
+            return cached[1]
+        attributes = trial.user_attrs
+        state = _STATES[trial.state]
+        record = TrialRecord(
+            number=trial.number,
+            genome=self._genome(attributes["genome"]),
+            rung=attributes["rung"],
+            state=state,
+            evaluation=Evaluation.from_dict(attributes["evaluation"]) if state == "complete" else None,
+            failure=attributes.get("failure", "no reason was recorded") if state == "fail" else None,
+            parent=attributes["parent"],
+            generation=attributes["generation"],
+            worker=None if state == "waiting" else attributes.get("claim", {}).get("worker"),
+        )
+        self._cache[trial._trial_id] = (trial, record)
+        return record
+
+    def _genome(self, text: str) -> Genome:
+        if text not in self._genomes:
+            self._genomes[text] = self._space.genome_from_dict(json.loads(text))
+        return self._genomes[text]
+
+
+def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
+    genes = cast(Mapping[str, Sequence[Any]], getattr(space, "genes", None) or {})
+    return {
+        gene: CategoricalDistribution(tuple(choices))
+        for gene, choices in genes.items()
+        if len(choices) > 0
+        and all(choice is None or isinstance(choice, bool | int | float | str) for choice in choices)
+    }
+
+
+def _known(value: Any, choices: Sequence[Any]) -> bool:
+    return any(value == choice and type(value) is type(choice) for choice in choices)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"

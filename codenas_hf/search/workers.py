@@ -1,0 +1,350 @@
+"""Processes that evaluate: a fresh one per candidate, forked from a server that has the heavy imports done.
+
+A child can raise, hang, eat memory, be killed or exit: that is a failed evaluation with its reason, never the end of
+the rank. One spare child per worker is started ahead, so that starting costs no time between two candidates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from .records import Evaluation, Evaluator, Genome, Rung
+
+logger = logging.getLogger(__name__)
+
+# What a launcher tells its ranks. A child is no rank: with these it would try to join the group of the ranks.
+RANK_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
+    *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+)
+RANK_PREFIX = "TORCHELASTIC_"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_MEMORY_POLL_S = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one evaluation may use.
+
+    Args:
+        seconds: wall clock; None means no limit.
+        memory_bytes: proportional set size of the child, looked at four times a second; None means no limit.
+        kills: how often an evaluation that somebody else killed (SIGKILL or SIGTERM, so also the kernel when memory is
+            short) is started again before it counts as failed.
+    """
+
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    kills: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: exactly one of the two is set."""
+
+    task: Any
+    evaluation: Evaluation | None
+    failure: str | None
+
+
+@dataclass
+class _Child:
+    process: Any
+    connection: Connection
+    task: Any = None
+    job: tuple[Genome, Rung, Evaluation | None] | None = None
+    deadline: float = math.inf
+    kills: int = 0
+    killed_for: str | None = None
+    memory_seen: float = field(default=-math.inf)
+
+
+class Pool:
+    """Children of this process that evaluate, at most `workers` at a time.
+
+    Args:
+        evaluator: what each child calls; must be picklable.
+        workers: how many evaluate at the same time.
+        limits: of each evaluation.
+        preload: modules that the server of children imports once.
+        environment: variables of the children, beside the own ones without what tells a rank that it is one.
+
+    Raises:
+        TypeError: the evaluator cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        *,
+        workers: int,
+        limits: Limits = Limits(),  # frozen
+        preload: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        try:
+            self._evaluator = pickle.dumps(evaluator)
+        except Exception as error:
+            raise TypeError(
+                f"the evaluator must be picklable, for it runs in fresh processes: {error}; define it at the top of a "
+                "module and keep open files, models and locks out of its attributes"
+            ) from error
+        self._workers = workers
+        self._limits = limits
+        self._environment = child_environment(environment or {})
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*preload, __name__])
+        self._busy: list[_Child] = []
+        self._spare: list[_Child] = []
+        self._gone: list[_Child] = []
+        _start_server(self._environment)
+        self._fill()
+
+    @property
+    def free(self) -> int:
+        """How many more tasks can be started now."""
+        return self._workers - len(self._busy)
+
+    @property
+    def busy(self) -> tuple[Any, ...]:
+        """The tasks that run."""
+        return tuple(child.task for child in self._busy)
+
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        """Of the children that evaluate now."""
+        return tuple(child.process.pid for child in self._busy)
+
+    def start(self, task: Any, genome: Genome, *, rung: Rung, previous: Evaluation | None) -> None:
+        """Starts an evaluation. `task` comes back in its `Outcome`."""
+        self._launch(task, (genome, rung, previous), kills=0)
+        self._fill()
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        """Waits at most `timeout` seconds for an outcome; returns those that are there, in the order of starting."""
+        if not self._busy:
+            if timeout > 0:
+                time.sleep(timeout)
+            return []
+        now = time.monotonic()
+        nearest = min(child.deadline for child in self._busy) - now
+        pause = _MEMORY_POLL_S if self._limits.memory_bytes is not None else math.inf
+        ready = wait([child.connection for child in self._busy], max(0.0, min(timeout, nearest, pause)))
+        outcomes = []
+        for child in list(self._busy):
+            if child.connection in ready:
+                self._busy.remove(child)
+                outcome = self._collect(child)
+                if outcome is not None:
+                    outcomes.append(outcome)
+            else:
+                self._enforce(child)
+        self._reap()
+        return outcomes
+
+    def close(self) -> tuple[Any, ...]:
+        """Kills all children; returns the tasks that were running."""
+        running = self.busy
+        for child in (*self._busy, *self._spare, *self._gone):
+            _kill(child)
+        for child in (*self._busy, *self._spare, *self._gone):
+            child.process.join(timeout=10)
+            child.connection.close()
+        self._busy, self._spare, self._gone = [], [], []
+        return running
+
+    def _fill(self) -> None:
+        while len(self._spare) < max(1, self.free):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(self._evaluator, theirs, self._environment))
+            process.start()
+            theirs.close()
+            self._spare.append(_Child(process, ours))
+
+    def _launch(self, task: Any, job: tuple[Genome, Rung, Evaluation | None], *, kills: int) -> None:
+        if not self._spare:
+            self._fill()
+        child = self._spare.pop(0)
+        child.task, child.job, child.kills = task, job, kills
+        child.deadline = time.monotonic() + (self._limits.seconds or math.inf)
+        try:
+            child.connection.send(job)
+        except OSError:  # it died while it waited; poll finds it
+            pass
+        self._busy.append(child)
+
+    def _collect(self, child: _Child) -> Outcome | None:
+        try:
+            kind, text = json.loads(child.connection.recv_bytes())
+        except (EOFError, OSError):
+            return self._lost(child)
+        _kill(child)  # it has said all; what it may have started goes with it
+        self._gone.append(child)
+        if kind == "failure":
+            return Outcome(child.task, None, text)
+        return Outcome(child.task, Evaluation.from_dict(json.loads(text)), None)
+
+    def _lost(self, child: _Child) -> Outcome | None:
+        child.process.join(timeout=5)
+        code = child.process.exitcode
+        _kill(child)
+        self._gone.append(child)
+        if child.killed_for is not None:
+            return Outcome(child.task, None, child.killed_for)
+        if code in (-signal.SIGKILL, -signal.SIGTERM) and child.kills < self._limits.kills and child.job is not None:
+            logger.warning("An evaluation was killed from outside (%s) and is started again.", _exit(code))
+            self._launch(child.task, child.job, kills=child.kills + 1)
+            return None
+        return Outcome(child.task, None, f"the process ended before it returned an evaluation: {_exit(code)}")
+
+    def _enforce(self, child: _Child) -> None:
+        if child.killed_for is not None:
+            return
+        now, limits = time.monotonic(), self._limits
+        if now >= child.deadline:
+            child.killed_for = f"the time limit of {limits.seconds:g} s was exceeded"
+        elif limits.memory_bytes is not None and now - child.memory_seen >= _MEMORY_POLL_S:
+            child.memory_seen = now
+            used = memory_bytes(child.process.pid)
+            if used is not None and used > limits.memory_bytes:
+                child.killed_for = (
+                    f"the memory limit of {limits.memory_bytes / 2**20:.0f} MiB was exceeded: {used / 2**20:.0f} MiB"
+                )
+        if child.killed_for is not None:
+            _kill(child)
+
+    def _reap(self) -> None:
+        for child in list(self._gone):
+            if child.process.exitcode is not None:
+                child.connection.close()
+                self._gone.remove(child)
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child: ours and `extra`, without what tells a rank that it is one."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in RANK_VARIABLES and not name.startswith(RANK_PREFIX)
+    }
+    return {**kept, **extra}
+
+
+def _start_server(environment: Mapping[str, str]) -> None:
+    """Starts the server of children in their environment: thread counts are read when numpy and torch are imported."""
+    saved = dict(os.environ)
+    _replace_environment(environment)
+    try:
+        forkserver.ensure_running()
+    finally:
+        _replace_environment(saved)
+
+
+def memory_bytes(pid: int) -> int | None:
+    """Proportional set size of a process: what it shares with others is counted in parts. None when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _serve(evaluator: bytes, connection: Connection, environment: Mapping[str, str]) -> None:
+    """The life of a child: one evaluation, one answer."""
+    os.setpgid(0, 0)  # a group of its own: Ctrl-C reaches the rank only, and a kill reaches what the child starts
+    _die_with_the_rank()
+    _replace_environment(environment)
+    try:
+        evaluate: Evaluator | Exception = pickle.loads(evaluator)  # what the rank itself pickled
+    except Exception as error:
+        evaluate = error
+    try:
+        genome, rung, previous = connection.recv()
+    except EOFError:  # the rank needs no more children
+        os._exit(0)
+    try:
+        if isinstance(evaluate, Exception):
+            raise evaluate
+        answer = ("evaluation", _to_json(evaluate(genome, rung, previous)))
+    except Exception as error:
+        answer = ("failure", f"{type(error).__name__}: {error}")
+    connection.send_bytes(json.dumps(answer).encode())
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
+
+
+def _to_json(evaluation: Any) -> str:
+    if not isinstance(evaluation, Evaluation):
+        raise TypeError(f"the evaluator must return an Evaluation, got {type(evaluation).__name__}")
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "item"):  # a number of numpy's
+            return value.item()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"an evaluation must consist of JSON values, got {type(value).__name__}")
+
+    return json.dumps(evaluation.to_dict(), default=plain, allow_nan=False)
+
+
+def _die_with_the_rank() -> None:
+    """Two ways, since either alone has a hole.
+
+    The kernel kills a child whose server died, and the server ends with its rank; but that is Linux only, and lost if
+    the server died before this line. The thread sees the rank's end of a pipe close.
+    """
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        pass
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="rank-watch", daemon=True).start()
+
+
+def _kill(child: _Child) -> None:
+    pid = child.process.pid
+    for kill in (os.killpg, os.kill):  # the group exists only once the child has made it
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "unknown"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _replace_environment(environment: Mapping[str, str]) -> None:
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
