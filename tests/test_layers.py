@@ -14,20 +14,26 @@ LAYERS = [
     "cache_codenas",
     "modeling_codenas",
     "vllm_plugin",
+    "stock",
     "genome",
+    "choices",
     "space",
     "data",
     "training",
     "evaluation",
     "report",
     "release",
+    "strict_yaml",
     "settings",
     "jobs",
     "cli",
 ]
 INSIDE = {
-    "search": ["records", "pareto", "study", "surrogate", "evolution", "workers", "progress", "driver"],
-    "report": ["tables", "plots", "page"],
+    "search": [
+        *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
+        *("schedule", "result", "workers", "progress", "driver"),
+    ],
+    "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
 }
 
 
