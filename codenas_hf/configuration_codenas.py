@@ -69,17 +69,18 @@ _FOREIGN_KEYS = frozenset(
 )
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest_name(name: str, known: Any) -> str:
+    """`; did you mean ...?` with the known name that is most like `name`, for the end of an error message."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _check_value(name: str, value: Any, where: str = "") -> None:
+def check_value(name: str, value: Any, where: str = "") -> None:
     """Raises where `value` is not allowed for the field `name`, whatever the other fields are."""
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(
             f"{where}`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}"
-            + _nearest(value, _CHOICES[name])
+            + nearest_name(value, _CHOICES[name])
         )
     if name in _FLAGS and not isinstance(value, bool):
         raise ValueError(f"{where}`{name}` must be true or false, got {value!r}")
@@ -212,14 +213,14 @@ class CodeNASConfig(PreTrainedConfig):
             if name not in allowed and not name.startswith("_"):
                 fields = [field for field in self.__dataclass_fields__ if not field.startswith("_")]
                 raise ValueError(
-                    f"unknown field `{name}` (value {value!r}) for {type(self).__name__}" + _nearest(name, fields)
+                    f"unknown field `{name}` (value {value!r}) for {type(self).__name__}" + nearest_name(name, fields)
                 )
         for layer, overrides in (kwargs.get("per_layer_config") or {}).items():
             for name, value in overrides.items():
                 if name not in PER_LAYER_FIELDS:
                     raise ValueError(
                         f"`per_layer_config[{layer}]` sets `{name}` to {value!r}, but between layers only "
-                        f"{', '.join(PER_LAYER_FIELDS)} may differ" + _nearest(name, PER_LAYER_FIELDS)
+                        f"{', '.join(PER_LAYER_FIELDS)} may differ" + nearest_name(name, PER_LAYER_FIELDS)
                     )
 
     @property
@@ -248,7 +249,7 @@ class CodeNASConfig(PreTrainedConfig):
 
     def _validate_values(self) -> None:
         for name in (*_CHOICES, *_FLAGS, *_WHOLE_NUMBERS):
-            _check_value(name, self._getattr_without_heterogeneous_validation(name))
+            check_value(name, self._getattr_without_heterogeneous_validation(name))
         for name in ("initializer_range", "norm_eps", "final_logit_softcapping", "attention_dropout"):
             value = getattr(self, name)
             if value is None and name == "final_logit_softcapping":
@@ -265,7 +266,7 @@ class CodeNASConfig(PreTrainedConfig):
         for kind in types:
             if kind not in LAYER_TYPES:
                 raise ValueError(
-                    f"`layer_types` may hold {', '.join(LAYER_TYPES)}, got {kind!r}" + _nearest(kind, LAYER_TYPES)
+                    f"`layer_types` may hold {', '.join(LAYER_TYPES)}, got {kind!r}" + nearest_name(kind, LAYER_TYPES)
                 )
         if len(types) != self.num_hidden_layers:
             raise ValueError(
@@ -282,7 +283,7 @@ class CodeNASConfig(PreTrainedConfig):
     def _validate_layer(self, index: int, layer: PreTrainedConfig) -> None:
         where = f"layer {index}: " if self.is_heterogeneous else ""
         for name in PER_LAYER_FIELDS:
-            _check_value(name, getattr(layer, name), where)
+            check_value(name, getattr(layer, name), where)
         if layer.num_attention_heads % layer.num_key_value_heads:
             raise ValueError(
                 f"{where}`num_attention_heads` ({layer.num_attention_heads}) must be a multiple of "
