@@ -1,0 +1,125 @@
+"""Training state on disk: safetensors and JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .optim import Optimizers
+
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "training_state.json"
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where training stands.
+
+    Args:
+        step: optimiser steps taken.
+        seconds: wall clock spent on them.
+        decayed: the learning rate has begun to fall, so that a larger budget cannot continue from here.
+        budget: the budget under which it fell, JSON form.
+        identity: settings and data that a continuation must share.
+        curve: what was logged: step, tokens, seconds, loss.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    decayed: bool = False
+    budget: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` once the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fresh.chmod(0o755)
+        yield fresh
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.rename(folder, old / folder.name)
+            os.rename(fresh, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters once each: tied ones appear under their first name."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def save_checkpoint(folder: Path, *, model: nn.Module, optimizers: Optimizers, progress: Progress) -> None:
+    """Writes weights, optimiser state and progress; the folder appears only when it is complete.
+
+    Raises:
+        OSError: the disk is full; what stood there before is intact.
+    """
+    with written_whole(folder) as fresh:
+        save_file(_own_weights(model), fresh / WEIGHTS)
+        state = {name: value.contiguous() for name, value in optimizers.state_dict().items()}
+        save_file(state, fresh / OPTIMIZER)
+        (fresh / STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress that a checkpoint holds.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: the file is damaged.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint in {folder}: {STATE} is missing; train without `resume_from`")
+    try:
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {folder} and train again") from error
+
+
+def load_weights(folder: Path, *, model: nn.Module) -> None:
+    """Copies a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        ValueError: the checkpoint belongs to another model.
+    """
+    stored = load_file(folder / WEIGHTS)
+    own = _own_weights(model)
+    if stored.keys() != own.keys() or any(stored[name].shape != own[name].shape for name in own):
+        wrong = sorted(
+            n for n in stored.keys() | own.keys() if n not in stored or n not in own or stored[n].shape != own[n].shape
+        )
+        raise ValueError(f"the checkpoint in {folder} belongs to another model: {wrong[0]!r} differs")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(stored[name])
+
+
+def load_checkpoint(folder: Path, *, model: nn.Module, optimizers: Optimizers) -> Progress:
+    """Inverse of `save_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_progress` and `load_weights`.
+    """
+    progress = read_progress(folder)
+    load_weights(folder, model=model)
+    optimizers.load_state_dict(load_file(folder / OPTIMIZER))
+    return progress

@@ -1,0 +1,381 @@
+"""One plain Accelerate loop for every rung and for the winner.
+
+A budget is spent as warm-up, a constant rate, and a decay to zero over its last `decay_share`. The state at the end
+of the constant part is kept as the checkpoint `constant`: the next rung goes on from there, so a model that is scored
+at a rung has had exactly that rung's budget, decay included, and never continues from a decayed state. The decay of a
+lower rung is the price of scoring it; `TrainResult.steps` counts what the scored model has had,
+`TrainResult.steps_run` what this call has computed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ..search.records import Budget
+from .budgets import flops_per_token, planned_steps
+from .checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
+from .optim import Optimizers, OptimSettings, initialise, rate_factor
+from .precision import resolve_precision
+from .settings import TrainingTokens, TrainSettings
+
+logger = get_logger(__name__)
+
+CONSTANT = "constant"
+
+
+class DivergenceError(RuntimeError):
+    """The loss or its gradient is no longer finite; the last good checkpoint stays where it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training did.
+
+    Args:
+        steps: optimiser steps that the model has had in total, decay included.
+        tokens: training tokens of those steps, all processes together.
+        bytes: UTF-8 bytes of text that they stand for.
+        seconds: wall clock of those steps.
+        steps_run: steps that this call computed.
+        seconds_run: wall clock of this call.
+        curve: step, tokens, seconds and plain training loss in nats per token, every `log_every` steps.
+        checkpoint: the state before the decay; a larger budget continues it. None without a folder.
+        precision: dtype of the matrix products.
+    """
+
+    steps: int
+    tokens: int
+    bytes: float
+    seconds: float
+    steps_run: int
+    seconds_run: float
+    curve: tuple[Mapping[str, float], ...]
+    checkpoint: Path | None
+    precision: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of this call."""
+        return self.tokens / self.steps * self.steps_run / self.seconds_run if self.seconds_run else math.nan
+
+
+def build_model(
+    make: Callable[[Any], nn.Module],
+    config: Any,
+    *,
+    settings: OptimSettings,
+    seed: int,
+    device: torch.device | None = None,
+) -> nn.Module:
+    """A fresh model, started by the width rule.
+
+    Args:
+        make: the model's class, e.g. `CodeNASForCausalLM`.
+        config: its configuration.
+        settings: names the rule.
+        seed: of the weights.
+        device: where it shall live; None leaves it on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(config)
+    initialise(model, settings=settings, seed=seed)
+    return model if device is None else model.to(device)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that an interrupted `train(..., folder=folder)` left, None if there is none."""
+    found = [path for path in folder.glob("step-*") if path.is_dir()]
+    found += [folder / CONSTANT] if (folder / CONSTANT).is_dir() else []
+    return max(found, key=lambda path: read_progress(path).step, default=None)
+
+
+@contextmanager
+def _residual_dropout(model: nn.Module, rate: float) -> Iterator[None]:
+    """Drops parts of what attention and feed-forward networks add to the residual stream, while the block runs."""
+
+    def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not module.training:
+            return output
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], rate), *output[1:])
+        return nn.functional.dropout(output, rate)
+
+    branches = [m for n, m in model.named_modules() if rate and n.rpartition(".")[2] in ("self_attn", "mlp", "conv")]
+    hooks = [module.register_forward_hook(drop) for module in branches if not isinstance(module, nn.Conv1d)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Loop:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: TrainingTokens,
+        budget: Budget,
+        settings: TrainSettings,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.tokens, self.budget, self.settings = model, tokens, budget, settings
+        self.accelerator = accelerator
+        sequences = settings.tokens_per_step // settings.sequence_length
+        world = accelerator.num_processes
+        if sequences % world:
+            raise ValueError(
+                f"`tokens_per_step` is {sequences} sequences, which {world} processes cannot share; use a multiple "
+                f"of {world * settings.sequence_length}"
+            )
+        self.sequences = sequences // world
+        self.micro = min(settings.micro_sequences or self.sequences, self.sequences)
+        self.dtype = resolve_precision(settings.precision, device=accelerator.device)
+        if accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        model.to(accelerator.device)
+        self.optimizers = Optimizers(model, settings=settings.optim, dtype=self.dtype)
+        self.runner: nn.Module = accelerator.prepare_model(model)
+        if settings.compile:
+            self.runner = torch.compile(self.runner)  # type: ignore[assignment]
+        self.steps = planned_steps(
+            budget,
+            tokens_per_step=settings.tokens_per_step,
+            bytes_per_token=tokens.bytes_per_token,
+            flops_per_token=flops_per_token(model, length=settings.sequence_length),
+        )
+        self.progress = Progress(identity=self._identity())
+        # Reading a number back stalls a GPU's queue; on a CPU it is free.
+        self.check_every = 1 if accelerator.device.type == "cpu" else settings.log_every
+
+    def _identity(self) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "data": self.tokens.digest,
+            "seed": s.seed,
+            "sequence_length": s.sequence_length,
+            "tokens_per_step": s.tokens_per_step,
+            "optimizer": s.optim.optimizer,
+        }
+
+    def resume(self, folder: Path) -> None:
+        """Continues the checkpoint in `folder`."""
+        progress = load_checkpoint(folder, model=self.model, optimizers=self.optimizers)
+        for name, value in self.progress.identity.items():
+            if progress.identity.get(name) != value:
+                raise ValueError(
+                    f"the checkpoint in {folder} was trained with `{name}` = {progress.identity.get(name)!r}, this "
+                    f"run has {value!r}; use the same, or train without `resume_from`"
+                )
+        if progress.decayed and progress.budget != self.budget.to_dict():
+            raise ValueError(
+                f"the checkpoint in {folder} has begun to decay for the budget {Budget.from_dict(progress.budget)}, "
+                f"so {self.budget} cannot continue it; continue from the folder `{CONSTANT}` beside it"
+            )
+        self.progress = progress
+
+    def share(self) -> float:
+        """Share of the budget that is spent."""
+        if self.steps is not None:
+            return self.progress.step / self.steps
+        return self.progress.seconds / self.budget.amount
+
+    def finished(self, step_seconds: float) -> bool:
+        """True when another step would pass the budget by more than half of itself."""
+        if self.steps is not None:
+            return self.progress.step >= self.steps
+        return self.progress.step > 0 and self.progress.seconds + step_seconds / 2 >= self.budget.amount
+
+    def expected_steps(self, step_seconds: float) -> float:
+        """Steps of the whole budget, as far as known."""
+        if self.steps is not None:
+            return float(self.steps)
+        return self.budget.amount / step_seconds if step_seconds else math.inf
+
+    def step(self, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimiser step at `factor` times the peak rate: plain loss in nats per token, norm of the gradient."""
+        s, accelerator = self.settings, self.accelerator
+        batch = self.tokens.batch(
+            self.progress.step,
+            sequences=self.sequences,
+            length=s.sequence_length,
+            seed=s.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            fim_rate=s.fim_rate,
+        )
+        data = {
+            name: torch.from_numpy(batch[name]).to(accelerator.device, non_blocking=True)
+            for name in ("input_ids", "labels", "position_ids")
+        }
+        scored = (data["labels"][:, 1:] != -100).sum()
+        world = accelerator.num_processes
+        # DDP averages over processes what has to be one mean over all scored tokens.
+        items = (accelerator.reduce(scored, "sum") if world > 1 else scored) / world
+        if s.dropout:
+            torch.manual_seed(hash((s.seed, self.progress.step, accelerator.process_index)))
+        total = torch.zeros((), device=accelerator.device)
+        starts = range(0, self.sequences, self.micro)
+        for start in starts:
+            part = {name: value[start : start + self.micro] for name, value in data.items()}
+            last = start == starts[-1]
+            with nullcontext() if last else accelerator.no_sync(self.runner):
+                loss, plain = self._loss(part, items)
+                accelerator.backward(loss)
+            total += plain
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if s.optim.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, s.optim.gradient_clip, norm)
+        if self.progress.step % self.check_every == 0 and not torch.isfinite(norm):
+            raise DivergenceError(f"norm of the gradient {norm.item()}, loss {total.item():.4g}")
+        self.optimizers.set_rate(factor)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        return total, norm
+
+    def _loss(self, part: dict[str, torch.Tensor], items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss to differentiate, and the plain one, both as this part's share of the step's mean."""
+        s, device = self.settings, self.accelerator.device.type
+        arguments: dict[str, Any] = {"use_cache": False, "num_items_in_batch": items, **part}
+        if s.loss_chunk_tokens is not None and not s.label_smoothing:
+            arguments["loss_chunk_tokens"] = s.loss_chunk_tokens
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            output = self.runner(**arguments)
+        plain = output.loss.detach()
+        if not s.label_smoothing:
+            return output.loss, plain
+        logits = output.logits[:, :-1].float().flatten(0, 1)
+        targets = part["labels"][:, 1:].flatten()
+        return cross_entropy(logits, targets, label_smoothing=s.label_smoothing, reduction="sum") / items, plain
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint from the main process."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(folder, model=self.model, optimizers=self.optimizers, progress=self.progress)
+            for old in folder.parent.glob("step-*"):
+                if old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, losses: list[torch.Tensor], factor: float) -> None:
+        """Adds a point to the curve and tells the trackers."""
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        step, seconds = self.progress.step, self.progress.seconds
+        point = {
+            "step": step,
+            "tokens": step * self.settings.tokens_per_step,
+            "seconds": round(seconds, 3),
+            "loss": loss,
+        }
+        self.progress.curve.append(point)
+        if self.accelerator.trackers:
+            self.accelerator.log({"loss": loss, "rate_factor": factor, "tokens": point["tokens"]}, step=step)
+
+
+def train(
+    model: nn.Module,
+    tokens: TrainingTokens,
+    budget: Budget,
+    *,
+    settings: TrainSettings,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainResult:
+    """Trains a model until its budget is spent; the model is changed in place and ends decayed.
+
+    Args:
+        model: from `build_model`, or loaded; the loop moves it to the accelerator's device.
+        tokens: training data.
+        budget: the total, including what a resumed checkpoint has had.
+        settings: how.
+        folder: gets `constant` (the state before the decay) and, in long trainings, `step-<n>` every
+            `checkpoint_minutes`; None keeps nothing.
+        resume_from: a checkpoint folder to continue.
+        accelerator: all its processes train together; None makes one. Its trackers are told the curve.
+
+    Raises:
+        DivergenceError: loss or gradient became infinite or not a number.
+        ValueError: the checkpoint does not fit, or processes cannot share a step's sequences.
+    """
+    accelerator = Accelerator() if accelerator is None else accelerator
+    loop = _Loop(model, tokens, budget, settings, accelerator)
+    if resume_from is not None:
+        loop.resume(resume_from)
+    first = loop.progress.step
+    model.train()
+    with _residual_dropout(model, settings.dropout):
+        started, checkpoint = time.perf_counter(), None
+        try:
+            checkpoint = _run(loop, folder)
+        except DivergenceError as error:
+            kept = resume_from if folder is None else (latest_checkpoint(folder) or resume_from)
+            raise DivergenceError(
+                f"training diverged at step {loop.progress.step} of budget {budget}: {error}; last good checkpoint: "
+                f"{kept or 'none'}; a lower `learning_rate` or `matrix_learning_rate` may help"
+            ) from None
+        seconds = time.perf_counter() - started
+    model.eval()
+    step = loop.progress.step
+    return TrainResult(
+        steps=step,
+        tokens=step * settings.tokens_per_step,
+        bytes=step * settings.tokens_per_step * tokens.bytes_per_token,
+        seconds=loop.progress.seconds,
+        steps_run=step - first,
+        seconds_run=seconds,
+        curve=tuple(loop.progress.curve),
+        checkpoint=checkpoint,
+        precision=str(loop.dtype).removeprefix("torch."),
+    )
+
+
+def _run(loop: _Loop, folder: Path | None) -> Path | None:
+    """Steps until the budget is spent; returns the checkpoint before the decay."""
+    settings, progress, accelerator = loop.settings, loop.progress, loop.accelerator
+    optim = settings.optim
+    decay_from = 1 - optim.decay_share if optim.schedule == "stable" else -1.0
+    checkpoint = folder / CONSTANT if folder is not None and progress.decayed else None
+    losses: list[torch.Tensor] = []
+    origin = time.perf_counter() - progress.seconds
+    saved, step_seconds = time.perf_counter(), 0.0
+    while not loop.finished(step_seconds):
+        share = loop.share()
+        if not progress.decayed and share >= decay_from:
+            if folder is not None and decay_from >= 0:
+                loop.save(folder / CONSTANT)
+                checkpoint = folder / CONSTANT
+            progress.decayed, progress.budget = True, loop.budget.to_dict()
+        elif folder is not None and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+            loop.save(folder / f"step-{progress.step}")
+            saved = time.perf_counter()
+        factor = rate_factor(share, progress.step, settings=optim, planned_steps=loop.expected_steps(step_seconds))
+        loss, _ = loop.step(factor)
+        losses.append(loss)
+        progress.step += 1
+        before, progress.seconds = progress.seconds, time.perf_counter() - origin
+        if accelerator.num_processes > 1:
+            clock = torch.tensor(progress.seconds, device=accelerator.device, dtype=torch.float32)
+            progress.seconds = float(accelerator.reduce(clock, "mean").item())
+        taken = progress.seconds - before
+        step_seconds = taken if not step_seconds else 0.9 * step_seconds + 0.1 * taken
+        if progress.step % settings.log_every == 0:
+            loop.log(losses, factor)
+            losses = []
+    return checkpoint

@@ -1,0 +1,96 @@
+"""How a model is trained, and what the loop asks of its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .optim import OptimSettings
+from .precision import Precision
+
+
+class TrainingTokens(Protocol):
+    """What the loop asks of `data.tokens.Tokens`."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text that a token stands for, on average."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of the data."""
+        ...
+
+    def batch(
+        self,
+        step: int,
+        *,
+        sequences: int,
+        length: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        fim_rate: float = 0.0,
+    ) -> dict[str, np.ndarray]:
+        """`input_ids`, `labels`, `position_ids`, each [sequences, length]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a model is trained.
+
+    Args:
+        optim: optimisers, schedule, width rule.
+        sequence_length: tokens of a training sequence.
+        tokens_per_step: of all processes together; a multiple of `sequence_length`.
+        micro_sequences: most sequences in one forward pass; None means all of a step's. Gradients add up exactly.
+        precision: of matrix products: `float32`, `bfloat16`, or `auto`, which measures.
+        loss_chunk_tokens: compute the loss this many tokens at a time, without all logits at once; None means whole.
+        seed: of the batches, and of the weights where nothing else is said.
+        fim_rate: share of documents that become fill-in-the-middle examples.
+        dropout: of attention and feed-forward outputs; for training over many epochs.
+        label_smoothing: weight of the uniform distribution in the training loss; reported losses have none of it.
+        checkpoint_minutes: how often the state is written in a long training.
+        log_every: steps between points of the curve.
+        compile: run the model through `torch.compile`; pays in long trainings only.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    sequence_length: int = 256
+    tokens_per_step: int = 1024
+    micro_sequences: int | None = None
+    precision: Precision = "auto"
+    loss_chunk_tokens: int | None = None
+    seed: int = 0
+    fim_rate: float = 0.0
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "tokens_per_step", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)!r}")
+        if self.tokens_per_step % self.sequence_length:
+            raise ValueError(
+                f"`tokens_per_step` must be a multiple of `sequence_length` ({self.sequence_length}), got "
+                f"{self.tokens_per_step}; e.g. {self.sequence_length * 4}"
+            )
+        for name in ("micro_sequences", "loss_chunk_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, or null, got {value!r}")
+        for name in ("fim_rate", "dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= (1 if name == "fim_rate" else 0.99):
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)!r}")
+        if not self.checkpoint_minutes > 0:
+            raise ValueError(f"`checkpoint_minutes` must be above 0, got {self.checkpoint_minutes!r}")
