@@ -1,1 +1,27 @@
 """Raw Python in, fixed token shards out."""
+
+from .corpus import Corpus, CorpusSettings, build_corpus
+from .filters import FilterSettings
+from .ngram import ngram_bits_per_byte
+from .prepare import PreparedData, prepare_data
+from .storage import DataError
+from .streams import HubSettings
+from .tokenizer import TokenizerSettings, build_tokenizer
+from .tokens import Tokens, Windows, build_tokens
+
+__all__ = [
+    "Corpus",
+    "CorpusSettings",
+    "DataError",
+    "FilterSettings",
+    "HubSettings",
+    "PreparedData",
+    "TokenizerSettings",
+    "Tokens",
+    "Windows",
+    "build_corpus",
+    "build_tokenizer",
+    "build_tokens",
+    "ngram_bits_per_byte",
+    "prepare_data",
+]

@@ -1,0 +1,125 @@
+"""Corpus, tokenizers and tokens of a job, each built once and found again by content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .corpus import Corpus, CorpusSettings, build_corpus
+from .storage import DataError, content_key
+from .tokenizer import TokenizerSettings, build_tokenizer, tokenizer_key
+from .tokens import Tokens, build_tokens
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything that training and evaluation read, by place; cheap to pickle and to open in a child process.
+
+    Args:
+        folder: root of the cache.
+        corpus_folder: folder of the corpus.
+        digest: hex SHA-256 of the corpus, the tokenizer settings and the vocabularies.
+        tokenizers: vocabulary size to the tokenizer's folder.
+        splits: vocabulary size and split to the tokens' folder.
+    """
+
+    folder: Path
+    corpus_folder: Path
+    digest: str
+    tokenizers: dict[int, Path]
+    splits: dict[tuple[int, str], Path]
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus."""
+        return Corpus.open(self.corpus_folder)
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """The vocabulary sizes that are prepared, ascending."""
+        return tuple(sorted(self.tokenizers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: places and digest, no content."""
+        return {
+            "folder": str(self.folder),
+            "corpus_folder": str(self.corpus_folder),
+            "digest": self.digest,
+            "tokenizers": {str(size): str(path) for size, path in self.tokenizers.items()},
+            "splits": [[size, split, str(path)] for (size, split), path in self.splits.items()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PreparedData:
+        """Inverse of `to_dict`."""
+        return cls(
+            folder=Path(data["folder"]),
+            corpus_folder=Path(data["corpus_folder"]),
+            digest=data["digest"],
+            tokenizers={int(size): Path(path) for size, path in data["tokenizers"].items()},
+            splits={(int(size), str(split)): Path(path) for size, split, path in data["splits"]},
+        )
+
+    def tokenizer(self, vocab_size: int) -> Path:
+        """Folder of the tokenizer, for `AutoTokenizer.from_pretrained`.
+
+        Raises:
+            DataError: that size was not prepared.
+        """
+        if vocab_size not in self.tokenizers:
+            raise DataError(f"no tokenizer with {vocab_size} entries is prepared: expected one of {self.vocab_sizes}")
+        return self.tokenizers[vocab_size]
+
+    def tokens(self, vocab_size: int, split: str) -> Tokens:
+        """The tokens of one split.
+
+        Raises:
+            DataError: that size or split was not prepared, or a shard is damaged.
+        """
+        if (vocab_size, split) not in self.splits:
+            raise DataError(
+                f"no tokens of `{split}` with {vocab_size} entries are prepared: expected train or validation, "
+                f"and one of {self.vocab_sizes}"
+            )
+        return Tokens.open(self.splits[vocab_size, split])
+
+
+def prepare_data(
+    *, corpus: CorpusSettings, tokenizer: TokenizerSettings, vocab_sizes: Sequence[int], folder: Path
+) -> PreparedData:
+    """Builds what is missing of corpus, tokenizers and tokens, and verifies what is there.
+
+    Args:
+        corpus: what text.
+        tokenizer: how it is cut.
+        vocab_sizes: the vocabularies that will be used.
+        folder: root of the cache; several jobs may share it.
+
+    Raises:
+        DataError: see `build_corpus`, `build_tokenizer`, `build_tokens`; or no vocabulary is asked for.
+    """
+    sizes = sorted(set(vocab_sizes), reverse=True)
+    if not sizes:
+        raise DataError("`vocab_sizes` must name at least one vocabulary size, got none")
+    settings_key = content_key([dataclasses.asdict(corpus)])[:12]
+    built = build_corpus(corpus, folder=folder / "corpora" / settings_key)
+    tokenizers: dict[int, Path] = {}
+    splits: dict[tuple[int, str], Path] = {}
+    for size in sizes:
+        key = tokenizer_key(built, vocab_size=size, settings=tokenizer)[:12]
+        tokenizers[size] = build_tokenizer(
+            built,
+            vocab_size=size,
+            settings=tokenizer,
+            folder=folder / "tokenizers" / f"{size}-{key}",
+            larger=tokenizers.get(sizes[0]),
+        )
+        for split in ("train", "validation"):
+            target = folder / "tokens" / f"{size}-{key}-{split}"
+            build_tokens(built, tokenizers[size], split=split, folder=target)
+            splits[size, split] = target
+    digest = content_key([built.digest, dataclasses.asdict(tokenizer), sizes])
+    return PreparedData(folder, built.folder, digest, tokenizers, splits)

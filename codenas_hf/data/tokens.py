@@ -1,0 +1,340 @@
+"""Token shards on disk: packed training batches by (seed, step), and fixed held-out windows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from .corpus import Corpus
+from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key, write_json
+from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, PAD, load_backend
+
+Int64 = npt.NDArray[np.int64]
+
+IGNORED = -100
+_VERSION = 1
+_MANIFEST = "tokens.json"
+_BATCH_BYTES = 1_000_000
+_SHORTEST_FIM = 16
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Fixed, non-overlapping held-out windows.
+
+    Args:
+        input_ids: int64 [n, length].
+        targets: int64 [n, length], already shifted; -100 is not scored.
+        position_ids: int64 [n, length], 0 at every document start and window start.
+        num_bytes: UTF-8 bytes of the text that the targets spell.
+    """
+
+    input_ids: Int64
+    targets: Int64
+    position_ids: Int64
+    num_bytes: int
+
+
+class Tokens:
+    """One split of a corpus as tokens, memory-mapped; opening is cheap and the object can be pickled.
+
+    Each document is `<|endoftext|>` followed by its tokens, so a model learns what starts a document and what ends it.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Use `Tokens.open`."""
+        self.folder = folder
+        self.digest: str = manifest["digest"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.num_tokens: int = manifest["num_tokens"]
+        self.num_bytes: int = manifest["num_bytes"]
+        self.num_documents: int = manifest["num_documents"]
+        self._shards: list[npt.NDArray[np.uint16]] = []
+        for entry in manifest["shards"]:
+            path = folder / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                found = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
+                raise DataError(
+                    f"the token shard {path} is damaged: expected {entry['bytes']:,} bytes, found {found}; "
+                    f"delete {folder} and prepare the data again"
+                )
+            self._shards.append(np.memmap(path, "<u2", mode="r"))
+        # Columns: tokens, bytes, sort key (from the text's SHA-256), shard, offset in the shard.
+        self._documents: Int64 = np.load(folder / "documents.npy", allow_pickle=False)
+        self._stream_length = self.num_tokens + self.num_documents
+        self._order = functools.lru_cache(maxsize=3)(self._shuffle)
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = False) -> Tokens:
+        """Opens finished tokens.
+
+        Args:
+            folder: as given to `build_tokens`.
+            verify: also compare every shard's SHA-256 with the manifest.
+
+        Raises:
+            DataError: there are none, or a shard is damaged.
+        """
+        manifest = read_json(folder / _MANIFEST, what="tokens")
+        tokens = cls(folder, manifest)
+        if verify:
+            for entry in [*manifest["shards"], manifest["documents"]]:
+                if file_sha256(folder / entry["name"]) != entry["sha256"]:
+                    raise DataError(
+                        f"the token shard {folder / entry['name']} is damaged: its SHA-256 is not the manifest's; "
+                        f"delete {folder} and prepare the data again"
+                    )
+        return tokens
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return (Tokens.open, (self.folder,))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean UTF-8 bytes that one token stands for."""
+        return self.num_bytes / self.num_tokens
+
+    def document(self, index: int) -> npt.NDArray[np.uint16]:
+        """The tokens of one document, without `<|endoftext|>`: a view of the file."""
+        count, _, _, shard, offset = self._documents[index]
+        tokens: npt.NDArray[np.uint16] = self._shards[shard][offset : offset + count]
+        return tokens
+
+    def _shuffle(self, seed: int, epoch: int) -> tuple[Int64, Int64]:
+        """The epoch's order of documents, and where each starts in the epoch's stream."""
+        order = np.random.default_rng([seed, epoch]).permutation(self.num_documents)
+        ends = np.cumsum(self._documents[order, 0] + 1)
+        return order, np.concatenate([[0], ends])
+
+    def batch(
+        self,
+        step: int,
+        *,
+        sequences: int,
+        length: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        fim_rate: float = 0.0,
+        spm_share: float = 0.5,
+    ) -> dict[str, Int64]:
+        """One step's packed sequences: a pure function of its arguments, so that resuming is exact.
+
+        The documents of each epoch form one stream, in a new order each epoch, cut into rows of `length`. All ranks
+        together read the rows in turn: one process with 8 sequences sees what two with 4 see.
+
+        Args:
+            step: optimiser step (or micro step), from 0.
+            sequences: rows of this rank.
+            length: tokens of a row.
+            seed: of the order of documents and of the fill-in-the-middle cuts.
+            rank: this process.
+            world: number of processes.
+            fim_rate: share of the pieces (a document's part in a row) that are rearranged to fill in the middle.
+            spm_share: share of those in the order suffix, prefix, middle; the others are prefix, suffix, middle.
+
+        Returns:
+            int64 arrays [sequences, length]: `input_ids`, `labels` (the same; the model shifts), `position_ids`
+            (0 where a document or a row starts).
+        """
+        ids = np.empty((sequences, length), np.int64)
+        positions = np.empty((sequences, length), np.int64)
+        first = (step * world + rank) * sequences
+        for row in range(sequences):
+            column = 0
+            rng = np.random.default_rng([seed, first + row, length]) if fim_rate > 0 else None
+            for document, start, count in self._pieces((first + row) * length, length, seed):
+                piece = ids[row, column : column + count]
+                body = piece
+                if start == 0:
+                    piece[0] = END_OF_TEXT
+                    body = piece[1:]
+                    start = 1
+                body[:] = self.document(document)[start - 1 : start - 1 + len(body)]
+                if rng is not None and rng.random() < fim_rate and len(body) >= _SHORTEST_FIM:
+                    body[:] = fill_in_the_middle(body, rng=rng, suffix_first=rng.random() < spm_share)
+                positions[row, column : column + count] = np.arange(count)
+                column += count
+        return {"input_ids": ids, "labels": ids.copy(), "position_ids": positions}
+
+    def _pieces(self, begin: int, length: int, seed: int) -> Iterator[tuple[int, int, int]]:
+        """The documents that a row covers: (document, start in it with `<|endoftext|>` counted, tokens taken)."""
+        while length > 0:
+            epoch, place = divmod(begin, self._stream_length)
+            order, starts = self._order(seed, epoch)
+            index = int(np.searchsorted(starts, place, side="right")) - 1
+            while length > 0 and index < len(order):
+                count = min(int(starts[index + 1]) - place, length)
+                yield int(order[index]), place - int(starts[index]), count
+                begin += count
+                place += count
+                length -= count
+                index += 1
+
+    def windows(self, length: int, *, max_bytes: int | None = None) -> Windows:
+        """Held-out windows in which every byte of the chosen documents is scored exactly once.
+
+        Documents are taken in the order of their text's SHA-256 as long as they fit into `max_bytes` (the shortest
+        one when none fits): the choice depends on the corpus only, so bits per byte compare across vocabularies. The
+        first token of a document is predicted from `<|endoftext|>`, which itself is never scored.
+
+        Args:
+            length: positions of a window.
+            max_bytes: upper limit of the text; None takes the whole split.
+
+        Raises:
+            DataError: `length` is not positive.
+        """
+        if length < 1:
+            raise DataError(f"the window length must be at least 1, got {length}")
+        chosen = self._choose(max_bytes)
+        total = int(self._documents[chosen, 0].sum())
+        rows = -(-total // length)
+        ids = np.full(rows * length, PAD, np.int64)
+        targets = np.full(rows * length, IGNORED, np.int64)
+        positions = np.arange(rows * length, dtype=np.int64) % length
+        place = 0
+        for index in chosen:
+            tokens = self.document(int(index))
+            end = place + len(tokens)
+            ids[place] = END_OF_TEXT
+            ids[place + 1 : end] = tokens[:-1]
+            targets[place:end] = tokens
+            first_end = min(end, (place // length + 1) * length)
+            positions[place:first_end] = np.arange(first_end - place)
+            place = end
+        if place < len(ids):
+            positions[place:] = np.arange(len(ids) - place)
+        shape = (rows, length)
+        num_bytes = int(self._documents[chosen, 1].sum())
+        return Windows(ids.reshape(shape), targets.reshape(shape), positions.reshape(shape), num_bytes)
+
+    def _choose(self, max_bytes: int | None) -> Int64:
+        order = np.argsort(self._documents[:, 2], kind="stable")
+        if max_bytes is None:
+            return order
+        chosen: list[int] = []
+        taken = 0
+        for index in order:
+            size = int(self._documents[index, 1])
+            if taken + size <= max_bytes:
+                chosen.append(int(index))
+                taken += size
+        if not chosen:
+            chosen = [int(order[np.argmin(self._documents[order, 1])])]
+        return np.array(chosen, np.int64)
+
+
+def fill_in_the_middle(body: Int64, *, rng: np.random.Generator, suffix_first: bool) -> Int64:
+    """Rearranges a piece of a document so that its middle comes last (Bavarian et al. 2022, arXiv:2207.14255).
+
+    The three marks take the room of the last three tokens, so the length stays.
+
+    Args:
+        body: token ids [n], n > 3.
+        rng: draws the two cuts.
+        suffix_first: suffix, prefix, middle ("SPM") instead of prefix, suffix, middle ("PSM").
+
+    Returns:
+        int64 [n].
+    """
+    count = len(body) - 3
+    a, b = np.sort(rng.integers(0, count + 1, size=2))
+    prefix, middle, suffix = body[:a], body[a:b], body[b:count]
+    if suffix_first:
+        parts = ([FIM_PREFIX, FIM_SUFFIX], suffix, [FIM_MIDDLE], prefix, middle)
+    else:
+        parts = ([FIM_PREFIX], prefix, [FIM_SUFFIX], suffix, [FIM_MIDDLE], middle)  # type: ignore[assignment]
+    return np.concatenate(parts).astype(np.int64)
+
+
+def build_tokens(corpus: Corpus, tokenizer: Path, *, split: str, folder: Path) -> Tokens:
+    """Encodes one split, or opens it when `folder` holds it already (then every hash is verified).
+
+    A killed build goes on with the next shard.
+
+    Args:
+        corpus: the text.
+        tokenizer: folder of the tokenizer.
+        split: `train` or `validation`.
+        folder: where the tokens go.
+
+    Raises:
+        DataError: no such split or tokenizer, a damaged shard, a full disk.
+    """
+    backend = load_backend(tokenizer)
+    key = content_key([_VERSION, corpus.digest, split, file_sha256(tokenizer / "tokenizer.json")])
+    with locked(folder):
+        if stored_key(folder, _MANIFEST) == key:
+            return Tokens.open(folder, verify=True)
+        with building(folder, name=f"building-{key[:12]}", keep=True) as work:
+            shards = []
+            for number, path in enumerate(corpus.shards(split)):
+                name = f"tokens-{number:05d}.bin"
+                if not (work / f"{name}.npy").exists():
+                    _encode_shard(corpus, path, backend, work / name)
+                shards.append(
+                    {"name": name, "bytes": (work / name).stat().st_size, "sha256": file_sha256(work / name)}
+                )
+            documents = np.concatenate([np.load(work / f"{entry['name']}.npy") for entry in shards])
+            documents[:, 3] = np.repeat(
+                np.arange(len(shards)), [len(np.load(work / f"{entry['name']}.npy")) for entry in shards]
+            )
+            np.save(work / "documents.npy", documents, allow_pickle=False)
+            for entry in shards:
+                (work / f"{entry['name']}.npy").unlink()
+            manifest = {
+                "key": key,
+                "digest": key,
+                "split": split,
+                "corpus": corpus.digest,
+                "vocab_size": backend.get_vocab_size(),
+                "num_tokens": int(documents[:, 0].sum()),
+                "num_bytes": int(documents[:, 1].sum()),
+                "num_documents": len(documents),
+                "shards": shards,
+                "documents": {"name": "documents.npy", "sha256": file_sha256(work / "documents.npy")},
+            }
+            write_json(work / _MANIFEST, manifest)
+    return Tokens.open(folder)
+
+
+def _encode_shard(corpus: Corpus, path: Path, backend: Tokenizer, out: Path) -> None:
+    """Encodes one Arrow shard into one token shard; its table of documents is renamed into place last."""
+    documents: list[tuple[int, int, int, int, int]] = []
+    offset = 0
+    with out.open("wb") as file:
+        for texts, hashes in _small_batches(corpus, path):
+            for text, sha, encoding in zip(
+                texts, hashes, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
+            ):
+                ids = np.asarray(encoding.ids, dtype="<u2")
+                ids.tofile(file)
+                documents.append((len(ids), len(text.encode("utf-8")), int(sha[:15], 16), 0, offset))
+                offset += len(ids)
+    temporary = out.with_name(out.name + ".tmp.npy")
+    np.save(temporary, np.array(documents, np.int64).reshape(-1, 5), allow_pickle=False)
+    temporary.rename(out.with_name(out.name + ".npy"))
+
+
+def _small_batches(corpus: Corpus, path: Path) -> Iterator[tuple[list[str], list[str]]]:
+    texts: list[str] = []
+    hashes: list[str] = []
+    size = 0
+    for batch in corpus.read_shard(path, "text", "sha256"):
+        for text, sha in zip(batch["text"], batch["sha256"], strict=True):
+            texts.append(text)
+            hashes.append(sha)
+            size += len(text)
+            if size >= _BATCH_BYTES:
+                yield texts, hashes
+                texts, hashes, size = [], [], 0
+    if texts:
+        yield texts, hashes
