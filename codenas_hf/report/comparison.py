@@ -1,0 +1,152 @@
+"""Side by side: finished models, and what more of a budget would have bought."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from codenas_hf.report.cells import Column, Kind, Table, format_value
+from codenas_hf.report.study_view import StudyView, evaluation_of, objective_column, short_id
+from codenas_hf.search.records import TrialRecord
+
+QUANTITIES: tuple[tuple[str, str, Kind], ...] = (
+    ("fitness", "fitness", "number"),
+    ("bits_per_byte", "bits per byte", "number"),
+    ("loss", "loss (nats per token)", "number"),
+    ("perplexity", "perplexity per token", "number"),
+    ("next_token_accuracy", "next-token accuracy", "share"),
+    ("num_parameters", "parameters", "integer"),
+    ("artifact_bytes", "artifact", "bytes"),
+    ("prefill_ms", "prefill latency", "ms"),
+    ("decode_ms", "decode latency per token", "ms"),
+    ("decode_p95_ms", "decode latency, 95th percentile", "ms"),
+    ("peak_memory_bytes", "peak memory", "bytes"),
+    ("train_tokens", "training tokens", "integer"),
+    ("train_seconds", "training time", "seconds"),
+)
+OTHER_NAMES = {
+    "num_parameters": ("parameters",),
+    "decode_p95_ms": ("decode_ms_p95",),
+    "train_tokens": ("tokens", "num_train_tokens"),
+}
+
+
+def facts_of(model: TrialRecord | Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of one model, flat: the quantities of `QUANTITIES` that were measured, and no others.
+
+    Args:
+        model: a trial, or a mapping as `record.json` of a release folder holds: the keys of an evaluation
+            (`objectives`, `measurements`, `seconds`), at the top or under `evaluation`, beside top-level values.
+    """
+    data = model.to_dict() if isinstance(model, TrialRecord) else dict(model)
+    data |= data.get("evaluation") or {}
+    known: dict[str, Any] = {}
+    for source in (data, data.get("measurements") or {}, data.get("objectives") or {}):
+        for name, _, _ in QUANTITIES:
+            for key in (name, *OTHER_NAMES.get(name, ())):
+                if isinstance(source.get(key), int | float):
+                    known[name] = source[key]
+                    break
+    seconds = data.get("seconds")
+    if isinstance(seconds, Mapping) and "train" in seconds:
+        known.setdefault("train_seconds", seconds["train"])
+    if "loss" in known:
+        known.setdefault("perplexity", math.exp(known["loss"]))
+    return known
+
+
+def compare_table(models: Mapping[str, TrialRecord | Mapping[str, Any]]) -> Table:
+    """Models side by side, one column each and one row per quantity; what was not measured is an empty cell.
+
+    Args:
+        models: name to model, as `facts_of` takes them.
+
+    Raises:
+        ValueError: no model.
+    """
+    if not models:
+        raise ValueError("`models` must name at least one model to compare, got none")
+    facts = {name: facts_of(model) for name, model in models.items()}
+    rows = []
+    for key, title, kind in QUANTITIES:
+        values = {name: known[key] for name, known in facts.items() if key in known}
+        if values:
+            shown = {name: format_value(value, kind) for name, value in values.items()}
+            rows.append({"quantity": title, "key": key, "raw": values, **shown})
+    columns = (Column("quantity", ""), *(Column(name, name) for name in models))
+    note = "Loss and perplexity count tokens: compare them only between models with one vocabulary."
+    return Table("comparison", "Side by side", columns, tuple(rows), note)
+
+
+def budget_table(view: StudyView, objective: str, *, step: float | None = None, steps: int = 2) -> Table:
+    """What the next 10 MB or 5 ms would buy: the best candidate measured within each limit on one objective.
+
+    The other limits of the study stay. Nothing is extrapolated: a limit beyond which nothing was measured says so.
+
+    Args:
+        objective: the objective whose limit moves: `artifact_bytes` or `decode_ms`.
+        step: how far, in the objective's unit; None takes 10 MB or 5 ms, or less where the whole study spans less.
+        steps: how many to either side of the limit now, or of the winner's value in a study without that limit.
+    """
+    column = objective_column(objective)
+    records = [r for r in view.complete(view.top_rung) if _within(view, r, except_for=objective)]
+    values = [evaluation_of(r).objectives[objective] for r in records]
+    winner = view.winner.evaluation if view.winner is not None else None
+    base = view.limits.get(objective, winner.objectives[objective] if winner else None)
+    columns = (
+        Column("limit", "limit", column.kind),
+        objective_column(view.quality),
+        Column("change", "against now", "change"),
+        Column("genome", "best"),
+        Column(objective, f"its {column.title}", column.kind),
+    )
+    more = {"artifact_bytes": "a larger artifact", "decode_ms": "a slower decode"}
+    title = f"What {more.get(objective, 'more ' + column.title)} would buy"
+    if not records or base is None:
+        return Table(f"budget_{objective}", title, columns, (), "Nothing measured, or neither a limit nor a winner.")
+    step = step or _step(objective, max(values) - min(values))
+    now = _best(view, records, objective, base)
+    rows: list[dict[str, Any]] = []
+    for i in range(-steps, steps + 1):
+        limit = base + i * step
+        best = _best(view, records, objective, limit) if limit > 0 else None
+        searched = i <= 0 or max(values) > base
+        if best is None or not searched:
+            rows.append({"limit": limit, "genome": "not measured"} if limit > 0 else {})
+            continue
+        quality = evaluation_of(best).objectives[view.quality]
+        change = None if now is None or i == 0 else quality - evaluation_of(now).objectives[view.quality]
+        found = {view.quality: quality, objective: evaluation_of(best).objectives[objective]}
+        rows.append({"limit": limit, "change": change, "genome": short_id(best), **found})
+    note = f"Among the {len(records)} candidates measured at rung {view.top_rung} within the other limits."
+    return Table(f"budget_{objective}", title, columns, tuple(r for r in rows if r), note, frozenset(_row(rows, base)))
+
+
+def _within(view: StudyView, record: TrialRecord, *, except_for: str) -> bool:
+    """True when a candidate keeps every limit but one; without stored limits its own constraints decide."""
+    evaluation = evaluation_of(record)
+    if not view.limits:
+        return evaluation.feasible
+    return all(evaluation.objectives[n] <= limit for n, limit in view.limits.items() if n != except_for)
+
+
+def _best(view: StudyView, records: Sequence[TrialRecord], objective: str, limit: float) -> TrialRecord | None:
+    """The candidate with the best quality whose objective keeps the limit."""
+    kept = [r for r in records if evaluation_of(r).objectives[objective] <= limit]
+    return min(kept, key=lambda r: evaluation_of(r).objectives[view.quality], default=None)
+
+
+def _step(objective: str, span: float) -> float:
+    """10 MB or 5 ms, or a round quarter of the span where that is less."""
+    usual = {"artifact_bytes": 10e6, "decode_ms": 5.0}.get(objective, math.inf)
+    if span <= 0:
+        return usual if math.isfinite(usual) else 1.0
+    quarter = span / 4
+    size = 10.0 ** math.floor(math.log10(quarter))
+    return min(usual, next(m * size for m in (5, 2, 1) if m * size <= quarter))
+
+
+def _row(rows: Sequence[Mapping[str, Any]], base: float) -> list[int]:
+    """Number of the row of the limit now, among the rows that are kept."""
+    return [i for i, row in enumerate(r for r in rows if r) if row["limit"] == base]

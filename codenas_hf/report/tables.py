@@ -1,0 +1,377 @@
+"""The tables of a study. Pure functions of its records; pictures draw these and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codenas_hf.report.cells import Column, Table, format_value
+from codenas_hf.report.study_view import (
+    StudyView,
+    evaluation_of,
+    finish_key,
+    objective_column,
+    scaled_points,
+    short_id,
+    unit_kind,
+)
+from codenas_hf.search.pareto import hypervolume
+from codenas_hf.search.records import TrialRecord
+
+GENOME = Column("genome", "genome")
+
+
+def front_table(view: StudyView) -> Table:
+    """The Pareto front, best quality first; the winner is marked."""
+    members = view.front_members()
+    rows = [
+        {
+            "genome": short_id(r),
+            "winner": "winner" if view.is_winner(r) else None,
+            **evaluation_of(r).objectives,
+            "fitness": view.fitness(r) if view.fitness else None,
+            **_measured(r, "loss", "next_token_accuracy"),
+            "num_parameters": parameters_of(r),
+            "train_seconds": view.total_seconds(r, "train"),
+            "rung": r.rung,
+        }
+        for r in members
+    ]
+    columns = (
+        GENOME,
+        Column("winner", ""),
+        *(objective_column(name) for name in view.objectives),
+        Column("num_parameters", "parameters", "integer"),
+        Column("fitness", "fitness", "number"),
+        Column("loss", "loss", "number"),
+        Column("next_token_accuracy", "next-token accuracy", "share"),
+        Column("train_seconds", "training", "seconds"),
+        Column("rung", "rung", "integer"),
+    )
+    marked = frozenset(i for i, r in enumerate(members) if view.is_winner(r))
+    limits = ", ".join(
+        f"{objective_column(name).title} at most {format_value(value, objective_column(name).kind)}"
+        for name, value in view.limits.items()
+    )
+    note = f"Limits: {limits}." if limits else ""
+    return Table("front", "Pareto front", columns, tuple(rows), note, marked)
+
+
+def trials_table(view: StudyView) -> Table:
+    """Every trial of every rung, with the reason of each failure."""
+    rows = []
+    for r in sorted(view.records, key=lambda r: (r.rung, r.number)):
+        evaluation = r.evaluation
+        rows.append(
+            {
+                "rung": r.rung,
+                "number": r.number,
+                "generation": r.generation,
+                "genome": short_id(r),
+                "state": r.state,
+                **({} if evaluation is None else evaluation.objectives),
+                "feasible": None if evaluation is None else evaluation.feasible,
+                "num_parameters": parameters_of(r),
+                "seconds": None if evaluation is None else sum(evaluation.seconds.values()) or None,
+                "parent": r.parent,
+                "worker": r.worker,
+                "failure": r.failure,
+            }
+        )
+    columns = (
+        Column("rung", "rung", "integer"),
+        Column("number", "number", "integer"),
+        Column("generation", "generation", "integer"),
+        GENOME,
+        Column("state", "state"),
+        *(objective_column(name) for name in view.objectives),
+        Column("feasible", "within limits"),
+        Column("num_parameters", "parameters", "integer"),
+        Column("seconds", "time", "seconds"),
+        Column("parent", "promoted from", "integer"),
+        Column("worker", "worker"),
+        Column("failure", "failure"),
+    )
+    return Table("trials", "All trials", columns, tuple(rows))
+
+
+def rank_table(view: StudyView, *, low: int = 0, high: int | None = None) -> Table:
+    """Candidates that were evaluated at both rungs, with their ranks by quality among themselves (1 is best)."""
+    high = view.top_rung if high is None else high
+    upper = {r.genome.genome_id: r for r in view.complete(high)} if high > low else {}
+    lower = {r.genome.genome_id: r for r in view.complete(low)}
+    both = [name for name in upper if name in lower]
+    name = view.quality
+    first = [evaluation_of(lower[g]).objectives[name] for g in both]
+    second = [evaluation_of(upper[g]).objectives[name] for g in both]
+    rows: list[dict[str, Any]] = [
+        {
+            "genome": short_id(upper[g]),
+            "promoted": None if view.audits is None else "audit" if g in view.audits else "top",
+            f"rung{low}": a,
+            f"rung{high}": b,
+            f"rank{low}": int(rank_a),
+            f"rank{high}": int(rank_b),
+        }
+        for g, a, b, rank_a, rank_b in zip(both, first, second, ranks(first), ranks(second), strict=True)
+    ]
+    title = objective_column(name).title
+    columns = (
+        GENOME,
+        Column("promoted", "promoted as"),
+        Column(f"rung{low}", f"{title} at rung {low}", "number"),
+        Column(f"rung{high}", f"{title} at rung {high}", "number"),
+        Column(f"rank{low}", f"rank at rung {low}", "integer"),
+        Column(f"rank{high}", f"rank at rung {high}", "integer"),
+    )
+    rows.sort(key=lambda row: row[f"rank{high}"])
+    return Table("ranks", f"Rung {low} against rung {high}", columns, tuple(rows))
+
+
+def correlation_table(view: StudyView) -> Table:
+    """How well each rung predicted the next: Kendall's tau-b of quality with its 95 % interval.
+
+    Only candidates that were promoted, and the audits among them, were seen at both rungs. The promoted are the best
+    of their generation, so the range is narrow and tau is lower than it would be over all candidates.
+    """
+    rows: list[dict[str, Any]] = []
+    for high in range(1, view.top_rung + 1):
+        pairs = rank_table(view, low=high - 1, high=high).rows
+        if len(pairs) < 2:
+            continue
+        tau = kendall_tau([p[f"rung{high - 1}"] for p in pairs], [p[f"rung{high}"] for p in pairs])
+        low_end, high_end = tau_interval(tau, len(pairs)) if tau is not None else (None, None)
+        audits = None if view.audits is None else sum(p["promoted"] == "audit" for p in pairs)
+        rows.append(
+            {
+                "rungs": f"{high - 1} to {high}",
+                "tau": tau,
+                "tau_low": low_end,
+                "tau_high": high_end,
+                "pairs": len(pairs),
+                "audits": audits,
+            }
+        )
+    columns = (
+        Column("rungs", "rungs"),
+        Column("tau", "Kendall tau", "number"),
+        Column("tau_low", "95 % from", "number"),
+        Column("tau_high", "to", "number"),
+        Column("pairs", "candidates", "integer"),
+        Column("audits", "of them audits", "integer"),
+    )
+    note = "Over the promoted and the audits only: the others were never seen at the higher rung."
+    return Table("rank_correlation", "How well a cheap rung predicts the next", columns, tuple(rows), note)
+
+
+def seconds_table(view: StudyView) -> Table:
+    """Where the time of the evaluations went, by rung, and the share outside training."""
+    parts: list[str] = []
+    sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for r in view.complete():
+        for part, seconds in evaluation_of(r).seconds.items():
+            parts += [part] if part not in parts else []
+            sums[r.rung][part] += seconds
+    rows: list[dict[str, Any]] = []
+    for rung in sorted(sums):
+        failed = sum(r.state == "fail" for r in view.records if r.rung == rung)
+        rows.append({"rung": f"rung {rung}", "evaluations": len(view.complete(rung)), "failed": failed, **sums[rung]})
+    if len(rows) > 1:
+        keys = ["evaluations", "failed", *parts]
+        rows.append({"rung": "all", **{k: sum(row.get(k, 0) for row in rows) for k in keys}})
+    for row in rows:
+        total = sum(row.get(part, 0.0) for part in parts)
+        row["total"] = total
+        row["outside_train_share"] = 1 - row["train"] / total if "train" in row and total else None
+    columns = (
+        Column("rung", "rung"),
+        Column("evaluations", "evaluations", "integer"),
+        Column("failed", "failed", "integer"),
+        *(Column(part, part, "seconds") for part in parts),
+        Column("total", "total", "seconds"),
+        Column("outside_train_share", "outside training", "share"),
+    )
+    return Table("seconds", "Where the time went", columns, tuple(rows))
+
+
+def hypervolume_table(view: StudyView) -> Table:
+    """Hypervolume over cost: after each complete evaluation, for the search and for a random search beside it.
+
+    Objectives are scaled (log2 of bytes and milliseconds) and normalised so that the study's ideal is 0 and its
+    reference point 1; the hypervolume then lies between 0 and 1, above only where the ideal was beaten. Where the
+    study has no fixed points, the best and worst values of all records shown are used, and the note says so.
+    Infeasible trials cost but do not count.
+    """
+    groups = [("search", view.complete())]
+    if view.random_records:
+        others = [r for r in view.random_records if r.evaluation is not None]
+        groups.append(("random", sorted(others, key=finish_key)))
+    names = view.objectives
+    everything = [r for _, records in groups for r in records]
+    rows: list[dict[str, Any]] = []
+    fixed = view.ideal is not None and view.reference is not None
+    if everything:
+        points = scaled_points(everything, names)
+        ideal, reference = _corners(view, points)
+        span = np.where(reference > ideal, reference - ideal, 1.0)
+        start = 0
+        for group, records in groups:
+            unit = (points[start : start + len(records)] - ideal) / span
+            start += len(records)
+            rows += [{"search": group, **row} for row in _growth(records, unit)]
+    columns = (
+        Column("search", "search"),
+        Column("evaluations", "evaluations", "integer"),
+        Column("seconds", "compute", "seconds"),
+        Column("hypervolume", "hypervolume", "number"),
+    )
+    note = (
+        "Share of the box between the study's ideal and reference point that the front dominates."
+        if fixed
+        else "Share of the box between the best and the worst values seen here: not comparable across studies."
+    )
+    return Table("hypervolume", "Hypervolume over cost", columns, tuple(rows), note)
+
+
+def gene_table(view: StudyView, *, rung: int = 0) -> Table:
+    """How much of each objective's variance each gene explains alone, at one rung.
+
+    The estimate is epsilon squared of a one-way analysis of variance (Kelley 1935), which takes off what chance would
+    explain with that many choices. Genes that an evolved population mixes together share the credit: this is
+    association, not cause.
+    """
+    records = view.complete(rung)
+    names = view.objectives
+    genes = _gene_values(records)
+    rows: list[dict[str, Any]] = []
+    if records:
+        points = scaled_points(records, names)
+        for gene, values in genes.items():
+            shares = {n: explained_share(values, points[:, i]) for i, n in enumerate(names)}
+            if all(share is None for share in shares.values()):
+                continue
+            means = {v: float(np.mean(points[[x == v for x in values], 0])) for v in set(values)}
+            best = min(means, key=lambda v: (means[v], v))
+            rows.append(
+                {
+                    "gene": gene,
+                    "choices": len(means),
+                    "best_choice": best,
+                    **{f"{n}_share": s for n, s in shares.items()},
+                }
+            )
+    rows.sort(key=lambda row: (-(row[f"{names[0]}_share"] or 0.0), row["gene"]))
+    columns = (
+        Column("gene", "gene"),
+        *(Column(f"{n}_share", objective_column(n).title, "share") for n in names),
+        Column("choices", "choices seen", "integer"),
+        Column("best_choice", f"best mean {objective_column(names[0]).title}" if names else "best"),
+    )
+    note = (
+        f"Share of variance that a gene explains alone, over {len(records)} candidates of rung {rung}; an association."
+    )
+    return Table("genes", "Gene importance", columns, tuple(rows), note)
+
+
+def explained_share(values: Sequence[str], outcomes: NDArray[np.float64]) -> float | None:
+    """Epsilon squared of outcomes [n] grouped by value, at least 0; None where it cannot be told."""
+    groups = [outcomes[[x == v for x in values]] for v in set(values)]
+    n, k = len(outcomes), len(groups)
+    total = float(np.sum((outcomes - outcomes.mean()) ** 2)) if n else 0.0
+    if k < 2 or n <= k or total <= 0:
+        return None
+    within = sum(float(np.sum((group - group.mean()) ** 2)) for group in groups)
+    return max(0.0, (total - within - (k - 1) * within / (n - k)) / total)
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two rankings; None where one of them is constant or has fewer than two values."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    upper = np.triu_indices(len(a), k=1)
+    signs_a, signs_b = np.sign(a[:, None] - a[None, :])[upper], np.sign(b[:, None] - b[None, :])[upper]
+    scale = math.sqrt(float(np.sum(signs_a**2)) * float(np.sum(signs_b**2)))
+    return float(np.sum(signs_a * signs_b)) / scale if scale else None
+
+
+def tau_interval(tau: float, n: int) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of Kendall's tau over n pairs, by Fisher's transformation with variance 0.437 / (n - 4).
+
+    Source: Fieller, Hartley and Pearson 1957. Fewer than six pairs give none. A perfect tau is first moved in by half
+    a discordant pair, since its interval would otherwise have no width.
+    """
+    if n < 6:
+        return None, None
+    edge = 1 - 2 / (n * (n - 1))
+    centre, width = math.atanh(min(edge, max(-edge, tau))), 1.96 * math.sqrt(0.437 / (n - 4))
+    low, high = math.tanh(centre - width), math.tanh(centre + width)
+    return min(low, tau), max(high, tau)
+
+
+def ranks(values: Sequence[float]) -> NDArray[np.int64]:
+    """Rank of each value [n], 1 is the smallest; equal values keep their order."""
+    order = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
+    result = np.empty(len(values), dtype=np.int64)
+    result[order] = np.arange(1, len(values) + 1)
+    return result
+
+
+def parameters_of(record: TrialRecord) -> int | None:
+    """Measured number of parameters of a candidate, None where nobody counted."""
+    found = _measured(record, "num_parameters", "parameters")
+    return next((int(v) for v in found.values() if v is not None), None)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested genes as dotted names with their choices as text."""
+    flat: dict[str, str] = {}
+    for name, value in data.items():
+        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": str(value)}
+        flat.update(inner)
+    return flat
+
+
+def _measured(record: TrialRecord, *names: str) -> dict[str, Any]:
+    """The named measurements of a trial, without those that were not made."""
+    found = {} if record.evaluation is None else record.evaluation.measurements
+    return {name: found[name] for name in names if found.get(name) is not None}
+
+
+def _gene_values(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
+    """Gene to its choice in each record; a gene that a genome lacks counts as the choice `-`."""
+    flat = [flatten(r.genome.to_dict()) for r in records]
+    return {name: [f.get(name, "-") for f in flat] for name in sorted({n for f in flat for n in f})}
+
+
+def _corners(view: StudyView, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scaled ideal and reference point, each [number of objectives]."""
+    from_study = [p for p in (view.ideal, view.reference) if p is not None]
+    if len(from_study) == 2:
+        low, high = (scaled_values(point, view.objectives) for point in from_study)
+        return low, high
+    return points.min(axis=0), points.max(axis=0)
+
+
+def scaled_values(point: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    """A point given by objective name, scaled as the objectives are [number of objectives]."""
+    return np.array([math.log2(point[n]) if unit_kind(n) in ("bytes", "ms") else point[n] for n in names])
+
+
+def _growth(records: Sequence[TrialRecord], unit: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Hypervolume after each record; `unit` [n, objectives] has the reference point at 1."""
+    reference = np.ones(unit.shape[1])
+    archive = np.empty((0, unit.shape[1]))
+    seconds, volume, rows = 0.0, 0.0, []
+    for count, (record, point) in enumerate(zip(records, unit, strict=True), start=1):
+        evaluation = evaluation_of(record)
+        seconds += sum(evaluation.seconds.values())
+        inside = bool(np.all(point < reference))
+        if evaluation.feasible and inside and not bool(np.any(np.all(archive <= point, axis=1))):
+            archive = np.vstack([archive[~np.all(archive >= point, axis=1)], point])
+            volume = hypervolume(archive, reference=reference)
+        rows.append({"evaluations": count, "seconds": seconds, "hypervolume": volume})
+    return rows

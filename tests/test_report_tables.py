@@ -1,0 +1,264 @@
+"""Tables of a study: every number is one that can be worked out by hand or by another program."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from study_records import PlainGenome, audit_ids, make_records
+
+from codenas_hf.report.architecture import Tensor, architecture_table, architecture_text, tensors_of_folder
+from codenas_hf.report.cells import Column, Table, format_value
+from codenas_hf.report.comparison import budget_table, compare_table, facts_of
+from codenas_hf.report.study_view import StudyView, evaluation_of, non_dominated
+from codenas_hf.report.tables import (
+    correlation_table,
+    explained_share,
+    front_table,
+    gene_table,
+    hypervolume_table,
+    kendall_tau,
+    rank_table,
+    seconds_table,
+    tau_interval,
+    trials_table,
+)
+from codenas_hf.search.records import Evaluation, TrialRecord
+
+RECORDS = make_records()
+
+
+def view(**known: object) -> StudyView:
+    return StudyView(name="s", records=RECORDS, **known)  # type: ignore[arg-type]
+
+
+def trial(
+    number: int, quality: float, size: float = 1e6, ms: float = 1.0, *, rung: int = 0, **known: object
+) -> TrialRecord:
+    values = {"bits_per_byte": quality, "artifact_bytes": size, "decode_ms": ms}
+    evaluation = Evaluation(objectives=values, **known)  # type: ignore[arg-type]
+    return TrialRecord(number, PlainGenome((("n", number),)), rung, "complete", evaluation)
+
+
+def test_front_holds_what_nothing_dominates() -> None:
+    a, b, worse, infeasible = trial(0, 2.0, 1e6), trial(1, 1.5, 2e6), trial(2, 2.1, 1e6), trial(3, 1.0, 1e6)
+    infeasible = replace(infeasible, evaluation=replace(evaluation_of(infeasible), constraints={"limit": 1.0}))
+    assert non_dominated([a, b, worse, infeasible]) == [a, b]
+
+
+def test_front_table_marks_the_winner_and_keeps_raw_values() -> None:
+    winner = view().front_members()[1]
+    table = front_table(view(winner=winner, limits={"artifact_bytes": 2e7}))
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert float(rows[1]["artifact_bytes"]) == evaluation_of(winner).objectives["artifact_bytes"]
+    assert table.marked == {1}
+    assert f"**{winner.genome.genome_id[:8]}**" in table.to_markdown()
+    assert "artifact at most 20.0 MB" in table.note
+    below = next(r for r in RECORDS if r.rung == 0 and r.number == winner.parent)
+    spent = evaluation_of(winner).seconds["train"] + evaluation_of(below).seconds["train"]
+    assert float(rows[1]["train_seconds"]) == pytest.approx(spent)
+
+
+def test_what_was_not_measured_is_an_empty_cell() -> None:
+    table = front_table(StudyView(name="s", records=[trial(0, 2.0)]))
+    row = next(csv.DictReader(io.StringIO(table.to_csv())))
+    assert row["num_parameters"] == ""
+    assert row["train_seconds"] == ""
+    assert "parameters" not in table.to_markdown()
+
+
+def test_trials_table_tells_why_a_trial_failed() -> None:
+    table = trials_table(view())
+    assert len(table.rows) == len(RECORDS)
+    assert sum(row["failure"] == "RuntimeError: loss is nan" for row in table.rows) == 4
+
+
+def test_kendall_tau_by_hand_and_with_ties() -> None:
+    assert kendall_tau([1, 2, 3], [1, 2, 3]) == 1
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert kendall_tau([1, 1], [1, 2]) is None
+
+
+def test_tau_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    truth = 2 / math.pi * math.asin(0.7)
+    covered = 0
+    for _ in range(400):
+        a, b = rng.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], size=20).T
+        tau = kendall_tau(a.tolist(), b.tolist())
+        assert tau is not None
+        low, high = tau_interval(tau, 20)
+        assert low is not None
+        assert high is not None
+        covered += low <= truth <= high
+    assert 0.91 <= covered / 400 <= 0.99
+
+
+def test_tau_interval_is_absent_for_five_and_has_width_for_a_perfect_tau() -> None:
+    assert tau_interval(0.8, 5) == (None, None)
+    low, high = tau_interval(1.0, 8)
+    assert low is not None
+    assert low < 0.95
+    assert high == 1.0
+
+
+def test_rank_correlation_is_over_promoted_and_audits_only() -> None:
+    table = correlation_table(view(audits=audit_ids(RECORDS)))
+    (row,) = table.rows
+    assert (row["pairs"], row["audits"]) == (16, 4)
+    pairs = rank_table(view(audits=audit_ids(RECORDS))).rows
+    assert {p["rank0"] for p in pairs} == {p["rank1"] for p in pairs} == set(range(1, 17))
+    concordant = sum(
+        np.sign(a["rank0"] - b["rank0"]) == np.sign(a["rank1"] - b["rank1"]) for a in pairs for b in pairs
+    )
+    assert row["tau"] == pytest.approx(((concordant - 16) / 2 * 2 - 120) / 120)
+
+
+def test_unknown_audits_are_not_called_top() -> None:
+    assert {row["promoted"] for row in rank_table(view()).rows} == {None}
+    assert correlation_table(view()).rows[0]["audits"] is None
+
+
+def test_seconds_add_up_and_the_share_outside_training_is_told() -> None:
+    records = [
+        trial(0, 2.0, seconds={"train": 9.0, "evaluate": 1.0}),
+        trial(1, 2.1, seconds={"train": 6.0, "wait": 4.0}),
+    ]
+    (row,) = seconds_table(StudyView(name="s", records=records)).rows
+    assert row["total"] == 20
+    assert row["outside_train_share"] == pytest.approx(0.25)
+
+
+def test_hypervolume_grows_to_the_closed_form() -> None:
+    ideal, reference = {"bits_per_byte": 1.0, "artifact_bytes": 2.0**20, "decode_ms": 1.0}, None
+    reference = {"bits_per_byte": 3.0, "artifact_bytes": 2.0**22, "decode_ms": 4.0}
+    first = trial(0, 2.0, 2.0**21, 2.0, seconds={"train": 3.0})
+    second = trial(1, 1.0, 2.0**21, 2.0, seconds={"train": 4.0})
+    beyond = trial(2, 9.0, 2.0**19, 0.5, seconds={"train": 5.0})
+    known = StudyView(name="s", records=[first, second, beyond], ideal=ideal, reference=reference)
+    rows = hypervolume_table(known).rows
+    assert [row["hypervolume"] for row in rows] == pytest.approx([1 / 8, 1 / 4, 1 / 4])
+    assert [row["seconds"] for row in rows] == [3, 7, 12]
+
+
+def test_hypervolume_never_falls_and_a_random_search_gets_its_own_line() -> None:
+    table = hypervolume_table(view(random_records=make_records(seed=3, top=0)))
+    for name in ("search", "random"):
+        volumes = [row["hypervolume"] for row in table.rows if row["search"] == name]
+        assert len(volumes) > 40
+        assert volumes == sorted(volumes)
+    assert "not comparable" in table.note
+
+
+def test_gene_importance_finds_the_gene_that_matters() -> None:
+    rng = np.random.default_rng(1)
+    values = ["a", "b", "c"] * 30
+    effect = np.array([{"a": 0.0, "b": 1.0, "c": 2.0}[v] for v in values])
+    noise = rng.normal(0, 1, 90)
+    strong, none = explained_share(values, effect + 0.1 * noise), explained_share(values, noise)
+    assert strong is not None
+    assert none is not None
+    assert strong > 0.95
+    assert none < 0.05
+    assert explained_share(["a"] * 4, np.arange(4.0)) is None
+    top = [row["gene"] for row in gene_table(view()).rows[:2]]
+    assert set(top) == {"hidden_size", "num_layers"}
+
+
+def test_next_budget_is_what_was_measured_and_nothing_else() -> None:
+    records = [trial(0, 2.0, 8e6), trial(1, 1.8, 18e6), trial(2, 1.7, 25e6), trial(3, 1.0, 5e6, ms=99.0)]
+    known = StudyView(name="s", records=records, limits={"artifact_bytes": 10e6, "decode_ms": 5.0})
+    rows = {row["limit"]: row for row in budget_table(known, "artifact_bytes", step=10e6).rows}
+    assert rows[10e6]["bits_per_byte"] == 2.0
+    assert rows[20e6]["change"] == pytest.approx(-0.2)
+    assert rows[30e6]["change"] == pytest.approx(-0.3)
+    latency = budget_table(replace(known, records=records[:1]), "decode_ms", step=5.0)
+    assert [row["genome"] for row in latency.rows[-2:]] == ["not measured"] * 2
+
+
+def test_compare_puts_models_side_by_side_and_leaves_the_unmeasured_empty() -> None:
+    record = {
+        "evaluation": {"objectives": {"bits_per_byte": 1.5}, "measurements": {"loss": 2.0}, "seconds": {"train": 8}}
+    }
+    assert facts_of(record) == {
+        "bits_per_byte": 1.5,
+        "loss": 2.0,
+        "perplexity": pytest.approx(math.exp(2.0)),
+        "train_seconds": 8,
+    }
+    table = compare_table({"a": record, "b": {"num_parameters": 5}})
+    cells = {row["quantity"]: (row.get("a"), row.get("b")) for row in table.rows}
+    assert cells["parameters"] == (None, "5")
+    assert cells["bits per byte"] == ("1.5000", None)
+    with pytest.raises(ValueError, match="at least one model to compare"):
+        compare_table({})
+
+
+def test_a_study_without_a_complete_trial_says_so() -> None:
+    with pytest.raises(ValueError, match="no complete trial yet"):
+        assert StudyView(name="s", records=[]).quality
+    with pytest.raises(ValueError, match="it has no evaluation"):
+        evaluation_of(TrialRecord(0, PlainGenome(()), 0, "waiting"))
+
+
+def test_architecture_reads_exact_bytes_and_names_a_tied_head(tmp_path: object) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(16, 8, dtype=torch.bfloat16),
+        "model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8, dtype=torch.bfloat16),
+        "model.layers.0.mlp.gate_proj.weight": torch.zeros(24, 8, dtype=torch.bfloat16),
+        "model.layers.0.input_layernorm.weight": torch.zeros(8, dtype=torch.bfloat16),
+        "model.norm.weight": torch.zeros(8, dtype=torch.bfloat16),
+    }
+    save_file(tensors, folder / "model.safetensors")  # type: ignore[operator]
+    config = {"num_attention_heads": 2, "hidden_act": "silu", "intermediate_size": 99, "tie_word_embeddings": True}
+    config["per_layer_config"] = {"0": {"intermediate_size": 24}}
+    table = architecture_table(tensors_of_folder(folder), config)  # type: ignore[arg-type]
+    assert sum(row.get("num_bytes", 0) for row in table.rows) == 2 * sum(t.numel() for t in tensors.values())
+    what = {row["part"]: row["what"] for row in table.rows}
+    assert what["feed-forward"] == "gated silu to 24"
+    assert what["head"] == "tied to the embedding"
+    assert "2 heads" in architecture_text(table)
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        tensors_of_folder(folder / "empty")  # type: ignore[operator]
+
+
+def test_parts_follow_the_forward_pass() -> None:
+    names = [
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.10.mlp.w",
+        "model.layers.2.mlp.w",
+        "model.embed.weight",
+    ]
+    table = architecture_table({name: Tensor((2, 2), 8) for name in names})
+    assert [row["part"] for row in table.rows] == ["embedding", "feed-forward", "feed-forward", "final norm", "head"]
+    assert [row["layer"] for row in table.rows][1:3] == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (None, "bytes", ""),
+        (20_000_000, "bytes", "20.0 MB"),
+        (0.5518, "ms", "0.552 ms"),
+        (4000, "seconds", "1 h 06 min"),
+        (0.1234, "share", "12.3 %"),
+        (1_234_567, "integer", "1.23 M"),
+        (float("nan"), "number", ""),
+        (-0.05, "change", "-0.0500"),
+    ],
+)
+def test_values_as_people_read_them(value: float, kind: str, text: str) -> None:
+    assert format_value(value, kind) == text  # type: ignore[arg-type]
+
+
+def test_markdown_keeps_a_cell_in_its_cell() -> None:
+    table = Table("t", "T", (Column("a", "a"),), ({"a": "x|y\nz"},))
+    assert "| x\\|y z |" in table.to_markdown()
