@@ -1,0 +1,209 @@
+"""Prefill and decode latency of one model under a protocol, each timed for itself."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import StaticCache
+
+CacheKind = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingProtocol:
+    """What exactly is timed; every latency carries it.
+
+    Args:
+        prompt_tokens: length of the prompt.
+        new_tokens: tokens decoded after it, one at a time, greedily, with a key-value cache.
+        batch_size: prompts at once.
+        threads: compute threads on a CPU.
+        warmup: runs that are not counted.
+        repeats: runs that are counted; each decodes `new_tokens`.
+        dtype: of weights and arithmetic.
+        cache: kind of key-value cache; `auto` takes the faster of the two in the warm-up.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    prompt_tokens: int = 64
+    new_tokens: int = 32
+    batch_size: int = 1
+    threads: int = 1
+    warmup: int = 2
+    repeats: int = 5
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache: Literal["auto", "dynamic", "static"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens", "batch_size", "threads", "warmup", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds under a protocol.
+
+    Args:
+        prefill_ms: median time of the prompt, first new token included.
+        prefill_p95_ms: its 95th percentile.
+        decode_ms: median time of one further token.
+        decode_p95_ms: its 95th percentile.
+        peak_memory_bytes: most memory in use while timing: of the device on CUDA, of the process on Linux; else None.
+        cache: kind of cache that was used.
+        device: what it ran on.
+        protocol: how.
+    """
+
+    prefill_ms: float
+    prefill_p95_ms: float
+    decode_ms: float
+    decode_p95_ms: float
+    peak_memory_bytes: int | None
+    cache: str
+    device: str
+    protocol: TimingProtocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; what was not measured is absent."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class _Clock:
+    """Marks in time: events in the queue of a GPU, where waiting for each would itself cost time; else the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Notes this moment."""
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def gaps_ms(self) -> list[float]:
+        """Milliseconds between neighbouring marks."""
+        pairs = list(zip(self.marks, self.marks[1:], strict=False))
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [float(first.elapsed_time(second)) for first, second in pairs]
+        return [1e3 * (second - first) for first, second in pairs]
+
+
+@contextmanager
+def _alone(threads: int) -> Iterator[None]:
+    """A fixed number of threads, and no garbage collection in between."""
+    before, collected = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(threads)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if collected:
+            gc.enable()
+
+
+def _peak_memory(device: torch.device, *, reset: bool = False) -> int | None:
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        return None
+
+
+def _run(model: nn.Module, prompt: torch.Tensor, protocol: TimingProtocol, cache: CacheKind) -> list[float]:
+    """Times of the prompt and of each further token, milliseconds."""
+    past = None
+    if cache == "static":
+        past = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + protocol.new_tokens)  # type: ignore[arg-type]
+    clock = _Clock(prompt.device)
+    ids = prompt
+    clock.mark()
+    for _ in range(protocol.new_tokens + 1):
+        output = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past = output.past_key_values
+        ids = output.logits[:, -1:].argmax(dim=-1)
+        clock.mark()
+    return clock.gaps_ms()
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return device.type
+
+
+@torch.inference_mode()
+def measure_latency(model: nn.Module, protocol: TimingProtocol) -> Latency:
+    """Times a model; nothing else should run on the device meanwhile.
+
+    The model is cast to the protocol's dtype and stays so.
+
+    Args:
+        model: causal language model of transformers, on the device to time.
+        protocol: how.
+    """
+    model = model.to(getattr(torch, protocol.dtype)).eval()
+    device = next(model.parameters()).device
+    vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    generator = torch.Generator().manual_seed(0)
+    shape = (protocol.batch_size, protocol.prompt_tokens)
+    prompt = torch.randint(vocab_size, shape, generator=generator).to(device)
+    kinds: list[CacheKind] = ["dynamic", "static"] if protocol.cache == "auto" else [protocol.cache]
+    with _alone(protocol.threads):
+        _peak_memory(device, reset=True)
+        warm: dict[CacheKind, float] = {}
+        for kind in kinds:
+            for _ in range(protocol.warmup):
+                warm[kind] = statistics.median(_run(model, prompt, protocol, kind)[1:])
+        cache = min(warm, key=lambda kind: warm[kind])
+        prefill: list[float] = []
+        decode: list[float] = []
+        for _ in range(protocol.repeats):
+            first, *rest = _run(model, prompt, protocol, cache)
+            prefill.append(first)
+            decode += rest
+        peak = _peak_memory(device)
+    return Latency(
+        prefill_ms=statistics.median(prefill),
+        prefill_p95_ms=float(np.percentile(prefill, 95)),
+        decode_ms=statistics.median(decode),
+        decode_p95_ms=float(np.percentile(decode, 95)),
+        peak_memory_bytes=peak,
+        cache=cache,
+        device=device_name(device),
+        protocol=protocol,
+    )
