@@ -1,0 +1,213 @@
+"""A finished model leaves the house: as a stock architecture where one is equal, else with its own code beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from ..configuration_codenas import CodeNASConfig
+from ..modeling_codenas import CodeNASForCausalLM
+from ..stock import StockRow, find_row
+
+_log = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_stock(model: CodeNASForCausalLM) -> PreTrainedModel:
+    """The same model as an instance of a stock architecture of transformers, in float32 on the CPU.
+
+    Its logits are compared with the model's, bit for bit, before it is returned.
+
+    Raises:
+        ValueError: no stock architecture equals the model; names the genes that forbid it.
+        RuntimeError: the logits differ, so that this export would be another model.
+    """
+    row, reasons = find_row(model.config)
+    if row is None:
+        raise ValueError(f"no stock architecture equals this model: {'; '.join(reasons)}")
+    ours = _frozen_copy(model)
+    stock = _as_stock(ours, row)
+    difference = _logits_difference(ours, stock)
+    if difference != 0:
+        raise RuntimeError(f"as {row.model_type} the logits differ by {difference:.3g}, expected none; not exported")
+    return stock
+
+
+def write_release(
+    model: CodeNASForCausalLM,
+    *,
+    folder: Path,
+    tokenizer: Path,
+    record: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    dtype: str = "bfloat16",
+    stock: bool = True,
+) -> Path:
+    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, and says in it where it comes from.
+
+    Weights (safetensors), tokenizer, generation config, `record.json`, `settings.yaml`. A model that equals a stock
+    architecture is written as that and needs no code of ours; another one gets the remote-code pair beside it. The
+    folder is loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
+
+    Args:
+        model: the model; it is not changed.
+        folder: where it goes; replaced if it exists.
+        tokenizer: folder of the tokenizer.
+        record: JSON values: how the model was found, trained and measured. Facts of the release are added.
+        settings: the resolved settings of the run.
+        dtype: float32, bfloat16 or float16.
+        stock: False writes the remote-code pair even where a stock architecture is equal.
+
+    Raises:
+        ValueError: unknown dtype, or a tokenizer that has more entries than the model.
+        RuntimeError: what was written does not answer as the model does.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    if len(words) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer {tokenizer} has {len(words)} entries, expected at most the model's "
+            f"`vocab_size` {model.config.vocab_size}; build it with that `vocab_size`"
+        )
+    ours = _frozen_copy(model)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(ours.config, name) is None:
+            setattr(ours.config, name, getattr(words, name))
+    row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
+    released = ours if row is None else export_stock(ours)
+    _cast(released, _DTYPES[dtype])
+    released.generation_config = GenerationConfig(
+        bos_token_id=ours.config.bos_token_id,
+        eos_token_id=ours.config.eos_token_id,
+        pad_token_id=ours.config.pad_token_id,
+    )
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        draft = Path(temporary) / "release"
+        if row is None:
+            _save_with_code(ours, draft)
+        else:
+            released.save_pretrained(draft)
+        words.save_pretrained(draft)
+        loaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto").eval()
+        difference = _logits_difference(released, loaded)
+        if difference != 0:
+            raise RuntimeError(
+                f"the written model's logits differ by {difference:.3g}, expected none; nothing released"
+            )
+        facts = {
+            "architecture": released.config.model_type,
+            "why_not_stock": reasons,
+            "dtype": dtype,
+            "parameters": released.num_parameters(),
+            "weights_bytes": (draft / "model.safetensors").stat().st_size,
+            "versions": {name: version(name) for name in ("codenas-hf", "torch", "transformers")},
+        }
+        text = json.dumps({**record, "release": facts}, indent=2, sort_keys=True, allow_nan=False)
+        (draft / "record.json").write_text(text + "\n", encoding="utf-8")
+        if settings is not None:
+            (draft / "settings.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+        _put_in_place(draft, folder)
+    _log.info("wrote %s as %s, %d bytes of weights", folder, facts["architecture"], facts["weights_bytes"])
+    return folder
+
+
+def _frozen_copy(model: CodeNASForCausalLM) -> CodeNASForCausalLM:
+    """A float32 copy on the CPU, in evaluation mode: the model in training is left alone."""
+    config = copy.deepcopy(model.config)
+    config.dtype = torch.float32
+    config._attn_implementation = "sdpa"
+    twin = CodeNASForCausalLM(config)
+    twin.load_state_dict({name: weight.detach().float().cpu() for name, weight in model.state_dict().items()})
+    twin.tie_weights()
+    twin.eval()
+    return twin
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts the weights only: `.to(dtype)` would round the rotary frequencies too, which loading keeps in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+def _as_stock(model: CodeNASForCausalLM, row: StockRow) -> PreTrainedModel:
+    config = AutoConfig.for_model(row.model_type, **row.settings(model.config))
+    stock: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    if not config.tie_word_embeddings:
+        weights["lm_head.weight"] = model.lm_head.weight.detach()
+    converted = row.convert(model.config, weights)
+    result = stock.load_state_dict(converted, strict=False)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if result.unexpected_keys or set(result.missing_keys) - tied:
+        raise RuntimeError(f"weights do not fit {row.model_type}: {result}")
+    stock.tie_weights()
+    stock.eval()
+    return stock
+
+
+@torch.inference_mode()
+def _logits_difference(first: PreTrainedModel, second: PreTrainedModel) -> float:
+    """Largest difference of the logits on random tokens: plain, and with left padding."""
+    config: Any = first.config
+    length = min(config.max_position_embeddings, max(48, 2 * (getattr(config, "sliding_window", None) or 0)))
+    tokens = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[0, : length // 4] = 0
+    kept = mask[..., None].bool()
+    worst = 0.0
+    for attention_mask in (None, mask):
+        logits = [m(tokens, attention_mask=attention_mask, use_cache=False).logits for m in (first, second)]
+        difference = (logits[0].float() - logits[1].float()).abs()
+        worst = max(worst, (difference if attention_mask is None else difference * kept).max().item())
+    return worst
+
+
+def _save_with_code(model: CodeNASForCausalLM, folder: Path) -> None:
+    """Weights, configuration and the two source files, as transformers' own mechanism copies them."""
+    # vLLM asks for the model without head under this key; transformers adds the other two.
+    model.config.auto_map = {"AutoModel": "modeling_codenas.CodeNASModel"}
+    with _registered_for_auto_class():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def _registered_for_auto_class() -> Iterator[None]:
+    """The registration is a mark on the classes, for the whole process: taken back, so that other saves stay plain."""
+    CodeNASConfig.register_for_auto_class()
+    CodeNASForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    try:
+        yield
+    finally:
+        CodeNASConfig._auto_class = None
+        CodeNASForCausalLM._auto_class = None
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Renames the draft to its place; a folder that is already there goes only then."""
+    old = draft.parent / "old"
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
