@@ -13,6 +13,19 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from .timing import Latency, TimingProtocol, measure_latency
+
+__all__ = [
+    "Latency",
+    "LeakError",
+    "Score",
+    "TimingProtocol",
+    "folder_bytes",
+    "leak_gate",
+    "measure_latency",
+    "score_windows",
+]
+
 _IGNORED = -100
 # What a reader of the model does not download to run it. All else counts, so that nothing can hide.
 _FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv"})
