@@ -121,6 +121,8 @@ class Evaluate:
                 block = bytearray(200 << 20)
                 block[:: 1 << 12] = b"x" * len(block[:: 1 << 12])
                 time.sleep(600)
+            case "full disk":
+                raise OSError(28, "No space left on device", "checkpoint")
             case "nothing":
                 return None  # type: ignore[return-value]
             case "names":

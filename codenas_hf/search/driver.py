@@ -29,8 +29,8 @@ from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "study.lock"
-_IDLE_S = (0.02, 0.5)
-_BUSY_S = 0.5
+_IDLE_S = (0.02, 0.2)
+_BUSY_S = 0.2
 
 
 def run_search(

@@ -82,6 +82,9 @@ class GuardedJournal(JournalFileBackend):
         super().__init__(str(path))
         self._path = path
         self._full_disk_wait_s = full_disk_wait_s
+        if os.access(path, os.W_OK):  # else it is only read
+            with self._locked(), open(path, "r+b", buffering=0) as file:
+                file.truncate(whole_end(file))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends whole lines or nothing; an outcome, with all before it, is on the disk when it returns.
@@ -94,6 +97,7 @@ class GuardedJournal(JournalFileBackend):
         data = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         durable = any(log["op_code"] == _OUTCOME and TrialState(log["state"]).is_finished() for log in logs)
         deadline = time.monotonic() + self._full_disk_wait_s
+        warned = False
         while True:
             try:
                 return self._append(data, durable=durable)
@@ -106,7 +110,9 @@ class GuardedJournal(JournalFileBackend):
                         "the disk is full; what is finished is kept: free some space and run the same command again",
                         str(self._path),
                     ) from error
-                logger.error("The disk of %s is full; waiting for space.", self._path)
+                if not warned:
+                    logger.error("The disk of %s is full: waiting %g s for space.", self._path, self._full_disk_wait_s)
+                    warned = True
                 time.sleep(min(5.0, max(0.05, self._full_disk_wait_s / 10)))
 
     def _append(self, data: bytes, *, durable: bool) -> None:

@@ -126,11 +126,15 @@ class Study:
         self._genomes: dict[str, Genome] = {}
 
     def _open(self, name: str, metrics: Sequence[str]) -> int:
+        try:  # looking first: opening a study again writes nothing
+            return self.storage.get_study_id_from_name(name)
+        except KeyError:
+            pass
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             study_id = self.storage.create_new_study([StudyDirection.MINIMIZE] * len(metrics), name)
-        except DuplicatedStudyError:
+        except DuplicatedStudyError:  # another process was faster
             return self.storage.get_study_id_from_name(name)
         finally:
             optuna.logging.set_verbosity(verbosity)

@@ -7,6 +7,7 @@ the rank. One spare child per worker is started ahead, so that starting costs no
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import math
@@ -37,6 +38,7 @@ RANK_PREFIX = "TORCHELASTIC_"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MEMORY_POLL_S = 0.25
 _PR_SET_PDEATHSIG = 1
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,11 @@ class Pool:
         self._fill()
 
     def poll(self, timeout: float) -> list[Outcome]:
-        """Waits at most `timeout` seconds for an outcome; returns those that are there, in the order of starting."""
+        """Waits at most `timeout` seconds for an outcome; returns those that are there, in the order of starting.
+
+        Raises:
+            OSError: an evaluation met a full disk; its task still counts as running.
+        """
         if not self._busy:
             if timeout > 0:
                 time.sleep(timeout)
@@ -197,6 +203,12 @@ class Pool:
             return self._lost(child)
         _kill(child)  # it has said all; what it may have started goes with it
         self._gone.append(child)
+        if kind == "full disk":  # no fault of the candidate: it must be evaluated again
+            self._busy.append(child)
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full ({text}): free some space and run the same command again, nothing is lost",
+            )
         if kind == "failure":
             return Outcome(child.task, None, text)
         return Outcome(child.task, Evaluation.from_dict(json.loads(text)), None)
@@ -250,7 +262,8 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 def _start_server(environment: Mapping[str, str]) -> None:
     """Starts the server of children in their environment: thread counts are read when numpy and torch are imported."""
     saved = dict(os.environ)
-    _replace_environment(environment)
+    # Python 3.11 does not tell the server where we import from, and then skips what it cannot preload in silence.
+    _replace_environment({**environment, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)})
     try:
         forkserver.ensure_running()
     finally:
@@ -284,7 +297,8 @@ def _serve(evaluator: bytes, connection: Connection, environment: Mapping[str, s
             raise evaluate
         answer = ("evaluation", _to_json(evaluate(genome, rung, previous)))
     except Exception as error:
-        answer = ("failure", f"{type(error).__name__}: {error}")
+        full = getattr(error, "errno", None) in _FULL_DISK or os.strerror(errno.ENOSPC) in str(error)
+        answer = ("full disk" if full else "failure", f"{type(error).__name__}: {error}")
     connection.send_bytes(json.dumps(answer).encode())
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

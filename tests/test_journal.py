@@ -1,0 +1,185 @@
+"""The journal survives what breaks Optuna's own: torn tails, full disks, locks of the dead."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+
+from codenas_hf.search.journal import GuardedJournal, JobLock, SingleJobError, whole_end
+
+
+def opened(path: Path, **more: Any) -> JournalStorage:
+    return JournalStorage(GuardedJournal(path, **more))
+
+
+def study_in(path: Path, **more: Any) -> optuna.Study:
+    return optuna.create_study(storage=opened(path, **more), study_name="s", load_if_exists=True)
+
+
+def finish(study: optuna.Study, value: float) -> None:
+    study.tell(study.ask(), value)
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"op_code":8,"worker_id":"x","tri', b"\0" * 4096, b"\0" * 100 + b"\n", b"x\ny\n", b"{" * 200_000]
+)
+def test_a_torn_tail_is_cut_off_before_anything_is_written(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "j"
+    study = study_in(path)
+    for value in range(3):
+        finish(study, value)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    again = study_in(path)
+    assert [t.value for t in again.trials] == [0, 1, 2]
+    finish(again, 3)
+    assert path.read_bytes().startswith(whole)
+    assert torn not in path.read_bytes()
+    assert [t.value for t in study_in(path).trials] == [0, 1, 2, 3]
+
+
+def test_a_file_that_is_all_torn_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b'{"op_code":0,"stu')
+    with open(path, "rb") as file:
+        assert whole_end(file) == 0
+    finish(study_in(path), 1.0)
+    assert len(study_in(path).trials) == 1
+
+
+class _Short:
+    """A file on a disk that has `room` bytes left: writes what fits, then raises."""
+
+    def __init__(self, file: Any, room: list[int]) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Any:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+
+    def write(self, data: memoryview) -> int:
+        if self._room[0] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._file.write(data[: self._room[0]])
+        self._room[0] -= written
+        return int(written)
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was_and_waits_for_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    study = study_in(path, full_disk_wait_s=0.2)
+    finish(study, 0.0)
+    before, room = path.read_bytes(), [30]
+    monkeypatch.setattr("codenas_hf.search.journal.open", lambda *a, **k: _Short(open(*a, **k), room), raising=False)
+    with pytest.raises(OSError, match="free some space and run the same command again"):
+        study.ask()
+    assert path.read_bytes() == before
+    calls = iter([0, 0, 1 << 20])
+    monkeypatch.setattr("codenas_hf.search.journal.time.sleep", lambda _: room.__setitem__(0, next(calls)))
+    finish(study, 1.0)
+    assert [t.value for t in study_in(path).trials] == [0.0, 1.0]
+
+
+@pytest.mark.slow
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        study = study_in(tmp_path / "j", full_disk_wait_s=0.1)
+        with pytest.raises(OSError, match="the disk is full"):  # noqa: PT012
+            for value in range(10_000):
+                finish(study, value)
+        loaded = optuna.load_study(storage=opened(tmp_path / "j"), study_name="s")
+        known = [t.value for t in loaded.trials if t.state.is_finished()]
+        assert known == list(range(len(known)))
+        assert len(known) > 10
+        subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
+        finish(study, -1.0)
+        again = study_in(tmp_path / "j")
+        assert again.trials[-1].value == -1.0
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_other_errors_are_not_waited_for(tmp_path: Path) -> None:
+    study = study_in(tmp_path / "j")
+    (tmp_path / "j").unlink()
+    with pytest.raises(FileNotFoundError):
+        study.ask()
+
+
+def _append_many(path: Path, worker: int) -> None:
+    backend = GuardedJournal(path)
+    for i in range(200):
+        backend.append_logs([{"op_code": 99, "worker_id": str(worker), "i": i}])
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_append_many, args=(path, worker)) for worker in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    logs = list(GuardedJournal(path).read_logs(0))
+    for worker in range(3):
+        assert [log["i"] for log in logs if log["worker_id"] == str(worker)] == list(range(200))
+
+
+HOLD = "import sys; sys.path[:0] = {path!r}; import light_codenas; from pathlib import Path\n"
+HOLD += "from codenas_hf.search.journal import {what}\n"
+
+
+def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    finish(study_in(path), 0.0)
+    program = HOLD.format(path=sys.path, what="GuardedJournal") + (
+        f"import time\nwith GuardedJournal(Path({str(path)!r}))._locked():\n    print('held', flush=True)\n    time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    start = time.monotonic()
+    finish(study_in(path), 1.0)
+    assert time.monotonic() - start < 5
+
+
+def test_a_second_job_is_refused_with_the_holders_process_id(tmp_path: Path) -> None:
+    program = HOLD.format(path=sys.path, what="JobLock") + (
+        f"import time\nlock = JobLock(Path({str(tmp_path / 'lock')!r}))\nlock.acquire()\nprint('held', flush=True)\n"
+        "time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(SingleJobError, match=rf"another job \(process {process.pid}\) works on"):
+            JobLock(tmp_path / "lock").acquire()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lock = JobLock(tmp_path / "lock")
+    lock.acquire()
+    assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    lock.release()
+    lock.release()
+    JobLock(tmp_path / "lock").acquire()
