@@ -27,8 +27,8 @@ QUANTITIES: tuple[tuple[str, str, Kind], ...] = (
 )
 OTHER_NAMES = {
     "num_parameters": ("parameters",),
-    "decode_p95_ms": ("decode_ms_p95",),
-    "train_tokens": ("tokens", "num_train_tokens"),
+    "train_tokens": ("tokens",),
+    "train_seconds": ("train_seconds_total",),
 }
 
 
@@ -37,19 +37,24 @@ def facts_of(model: TrialRecord | Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         model: a trial, or a mapping as `record.json` of a release folder holds: the keys of an evaluation
-            (`objectives`, `measurements`, `seconds`), at the top or under `evaluation`, beside top-level values.
+            (`objectives`, `measurements`, `seconds`), at the top or under `evaluation`, beside `training`, `measured`
+            and top-level values. What was measured on the release itself goes before what the search measured.
     """
     data = model.to_dict() if isinstance(model, TrialRecord) else dict(model)
-    data |= data.get("evaluation") or {}
+    data = {**(data.get("evaluation") or {}), **{k: v for k, v in data.items() if k != "evaluation"}}
+    search, final = data.get("measurements") or {}, data.get("measured") or {}
+    latencies = [source.get("latency") or {} for source in (search, final)]
     known: dict[str, Any] = {}
-    for source in (data, data.get("measurements") or {}, data.get("objectives") or {}):
+    for source in (data, search, data.get("objectives") or {}, latencies[0], final, latencies[1]):
         for name, _, _ in QUANTITIES:
             for key in (name, *OTHER_NAMES.get(name, ())):
                 if isinstance(source.get(key), int | float):
                     known[name] = source[key]
                     break
-    seconds = data.get("seconds")
-    if isinstance(seconds, Mapping) and "train" in seconds:
+    training, seconds = data.get("training") or {}, data.get("seconds") or {}
+    for name, value in (("train_tokens", training.get("tokens")), ("train_seconds", training.get("seconds"))):
+        known |= {name: value} if value is not None else {}
+    if "train" in seconds:
         known.setdefault("train_seconds", seconds["train"])
     if "loss" in known:
         known.setdefault("perplexity", math.exp(known["loss"]))

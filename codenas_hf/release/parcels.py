@@ -1,0 +1,230 @@
+"""What goes into one repository: its files, complete and clean, before anything touches the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codenas_hf.data import Corpus, PreparedData
+from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, read_json, study_card
+from codenas_hf.report.architecture import architecture_table, tensors_of_folder
+from codenas_hf.report.drawing import save
+from codenas_hf.report.plots import architecture_figure
+
+# Weights in other forms may run code when they are loaded; they never leave the house.
+_NEVER = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tmp", ".lock"}
+_TEXT = {".json", ".yaml", ".yml", ".md", ".csv", ".html", ".journal", ".txt"}
+_PASSWORD = re.compile(r"(\w+://)[^\s/:@\"']+:[^\s/@\"']+@")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """One repository to be.
+
+    Args:
+        what: model, space, dataset or study.
+        repo_id: `owner/name`.
+        repo_type: model, dataset or space.
+        files: path in the repository to its content: a file, or bytes.
+        marker: a file that only repositories of ours have.
+        stale: patterns of files that an earlier publication may have left and that would now mislead a loader.
+    """
+
+    what: str
+    repo_id: str
+    repo_type: str
+    files: Mapping[str, Path | bytes]
+    marker: str
+    stale: tuple[str, ...] = field(default=())
+
+    @property
+    def card(self) -> str:
+        """Text of its README."""
+        content = self.files["README.md"]
+        return (content if isinstance(content, bytes) else content.read_bytes()).decode()
+
+    def size(self, path: str) -> int:
+        """Bytes of one file."""
+        content = self.files[path]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def sha256(self, path: str) -> str:
+        """Hex SHA-256 of one file."""
+        content = self.files[path]
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).hexdigest()
+        with content.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def release_of(folder: Path) -> tuple[Path, Path | None]:
+    """The release folder and the folder of the run around it, from either of them.
+
+    Raises:
+        FileNotFoundError: neither `folder` nor `folder/winner` is a release.
+    """
+    for release, run in ((folder, folder.parent), (folder / "winner", folder)):
+        if (release / "config.json").is_file() and any(release.glob("*.safetensors")):
+            return release, run if (run / "report").is_dir() or (run / "settings.yaml").is_file() else None
+    raise FileNotFoundError(
+        f"{folder} is no release and has no winner/: expected config.json and *.safetensors; "
+        "finish the search first, or name the release folder"
+    )
+
+
+def model_parcel(
+    release: Path, *, repo_id: str, run: Path | None, licence: str, dataset_id: str | None, work: Path
+) -> Parcel:
+    """Weights, tokenizer, record, card and its pictures. A stock architecture goes as it is, without code.
+
+    Args:
+        release: what `write_release` wrote.
+        repo_id: where it goes.
+        run: the study around it; its report gives the front.
+        licence: of the weights, as the Hub spells it.
+        dataset_id: the Hub id of the corpus where that is published too.
+        work: an empty folder for pictures.
+    """
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(release.rglob("*")):
+        name = path.relative_to(release)
+        if path.is_file() and not _hidden(name) and path.suffix not in _NEVER:
+            files[name.as_posix()] = _clean(path)
+    config = read_json(release / "config.json")
+    layers = architecture_table(tensors_of_folder(release), config)
+    save(architecture_figure(layers), work / "architecture.png", label=f"Architecture of {repo_id}")
+    files["assets/architecture.png"] = work / "architecture.png"
+    front = run / "report" / "front.png" if run is not None else None
+    if front is not None and front.is_file():
+        files["assets/front.png"] = front
+    card = model_card(release, repo_id=repo_id, run=run, licence=licence, dataset_id=dataset_id, layers=layers)
+    files["README.md"] = card.text.encode()
+    if card.eval_results:
+        files[".eval_results/codenas.yaml"] = card.eval_results.encode()
+    stale = ("*.safetensors", "*.safetensors.index.json", "configuration_codenas.py", "modeling_codenas.py")
+    return Parcel(
+        what="model",
+        repo_id=repo_id,
+        repo_type="model",
+        files=files,
+        marker="record.json",
+        stale=(*stale, "cache_codenas.py", "assets/*.png", ".eval_results/codenas.yaml"),
+    )
+
+
+def study_parcel(run: Path, *, repo_id: str, model_id: str) -> Parcel:
+    """A study as a dataset repository: its record, settings, report; the tables load with `load_dataset`.
+
+    Raises:
+        FileNotFoundError: the run has no report.
+    """
+    report = run / "report"
+    if not (report / "trials.csv").is_file():
+        raise FileNotFoundError(f"{run} has no report/trials.csv: run `codenas plot {run}` first")
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(report.iterdir()):
+        if path.suffix in {".csv", ".md", ".png", ".svg", ".html"}:
+            files[f"report/{path.name}"] = _clean(path)
+    for name in ("settings.yaml", "study.journal"):
+        if (run / name).is_file():
+            files[name] = _clean(run / name)
+    tables = [p.stem for p in sorted(report.glob("*.csv")) if p.read_text(encoding="utf-8").count("\n") > 1]
+    text = study_card(run, repo_id=repo_id, model_id=model_id, tables=tables)
+    files["README.md"] = text.encode()
+    files["study.json"] = json.dumps({"study": run.name, "model": model_id}).encode()
+    return Parcel(
+        what="study", repo_id=repo_id, repo_type="dataset", files=files, marker="study.json", stale=("report/*",)
+    )
+
+
+def dataset_parcel(run: Path, *, repo_id: str, work: Path) -> Parcel:
+    """The corpus of a run as Parquet, with its report and card.
+
+    Raises:
+        FileNotFoundError: the run does not say where its corpus is.
+    """
+    corpus = corpus_of(run)
+    if corpus is None:
+        raise FileNotFoundError(
+            f"{run}/data.json does not name a corpus that is still there; search again to build it"
+        )
+    files: dict[str, Path | bytes] = {}
+    for split in ("train", "validation"):
+        shards = corpus.shards(split)
+        for number in range(len(shards)):
+            target = work / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+            corpus.split(split).shard(len(shards), number, contiguous=True).to_parquet(target)  # type: ignore[arg-type]
+            files[f"data/{target.name}"] = target
+    facts = {"digest": corpus.digest, "report": corpus.report}
+    files["corpus.json"] = _scrub(json.dumps(facts, indent=2, sort_keys=True)).encode()
+    files["README.md"] = dataset_card(corpus.report, digest=corpus.digest, repo_id=repo_id).encode()
+    return Parcel(
+        what="dataset",
+        repo_id=repo_id,
+        repo_type="dataset",
+        files=files,
+        marker="corpus.json",
+        stale=("data/*.parquet",),
+    )
+
+
+def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
+    """The playground as a Space that offers one model.
+
+    Raises:
+        FileNotFoundError: the playground's files are not installed.
+        RuntimeError: its bundle could not be made.
+    """
+    script = bundled_folder("spaces_app") / "bundle.py"
+    folder = work / "space"
+    command = [sys.executable, str(script), str(folder), "--model", model_id]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the Space could not be bundled: {done.stderr.strip().splitlines()[-1]}")
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    return Parcel(
+        what="space", repo_id=repo_id, repo_type="space", files=files, marker="models.json", stale=("codenas_hf/*",)
+    )
+
+
+def corpus_of(run: Path) -> Corpus | None:
+    """The corpus that a run was trained on, None where it is gone or unknown."""
+    try:
+        stored: dict[str, Any] = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        return PreparedData.from_dict(stored["data"]).corpus
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith((".", "checkpoint")) or part == "__pycache__" for part in name.parts)
+
+
+def _clean(path: Path) -> Path | bytes:
+    """A file as it may be published: text without passwords and without the name of the home folder."""
+    if path.suffix not in _TEXT:
+        return path
+    content = path.read_bytes()
+    try:
+        cleaned = _scrub(content.decode()).encode()
+    except UnicodeDecodeError:
+        return path
+    return path if cleaned == content else cleaned
+
+
+def _scrub(text: str) -> str:
+    """Text without passwords in URLs; the home folder becomes `~`."""
+    home = str(Path.home())
+    text = _PASSWORD.sub(r"\1***@", text)
+    return re.sub(re.escape(home) + r"(?=[/\"'\s])", "~", text) if len(home) > 1 else text
