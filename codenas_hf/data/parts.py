@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .contamination import contaminated
 from .dedup import UInt64, band_keys, fingerprint, signatures
 from .filters import FilterSettings, examine
 from .sources import SourceFile
-from .storage import write_json
+from .storage import DataError, write_json
 
 PART_BYTES = 4_000_000
 
@@ -147,7 +148,13 @@ def run_parts(
                 return parts
             number, future = waiting.popleft()
             if future is not None:
-                future.result()
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    raise DataError(
+                        f"a worker process died while it examined part {number} (out of memory, killed, or a script "
+                        f'without `if __name__ == "__main__":`); run it again to go on there, or pass workers=1'
+                    ) from error
             part = Part.open(folder, number)
             if part is None:
                 raise RuntimeError(f"part {number} of the corpus vanished from {folder} while it was being built")

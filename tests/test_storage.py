@@ -1,0 +1,60 @@
+"""Folders are complete or absent, and errors say how to mend them."""
+
+import errno
+import json
+
+import pytest
+
+from codenas_hf.data.storage import DataError, building, content_key, read_json, stored_key, write_json
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+    folder = tmp_path / "result"
+    with building(folder) as work:
+        (work / "a").write_text("old")
+    with pytest.raises(RuntimeError, match="half way"), building(folder) as work:  # noqa: PT012
+        (work / "a").write_text("new")
+        raise RuntimeError("half way")
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_full_disk_is_one_clear_error_and_frees_what_it_took(tmp_path):
+    folder = tmp_path / "result"
+    with building(folder) as work:
+        (work / "a").write_text("old")
+    with pytest.raises(DataError, match=r"is full .* earlier results are intact"):  # noqa: PT012
+        with building(folder, name="building-x", keep=True) as work:
+            (work / "a").write_text("new")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_kept_work_is_found_again(tmp_path):
+    folder = tmp_path / "result"
+    with pytest.raises(KeyboardInterrupt), building(folder, name="building-x", keep=True) as work:  # noqa: PT012
+        (work / "part").write_text("done")
+        raise KeyboardInterrupt
+    with building(folder, name="building-x", keep=True) as work:
+        assert (work / "part").read_text() == "done"
+
+
+def test_keys_do_not_depend_on_the_order_of_a_mapping():
+    assert content_key({"a": 1, "b": (2, 3)}) == content_key({"b": [2, 3], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+
+
+def test_manifests(tmp_path):
+    path = tmp_path / "m.json"
+    with pytest.raises(DataError, match=r"expected a thing at .*found no m.json; build it first"):
+        read_json(path, what="a thing")
+    assert stored_key(tmp_path, "m.json") is None
+    for damaged in ("{", "[1]"):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            read_json(path, what="a thing")
+        assert stored_key(tmp_path, "m.json") is None
+    write_json(path, {"key": "k"})
+    assert json.loads(path.read_text()) == {"key": "k"}
+    assert stored_key(tmp_path, "m.json") == "k"
