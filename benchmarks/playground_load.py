@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -26,9 +27,8 @@ from typing import Any
 from benchmarks.results_file import protocol, target, write
 
 ROOT = Path(__file__).parent.parent
-SPECIAL = (
-    "<|endoftext|> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|file_sep|> <|repo_name|> <|pad|>".split()
-)
+NAMES = ("endoftext", "fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "file_sep", "repo_name", "pad")
+SPECIAL = [f"<|{name}|>" for name in NAMES]
 KNOWING = ("estimation", "process_generating", "process_completed")
 PROMPT = "def total(numbers):\n    result = 0\n    for number in numbers:\n"
 
@@ -84,14 +84,12 @@ class Visitor:
     succeeded: bool = False
 
 
-async def visit(client: Any, visitor: Visitor, *, endpoint: int, new_tokens: int, finished: list[int]) -> None:
+async def visit(client: Any, visitor: Visitor, *, endpoint: int, call: Sequence[Any], finished: list[int]) -> None:
     """Joins the queue as a browser does and reads the event stream until the result is whole."""
     session = f"load{visitor.number:04d}"
-    data = [PROMPT, "", "", new_tokens, 0.8, 0.95, 0.0, 1.0, visitor.number]
+    body = {"data": list(call), "fn_index": endpoint, "session_hash": session}
     start = time.perf_counter()
-    answer = await client.post(
-        "/gradio_api/queue/join", json={"data": data, "fn_index": endpoint, "session_hash": session}
-    )
+    answer = await client.post("/gradio_api/queue/join", json=body)
     answer.raise_for_status()
     async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as events:
         async for line in events.aiter_lines():
@@ -101,10 +99,7 @@ async def visit(client: Any, visitor: Visitor, *, endpoint: int, new_tokens: int
             kind = message["msg"]
             if kind == "estimation" and not visitor.position:
                 visitor.position = int(message["rank"]) + 1
-            if (
-                kind in ("estimation", "process_generating", "process_completed")
-                and visitor.known_s != visitor.known_s
-            ):
+            if kind in KNOWING and math.isnan(visitor.known_s):
                 visitor.known_s = time.perf_counter() - start
             if kind == "process_completed":
                 visitor.done_s = time.perf_counter() - start
@@ -114,10 +109,9 @@ async def visit(client: Any, visitor: Visitor, *, endpoint: int, new_tokens: int
                 return
 
 
-def memory_bytes(process: int, *, peak: bool = False) -> int:
-    """Resident memory of a process as Linux counts it, now or at its peak."""
-    status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
+def memory_bytes(process: int) -> int:
+    """Resident memory of a process as Linux counts it."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
 
@@ -129,7 +123,10 @@ async def crowd(url: str, *, visitors: int, new_tokens: int, process: int) -> tu
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         config = (await client.get("/config")).json()
         endpoint = next(d["id"] for d in config["dependencies"] if d["api_name"] == "complete")
-        options = {"endpoint": endpoint, "new_tokens": new_tokens}
+        info = (await client.get("/gradio_api/info")).json()["named_endpoints"]["/complete"]["parameters"]
+        wishes = {"prompt": PROMPT, "max_new_tokens": new_tokens, "temperature": 0.8, "one_block": False}
+        call = [wishes.get(field["parameter_name"], field["parameter_default"]) for field in info]
+        options = {"endpoint": endpoint, "call": call}
         for number in range(2):  # the model is loaded and the allocator warm before memory is read
             await visit(client, Visitor(9000 + number), finished=[], **options)
         before = memory_bytes(process)
@@ -227,10 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         target("pairs served out of order", row["pairs_out_of_order"], 0, better="lower"),
         target("memory growth in MB", row["memory_growth_mb"], 200, better="lower"),
     ]
-    what = (
-        f"{options.model.name if options.model else 'random Llama, 8 layers of 384'}, {options.new_tokens} new tokens"
-    )
-    write("playground_load", protocol=protocol(model=what, concurrency=1), rows=[row], targets=goals)
+    name = options.model.name if options.model else "random Llama, 8 layers of 384"
+    conditions = protocol(model=name, new_tokens=options.new_tokens, concurrency=1)
+    write("playground_load", protocol=conditions, rows=[row], targets=goals)
 
 
 if __name__ == "__main__":

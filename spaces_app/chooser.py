@@ -26,15 +26,7 @@ from huggingface_hub.errors import (
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-FETCHED = (
-    "config.json",
-    "generation_config.json",
-    "README.md",
-    "record.json",
-    "merges.txt",
-    "vocab.json",
-    "vocab.txt",
-)
+FETCHED = (".safetensors", ".json", ".model", ".py", "merges.txt", "vocab.txt", "README.md")
 
 
 class PlaygroundError(ValueError):

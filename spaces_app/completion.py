@@ -33,6 +33,7 @@ SHORT_CHARACTERS = 160
 SECONDS_BETWEEN_UPDATES = 0.06
 # Control characters other than tab and newline, and halves of surrogate pairs, which no tokenizer takes.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+BLOCK = re.compile(r"^(?:async[ \t]+)?(?:def|class)[ \t]", re.MULTILINE)
 FUNCTION = re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+\w+.*:[ \t]*(?:#.*)?\n(?:[ \t]*\n)*[ \t]+\S", re.MULTILINE)
 
 
@@ -150,9 +151,10 @@ def clean(text: str) -> tuple[str, int]:
 
 def is_short(prompt: str, examples: str) -> bool:
     """Whether a small model has little to go by: no whole function before the place to complete, and not much text."""
-    before = prompt.partition(FILL)[0]
-    context = f"{examples.strip()}\n{before}"
-    return len(context.strip()) < SHORT_CHARACTERS and not FUNCTION.search(context)
+    context = f"{examples.strip()}\n{prompt.partition(FILL)[0]}"
+    begun = [match.start() for match in BLOCK.finditer(context)] if in_block(context) else []
+    done = context[: begun[-1]] if begun else context  # the function at hand is no example of itself
+    return len(context.strip()) < SHORT_CHARACTERS and not FUNCTION.search(done)
 
 
 class Completer:
@@ -316,7 +318,7 @@ def parse_check(progress: Progress, *, cut: bool) -> tuple[bool | None, str]:
         written = len(progress.prefix.splitlines())
         for end in range(len(lines) - 1, max(written, len(lines) - 6), -1):
             if syntax_error("\n".join(lines[:end])) is None:
-                return True, f"Python reads it up to the cut in line {end + 1}"
+                return True, f"Python reads lines 1 to {end}, then it was cut"
     return False, error
 
 

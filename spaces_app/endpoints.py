@@ -64,8 +64,7 @@ def add_endpoints(completer: Completer) -> None:
             one_block: End where the function or class ends that the prompt has begun.
 
         Returns:
-            The completion with its measurements: tokens, time to the first token, tokens per second, whether Python
-            reads prompt and completion together, and a warning where the text has collapsed into repetition.
+            The completion and its measurements: times, tokens, whether Python reads it, and a warning where it loops.
         """
         request = CompletionRequest(
             prompt=prompt,

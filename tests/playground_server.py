@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+import html
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "spaces_app"), str(ROOT)]  # a Space has its modules side by side, not in a package
+from chooser import PlaygroundSettings
+from interface import Page, launch_options
 
-from chooser import PlaygroundSettings  # noqa: E402
-from interface import Page, launch_options  # noqa: E402
-
-from benchmarks.playground_load import random_model  # noqa: E402
+from benchmarks.playground_load import random_model
 
 CODE = "def add(a, b):\n    return a + b\n\n\ndef double(value):\n    return value * 2\n"
 
@@ -35,6 +33,11 @@ def make_runs(folder: Path) -> Path:
         winner = random_model(folder / "runs" / name / "winner", seed=seed, layers=2 + seed)
         (winner / "README.md").write_text(f"---\nlicense: mit\n---\n# Card of {name}\n\n<script>alert(1)</script>\n")
     return folder / "runs"
+
+
+def text_of(markup: str) -> str:
+    """What a browser shows of some HTML."""
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
 
 
 @contextmanager
