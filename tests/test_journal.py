@@ -153,7 +153,8 @@ def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path: Path) -> None:
     path = tmp_path / "j"
     finish(study_in(path), 0.0)
     program = HOLD.format(path=sys.path, what="GuardedJournal") + (
-        f"import time\nwith GuardedJournal(Path({str(path)!r}))._locked():\n    print('held', flush=True)\n    time.sleep(99)"
+        f"import time\nwith GuardedJournal(Path({str(path)!r}))._locked():\n"
+        "    print('held', flush=True)\n    time.sleep(99)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
