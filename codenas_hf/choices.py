@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .genome import Genome
@@ -138,9 +138,10 @@ def _count_plain(genes: Mapping[str, Sequence[Any]], per_block: set[str]) -> int
         matters = {"rope": "rope_theta", "learned": "max_position_embeddings"}.get(position, "")
         same = len(genes.get(matters, (None,)))
         for hidden in genes["hidden_size"]:
-            options = list(_block_options(genes, per_block, hidden, rope=position == "rope"))
+            attentions = _attention_settings(genes, per_block, hidden, rope=position == "rope")
+            networks = _feed_forward_settings(genes, per_block, hidden)
             for (attention, blocks), count in layouts.items():
-                total += same * count * _union_size(options, attention, blocks)
+                total += same * count * _union_size(attentions, attention) * _union_size(networks, blocks)
     return independent * total
 
 
@@ -176,24 +177,10 @@ def _layouts(genes: Mapping[str, Sequence[Any]], per_block: bool) -> Counter[tup
     return counts
 
 
-def _block_options(
+def _attention_settings(
     genes: Mapping[str, Sequence[Any]], per_block: set[str], hidden: int, *, rope: bool
-) -> Iterator[tuple[frozenset[Any], frozenset[Any]]]:
-    """For each setting of the genes that all blocks share: the settings of attention and of feed-forward per block."""
-    names = [name for name in (*_ATTENTION, *_FEED_FORWARD) if name in genes]
-    shared = [name for name in names if name not in per_block]
-
-    def settings(kind: Sequence[str], fixed: dict[str, Any], make: Callable[[dict[str, Any]], Any]) -> frozenset[Any]:
-        free = [name for name in names if name in kind and name in per_block]
-        found = set()
-        for values in itertools.product(*(genes[name] for name in free)):
-            try:
-                found.add(make(fixed | dict(zip(free, values, strict=True))))
-            except ValueError:
-                continue
-        return frozenset(found)
-
-    def attention(values: dict[str, Any]) -> tuple[int, int, int]:
+) -> list[frozenset[Any]]:
+    def make(values: dict[str, Any]) -> tuple[int, int, int]:
         if "num_attention_heads" not in values:
             values["num_attention_heads"] = _whole(hidden, values["head_dim"], "hidden_size", "head_dim")
         heads: int = values["num_attention_heads"]
@@ -203,27 +190,53 @@ def _block_options(
             raise ValueError("no such attention")
         return heads, kv_heads, head_dim
 
-    def feed_forward(values: dict[str, Any]) -> tuple[Any, ...]:
+    return _settings(genes, per_block, _ATTENTION, make)
+
+
+def _feed_forward_settings(
+    genes: Mapping[str, Sequence[Any]], per_block: set[str], hidden: int
+) -> list[frozenset[Any]]:
+    def make(values: dict[str, Any]) -> tuple[Any, ...]:
         ratio = values.get("intermediate_ratio")
         size = values["intermediate_size"] if ratio is None else ratio_size(ratio, hidden)
         return size, values.get("hidden_act"), values.get("mlp_type")
 
+    return _settings(genes, per_block, _FEED_FORWARD, make)
+
+
+def _settings(
+    genes: Mapping[str, Sequence[Any]],
+    per_block: set[str],
+    kind: Sequence[str],
+    make: Callable[[dict[str, Any]], Any],
+) -> list[frozenset[Any]]:
+    """For each setting of the genes that all blocks share, the settings that a block may have."""
+    shared = [name for name in kind if name in genes and name not in per_block]
+    free = [name for name in kind if name in genes and name in per_block]
+    found = []
     for values in itertools.product(*(genes[name] for name in shared)):
-        fixed = dict(zip(shared, values, strict=True))
-        yield settings(_ATTENTION, fixed, attention), settings(_FEED_FORWARD, fixed, feed_forward)
+        settings = set()
+        for more in itertools.product(*(genes[name] for name in free)):
+            try:
+                settings.add(make(dict(zip((*shared, *free), (*values, *more), strict=True))))
+            except ValueError:
+                continue
+        found.append(frozenset(settings))
+    return found
 
 
-def _union_size(options: Sequence[tuple[frozenset[Any], frozenset[Any]]], attention: int, blocks: int) -> int:
-    """Size of the union of the products A^attention x F^blocks, by inclusion and exclusion."""
-    distinct = list(dict.fromkeys(options))
+def _union_size(sets: Sequence[frozenset[Any]], power: int) -> int:
+    """Size of the union of the sets' powers, by inclusion and exclusion."""
+    distinct = [members for members in dict.fromkeys(sets) if members]
+    if all(len(members) == 1 for members in distinct):
+        return len(distinct)  # nothing is drawn per block
 
-    def visit(start: int, attentions: frozenset[Any] | None, networks: frozenset[Any] | None, sign: int) -> int:
+    def visit(start: int, common: frozenset[Any] | None, sign: int) -> int:
         total = 0
         for i in range(start, len(distinct)):
-            a = distinct[i][0] if attentions is None else attentions & distinct[i][0]
-            f = distinct[i][1] if networks is None else networks & distinct[i][1]
-            if a and f:
-                total += sign * len(a) ** attention * len(f) ** blocks + visit(i + 1, a, f, -sign)
+            members = distinct[i] if common is None else common & distinct[i]
+            if members:
+                total += sign * len(members) ** power + visit(i + 1, members, -sign)
         return total
 
-    return visit(0, None, None, 1)
+    return visit(0, None, 1)

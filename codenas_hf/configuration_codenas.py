@@ -244,8 +244,17 @@ class CodeNASConfig(PreTrainedConfig):
         rope = self.rope_parameters or {}
         if (kind := rope.get("rope_type", "default")) not in (known := ["default", *ROPE_INIT_FUNCTIONS]):
             raise ValueError(f"`rope_parameters` names the rope_type {kind!r}; allowed are {', '.join(known)}")
-        for index, layer in enumerate(self.per_layer_config):
+        # Resolving a layer is slow, and where no value differs one layer says it all.
+        layers = enumerate(self.per_layer_config) if self.is_heterogeneous else [(0, self)]
+        for index, layer in layers:
             self._validate_layer(index, layer)
+        for index, kind in enumerate(self.layer_types):
+            first = index - index % self.layer_repeats
+            if kind != self.layer_types[first]:
+                raise ValueError(
+                    f"layers {first} and {index} are one block (`layer_repeats` is {self.layer_repeats}), so "
+                    f"`layer_types` must be equal, got {self.layer_types[first]} and {kind}"
+                )
 
     def _validate_values(self) -> None:
         for name in (*_CHOICES, *_FLAGS, *_WHOLE_NUMBERS):
@@ -300,12 +309,6 @@ class CodeNASConfig(PreTrainedConfig):
                         f"layers {first} and {index} are one block (`layer_repeats` is {self.layer_repeats}), so "
                         f"`{name}` must be equal, got {getattr(head, name)!r} and {getattr(layer, name)!r}"
                     )
-            types = self.layer_types
-            if types[index] != types[first]:
-                raise ValueError(
-                    f"layers {first} and {index} are one block (`layer_repeats` is {self.layer_repeats}), so "
-                    f"`layer_types` must be equal, got {types[first]} and {types[index]}"
-                )
 
 
 __all__ = ["CodeNASConfig"]

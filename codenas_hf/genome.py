@@ -19,7 +19,7 @@ import yaml
 from .configuration_codenas import PER_LAYER_FIELDS, CodeNASConfig, check_value, nearest_name
 
 _ATTENTION_GENES = ("num_attention_heads", "num_key_value_heads", "head_dim")
-_LETTERS = {"f": "full_attention", "s": "sliding_attention", "c": "conv"}
+LAYER_LETTERS = {"f": "full_attention", "s": "sliding_attention", "c": "conv"}
 _SAFETENSORS_DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 
 
@@ -138,8 +138,10 @@ class Genome:
             if not (optional and value is None) and not (isinstance(value, float) and 0 < value < math.inf):
                 raise ValueError(f"`{name}` must be a positive number{' or None' * optional}, got {value!r}")
         pattern = self.layer_pattern
-        if not isinstance(pattern, str) or not pattern or set(pattern) - set(_LETTERS):
-            raise ValueError(f"`layer_pattern` must be letters of {', '.join(_LETTERS)}, e.g. 'sf', got {pattern!r}")
+        if not isinstance(pattern, str) or not pattern or set(pattern) - set(LAYER_LETTERS):
+            raise ValueError(
+                f"`layer_pattern` must be letters of {', '.join(LAYER_LETTERS)}, e.g. 'sf', got {pattern!r}"
+            )
         letters = self.block_letters
         if set(letters) == {"c"}:
             raise ValueError(
@@ -276,7 +278,7 @@ class Genome:
             "tie_word_embeddings": self.tie_word_embeddings,
             "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
             "qk_norm": self.qk_norm,
-            "layer_types": [_LETTERS[letters[layer // repeats]] for layer in range(self.num_hidden_layers)],
+            "layer_types": [LAYER_LETTERS[letters[layer // repeats]] for layer in range(self.num_hidden_layers)],
             "sliding_window": self.sliding_window,
             "conv_kernel_size": self.conv_kernel_size,
             "residual_scalars": self.residual_scalars,

@@ -41,7 +41,7 @@ class StockRow:
     multi_head: bool = False
     windows: str = "none"
 
-    def reasons_against(self, config: CodeNASConfig) -> list[str]:
+    def reasons_against(self, config: Any) -> list[str]:
         """What of a homogeneous configuration the architecture cannot express; empty when it fits."""
         reasons = [
             f"{self.model_type} has {name} {' or '.join(map(str, allowed))}, not {getattr(config, name)}"
@@ -213,8 +213,8 @@ ROWS = (
 )
 
 
-def find_row(config: CodeNASConfig) -> tuple[StockRow | None, list[str]]:
-    """The first row that equals the configuration, else None and the genes that forbid it."""
+def find_row(config: Any) -> tuple[StockRow | None, list[str]]:
+    """The first row that equals a configuration (or whatever has its fields), else None and what forbids it."""
     forbidding = {
         "layer_types": "conv" in config.layer_types,
         "residual_scalars": config.residual_scalars,
@@ -236,7 +236,7 @@ def find_row(config: CodeNASConfig) -> tuple[StockRow | None, list[str]]:
     return None, min((reasons for _, reasons in against), key=len)
 
 
-def stock_architecture(config: CodeNASConfig) -> tuple[str | None, list[str]]:
+def stock_architecture(config: Any) -> tuple[str | None, list[str]]:
     """Name of the stock architecture that equals the configuration, or None and why: the genes that forbid it."""
     row, reasons = find_row(config)
     return (None if row is None else row.model_type), reasons
