@@ -140,8 +140,8 @@ class Frame:
         best, worst = {}, {}
         for name in objectives.names:
             values = [evaluation.objectives[name] for evaluation in evaluations]
-            best[name] = ideal.get(name, min(values))
-            worst[name] = reference.get(name, max(values))
+            best[name] = ideal[name] if name in ideal else min(values)
+            worst[name] = reference[name] if name in reference else max(values)
             limit = objectives.limits.get(name)
             if name not in reference and limit is not None and limit > best[name]:
                 worst[name] = limit
