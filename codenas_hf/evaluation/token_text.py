@@ -68,7 +68,7 @@ class TokenText:
         alphabet = _byte_alphabet()
         self._bytes: list[bytes] = []
         for index in range(len(tokenizer)):
-            token = "" if index in self.special_ids else tokenizer.convert_ids_to_tokens(index) or ""
+            token = "" if index in self.special_ids else str(tokenizer.convert_ids_to_tokens(index) or "")
             if byte_level and all(letter in alphabet for letter in token):
                 text = bytes(alphabet[letter] for letter in token)
             elif metaspace and len(token) == 6 and token.startswith("<0x"):

@@ -1,0 +1,227 @@
+"""The inside of the sandbox: runs as a script in a bare interpreter, started by `sandbox.py`.
+
+Three processes. The *judge* (this one) reads the checks and the nonce, but only after the others were forked, so that
+no memory of theirs ever held them; it runs the checks and alone can write the verdict. The *warden* is its child
+(process 1 of an own process namespace where there are namespaces); it watches memory and disk, and at its end nothing
+of the program lives on. The *runner* is the warden's child, locked in, and is the only one that executes the program.
+Judge and runner exchange plain data; an object stays in the runner, and the judge holds a `Remote` in its place, so an
+object that claims to equal everything equals nothing here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import types
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import confinement  # type: ignore[import-not-found]  # the package itself is not importable here
+from jail_link import Link, ProgramError, message_of  # type: ignore[import-not-found]
+
+sys.path.pop(0)
+
+_VERDICT, _LEASH, _DONE = map(int, sys.argv[1:4]) if len(sys.argv) > 3 else (-1, -1, -1)
+
+
+def run_checks(link: Link, job: dict[str, Any]) -> tuple[bool, str]:
+    """Has the program run, then runs the checks on it. Returns the verdict and its reason."""
+    try:
+        link.ask("run", 0, (job["program"],))
+        if job["checks"] is None:
+            return True, "ran to its end; it holds no checks of its own that could be judged"
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(job["imports"], "imports", "exec"), names)
+        exec(compile(job["prelude"], "prelude", "exec"), names)
+        names["__builtins__"] = {key: item for key, item in vars(builtins).items() if key not in job["refused"]}
+        for name in job["names"]:
+            with contextlib.suppress(KeyError):
+                names[name] = link.ask("name", 0, (name,))
+        exec(compile(job["checks"], "checks.py", "exec"), names)
+        return True, "passed"
+    except EOFError:
+        return False, "the program ended before its checks did"
+    except AssertionError as error:
+        return False, f"failed: {message_of(error) or 'a check does not hold'}"
+    except MemoryError:
+        return False, "out of memory"
+    except BaseException as error:
+        return False, f"{type(error).__name__}: {message_of(error)}"
+
+
+def _descendants(root: int) -> list[int]:
+    """Processes below `root`, found in /proc."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat") as file:
+                children.setdefault(int(file.read().rpartition(")")[2].split()[1]), []).append(int(name))
+    found, queue = [], [root]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _resident_bytes(pids: list[int]) -> int:
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/statm") as file:
+            total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return total
+
+
+def _folder_bytes(folder: str, entries: int = 4096) -> int:
+    """Bytes below a folder; infinite beyond so many entries."""
+    total = 0
+    for parent, folders, files in os.walk(folder):
+        entries -= len(folders) + len(files)
+        if entries < 0:
+            return 1 << 60
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return total
+
+
+def watch(runner: int, config: dict[str, Any]) -> None:
+    """The warden: ends with the runner, with the leash, or when memory or disk run over; leaves no process behind."""
+    alone = config["level"] == "landlock"  # no process namespace whose end would clean up
+    while True:
+        ready, _, _ = select.select([_LEASH], [], [], 0.02)
+        if ready:
+            break
+        ended = False
+        with contextlib.suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) > 0:
+                ended = ended or pid == runner
+        if ended or _resident_bytes(_descendants(os.getpid())) > config["memory_bytes"]:
+            break
+        if alone and _folder_bytes(config["folder"]) > config["disk_bytes"]:
+            break
+    deadline = time.monotonic() + 5
+    while alone and time.monotonic() < deadline:
+        below = _descendants(os.getpid())
+        if not below:
+            break
+        for sign in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0] > 0:
+                pass
+    if not alone:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)  # from process 1: everything in the namespace
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+    os._exit(0)
+
+
+def limits(config: dict[str, Any], *, processes: int) -> None:
+    """Resource limits of one process of the sandbox."""
+    confinement.limit_resources(
+        memory_bytes=config["memory_bytes"],
+        cpu_seconds=config["cpu_seconds"],
+        processes=processes,
+        file_bytes=config["file_bytes"],
+        files=64,
+    )
+
+
+def run_program(connection: socket.socket, config: dict[str, Any]) -> None:
+    """The runner: locks itself in, then serves the judge."""
+    keep = connection.fileno()
+    for name in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else map(str, range(256)):
+        if int(name) > 2 and int(name) != keep:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    os.chdir("/tmp" if config["level"] == "namespaces" else config["folder"])
+    # Where the warden cannot see processes, and so cannot add up their memory, there may be few.
+    limits(config, processes=min(config["processes"], 32 if os.path.exists("/proc/self") else 4) or 1)
+    confinement.drop_privileges(config["uid"])
+    confinement.die_with_parent()
+    if config["level"] == "landlock":
+        confinement.restrict_files(writable=[config["folder"]])
+    if config["seccomp"]:
+        confinement.filter_system_calls(processes=config["processes"] > 0)
+    os.environ.clear()
+    program = types.ModuleType("__main__")
+    sys.modules["__main__"] = program
+    sys.argv = ["program.py"]
+    link = Link(connection, judge=False)
+    link.send({"ready": True})
+    try:
+        link.serve(program.__dict__)
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        os._exit(0)
+
+
+def main() -> None:
+    """The judge."""
+    confinement.die_with_parent()
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 1)
+    config = json.loads(line)
+    mine, theirs = socket.socketpair()
+    try:
+        if config["level"] == "namespaces":
+            confinement.enter_namespaces()
+        warden = os.fork()
+        if warden == 0:
+            confinement.die_with_parent()
+            mine.close()
+            os.close(_VERDICT)
+            null = os.open("/dev/null", os.O_RDONLY)
+            os.dup2(null, 0)
+            if config["level"] == "namespaces":
+                confinement.enter_new_root(config["folder"], disk_bytes=config["disk_bytes"], owner=config["uid"])
+            confinement.adopt_orphans()
+            confinement.hide_memory()
+            runner = os.fork()
+            if runner == 0:
+                run_program(theirs, config)
+            theirs.close()
+            watch(runner, config)
+        theirs.close()
+        os.close(_DONE)
+        os.close(_LEASH)
+        link = Link(mine, judge=True)
+        if link.receive() != {"ready": True}:
+            raise ProgramError("the runner did not start")
+        confinement.hide_memory()
+        limits(config, processes=1)
+        confinement.drop_privileges(None if config["uid"] is None else config["uid"] + 1)
+        if config["level"] == "landlock":
+            confinement.restrict_files(writable=[])
+        if config["seccomp"]:
+            confinement.filter_system_calls(processes=False)
+    except BaseException as error:
+        os.write(_VERDICT, json.dumps({"unavailable": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        os._exit(1)
+    os.write(_VERDICT, b'{"started": true}\n')
+    with open(0, "rb", closefd=False) as file:
+        job = json.loads(file.read())
+    passed, reason = run_checks(link, job)
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+    verdict = {"nonce": job["nonce"], "passed": passed, "reason": reason[:1000]}
+    os.write(_VERDICT, json.dumps(verdict).encode() + b"\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

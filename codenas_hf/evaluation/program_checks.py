@@ -1,0 +1,145 @@
+"""Splits the checks off a program, so that they can run where the program cannot reach them.
+
+Of a source that ends in assertions (or in a `check` function and its call) the assertions are moved out. What is
+moved has to be harmless by itself, since it was written by the program's author: plain statements, no imports but a
+few, no private attributes, none of the built-ins that reach the interpreter.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REFUSED_BUILTINS = frozenset(
+    "eval exec compile open __import__ getattr setattr delattr hasattr globals locals vars input breakpoint help exit "
+    "quit type object super memoryview classmethod staticmethod property copyright credits license".split()
+)
+_MODULES = frozenset(
+    "math cmath random copy itertools functools collections string re datetime decimal fractions statistics operator "
+    "typing heapq bisect".split()
+)
+_PLAIN = (
+    ast.Assert, ast.Expr, ast.If, ast.For, ast.With, ast.Try, ast.Assign, ast.AugAssign, ast.FunctionDef,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckedProgram:
+    """A program and its checks, apart.
+
+    Args:
+        program: runs locked in.
+        checks: run by the judge; None where the source holds none that could be taken out.
+        imports: import statements that the checks need.
+        names: names that the checks use and the program defines.
+    """
+
+    program: str
+    checks: str | None
+    imports: str
+    names: tuple[str, ...]
+
+
+def _harmless(node: ast.AST) -> bool:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute) and part.attr.startswith("_"):
+            return False
+        if isinstance(part, ast.Name) and (part.id in REFUSED_BUILTINS or part.id.startswith("__")):
+            if part.id != "__name__":
+                return False
+        if isinstance(part, ast.Import | ast.ImportFrom | ast.ClassDef | ast.Global | ast.Nonlocal | ast.Await):
+            return False
+        if isinstance(part, ast.FunctionDef) and part.decorator_list:
+            return False
+    return True
+
+
+def _bound(nodes: list[ast.stmt]) -> list[str]:
+    """Names that statements of a module bind at its top level, with repeats."""
+    names: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names += [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+        else:
+            names += [
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            ]
+    return names
+
+
+def _loaded(nodes: list[ast.stmt]) -> set[str]:
+    return {
+        part.id
+        for node in nodes
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)
+    }
+
+
+def _has_assert(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Assert) for part in ast.walk(node))
+
+
+def _may_move(node: ast.stmt, rest: list[ast.stmt]) -> bool:
+    if not isinstance(node, _PLAIN) or not _harmless(node):
+        return False
+    if isinstance(node, ast.FunctionDef) and not (_has_assert(node) or node.name.startswith(("check", "test"))):
+        return False
+    if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call | ast.Constant):
+        return False
+    return not set(_bound([node])) & (_loaded(rest) | set(_bound(rest)))
+
+
+def _unparse(nodes: Sequence[ast.stmt]) -> str:
+    return ast.unparse(ast.Module(body=list(nodes), type_ignores=[])) + "\n" if nodes else ""
+
+
+def used_names(checks: str, *, prelude: str = "") -> tuple[str, ...]:
+    """Names that checks use and neither define themselves nor find in a prelude or among the built-ins."""
+    tree, before = ast.parse(checks), ast.parse(prelude)
+    arguments = {part.arg for part in ast.walk(tree) if isinstance(part, ast.arg)}
+    known = set(dir(builtins)) | set(_bound(before.body)) | set(_bound(tree.body)) | arguments
+    return tuple(sorted(_loaded(tree.body) - known))
+
+
+def split_checks(source: str) -> CheckedProgram:
+    """Takes the checks at the end of a source out of it.
+
+    Single assertions further up are checked again at the end, where all names that they use are bound only once.
+
+    Raises:
+        SyntaxError: the source does not parse.
+        ValueError: the source holds a null byte.
+    """
+    tree = ast.parse(source)
+    cut = len(tree.body)
+    while cut > 0 and _may_move(tree.body[cut - 1], tree.body[: cut - 1]):
+        cut -= 1
+    head, tail = tree.body[:cut], tree.body[cut:]
+    bound = _bound(tree.body)
+    again: list[ast.stmt] = [
+        node
+        for node in head
+        if isinstance(node, ast.Assert)
+        and _harmless(node)
+        and all(bound.count(name) == 1 or hasattr(builtins, name) for name in _loaded([node]))
+    ]
+    checks = again + tail
+    if not any(_has_assert(node) for node in checks):
+        return CheckedProgram(source, None, "", ())
+    imports = [
+        node
+        for node in head
+        if (isinstance(node, ast.Import) and all(alias.name in _MODULES for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in _MODULES)
+    ]
+    text = _unparse(checks)
+    names = used_names(text, prelude=_unparse(imports))
+    # Built-in names that the program shadows have to come from the program.
+    shadowed = {name for name in _loaded(checks) & set(_bound(head)) if hasattr(builtins, name)}
+    names = tuple(sorted(set(names) | shadowed - REFUSED_BUILTINS))
+    return CheckedProgram(_unparse(head), text, _unparse(imports), names)

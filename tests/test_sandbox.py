@@ -1,0 +1,478 @@
+# ruff: noqa: E501
+"""Programs that cheat and programs that do harm; none passes, none harms. And honest ones, which pass."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from codenas_hf.evaluation import sandbox
+from codenas_hf.evaluation.program_checks import split_checks
+from codenas_hf.evaluation.sandbox import SandboxUnavailable, capabilities, run_program
+
+LEVELS = ["namespaces", "landlock"]
+CHECK = "\nassert add(1, 2) == 3\nassert add(2, 2) == 4\n"
+
+
+@pytest.fixture(params=LEVELS)
+def level(request):
+    """Both ways of locking in, where the kernel has them."""
+    try:
+        run_program("pass", level=request.param)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def processes_of_sandboxes() -> list[str]:
+    """Processes left over a moment after the verdict."""
+    deadline = time.monotonic() + 2
+    while (found := _jails()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _jails() -> list[str]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(word.endswith(b"jail.py") for word in words):
+                found.append(folder.name)
+    return found
+
+
+FORGERIES = {
+    "os._exit before the checks": "import os\nos._exit(0)",
+    "sys.exit before the checks": "import sys\nsys.exit(0)",
+    "os._exit in the function": "import os\ndef add(a, b):\n    os._exit(0)",
+    "sys.exit in the function": "import sys\ndef add(a, b):\n    sys.exit(0)",
+    "raise SystemExit": "raise SystemExit",
+    "equal to everything": "class Any:\n    def __eq__(self, other):\n        return True\ndef add(a, b):\n    return Any()",
+    "an int equal to everything": (
+        "class Any(int):\n    def __eq__(self, other):\n        return True\n    __hash__ = int.__hash__\n"
+        "def add(a, b):\n    return Any(7)"
+    ),
+    "never unequal": (
+        "class Any:\n    __eq__ = __le__ = __ge__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
+        "    __class__ = int\ndef add(a, b):\n    return Any()"
+    ),
+    "patched AssertionError": (
+        "import builtins\nclass Quiet(Exception):\n    pass\nbuiltins.AssertionError = Quiet\ndef add(a, b):\n    return 0"
+    ),
+    "patched everything": (
+        "import builtins, json, sys, os\nfor name in list(vars(builtins)):\n"
+        "    if name not in ('__build_class__', '__import__'):\n        setattr(builtins, name, lambda *a, **k: True)\n"
+        "json.dumps = json.loads = lambda *a, **k: {'passed': True}\ndef add(a, b):\n    return 0"
+    ),
+    "a reply of its own": (
+        "import sys, gc, json, struct\n"
+        "def reply(message):\n    frame = sys._getframe()\n    while frame:\n        link = frame.f_locals.get('self')\n"
+        "        if hasattr(link, 'connection'):\n            link.send(message)\n        frame = frame.f_back\n"
+        "def add(a, b):\n    for message in ({'passed': True, 'reason': 'passed', 'nonce': ''}, {'value': True}):\n"
+        "        reply(message)\n    return 0"
+    ),
+    "harness functions replaced": (
+        "import sys\nframe = sys._getframe()\nwhile frame:\n    for name, item in list(frame.f_globals.items()):\n"
+        "        if callable(item) and not name.startswith('__'):\n"
+        "            frame.f_globals[name] = lambda *a, **k: (True, 'passed')\n    frame = frame.f_back\n"
+        "def add(a, b):\n    return 0"
+    ),
+    "writes on every descriptor": (
+        "import os\nfor descriptor in range(256):\n"
+        '    for text in (b\'{"nonce": "", "passed": true, "reason": "passed"}\\n\', b"passed\\n"):\n'
+        "        try:\n            os.write(descriptor, text)\n        except OSError:\n            pass\n"
+        "def add(a, b):\n    return 0"
+    ),
+    "looks for the nonce and the checks": (
+        "import gc, re, sys\nfound = set()\nfor item in gc.get_objects():\n    for text in re.findall('[0-9a-f]{32}', "
+        "repr(item)[:100000]):\n        found.add(text)\ntry:\n    memory = open('/proc/self/mem', 'rb', 0)\n"
+        "    for line in open('/proc/self/maps'):\n        span, rights = line.split()[:2]\n"
+        "        if rights.startswith('r') and 'vv' not in line and 'vsys' not in line:\n"
+        "            low, high = (int(end, 16) for end in span.split('-'))\n            memory.seek(low)\n"
+        "            data = memory.read(high - low)\n"
+        '            found.update(re.findall(rb\'"nonce": "[0-9a-f]{32}\', data))\nexcept OSError:\n    pass\n'
+        "print('FOUND', [item for item in found if b'nonce' in (item if isinstance(item, bytes) else b'')])\n"
+        "def add(a, b):\n    return 0"
+    ),
+    "fork and let the child end well": (
+        "import os\ndef add(a, b):\n    if os.fork():\n        os._exit(0)\n    return 0"
+    ),
+    "asserts switched off": "import sys, ast\nast.Assert = None\nsys.settrace(lambda *a: None)\ndef add(a, b):\n    return 0",
+    "wrong": "def add(a, b):\n    return a - b",
+    "does not parse": "def add(a, b:\n    return a + b",
+    "raises": "def add(a, b):\n    raise KeyError(a)",
+    "right only once": "seen = []\ndef add(a, b):\n    seen.append(a)\n    return 3",
+    "null byte": "x = '\0'",
+    "deep nesting": "def add(a, b):\n    value = []\n    for _ in range(5000):\n        value = [value]\n    return value",
+    "a loop in the value": "def add(a, b):\n    value = []\n    value.append(value)\n    return value",
+    "a huge value": "def add(a, b):\n    return 'x' * (40 * 2**20)",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_no_forgery_passes(name):
+    outcome = run_program(FORGERIES[name] + CHECK, timeout_s=5)
+    assert not outcome.passed, outcome
+    assert "FOUND [b" not in outcome.stdout
+
+
+def test_no_forgery_passes_with_trusted_checks():
+    for name in ("equal to everything", "os._exit in the function", "a reply of its own", "patched everything"):
+        source = FORGERIES[name] + "\nassert True\nimport os\n"
+        outcome = run_program(source, checks="check(add)", prelude="def check(f):" + CHECK.replace("\n", "\n    "))
+        assert not outcome.passed, name
+
+
+def test_a_program_cannot_redefine_trusted_helpers():
+    prelude = "def close(a, b):\n    return abs(a - b) < 1e-6\ndef half(x):\n    '''docstring'''\n"
+    cheat = "def close(a, b):\n    return True\ndef half(x):\n    return 0\n"
+    right = "def half(x):\n    return x / 2\n"
+    checks = "assert close(half(3), 1.5)"
+    assert not run_program(cheat, checks=checks, prelude=prelude, entry_point="half").passed
+    assert run_program(right, checks=checks, prelude=prelude, entry_point="half").passed
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)",
+        "METADATA = {}\ndef check(candidate):\n    assert candidate(1, 2) == 3, 'sum'\n\ncheck(add)\nprint('done')",
+        "if __name__ == '__main__':\n    assert add(1, 2) == 3",
+        "def main():\n    assert add(1, 2) == 3\nmain()",
+        "for a, b in [(1, 2)]:\n    assert add(a, b) == a + b",
+        "result = add(1, 2)\nassert result == 3",
+        "assert add(1, 2) == 3\ndef unrelated():\n    return 1",
+        "try:\n    assert add(1, 2) == 3\nfinally:\n    pass",
+    ],
+)
+def test_checks_are_judged_outside_wherever_they_stand(check):
+    honest, cheat = "def add(a, b):\n    return a + b\n", FORGERIES["equal to everything"] + "\n"
+    assert run_program(honest + check).passed
+    assert not run_program(cheat + check).passed
+    assert not run_program(FORGERIES["os._exit in the function"] + "\n" + check).passed
+
+
+HONEST = {
+    "numbers": "def f(x):\n    return x * 2\nassert f(2) == 4\nassert abs(f(0.1) - 0.2) < 1e-9\nassert f(1j) == 2j",
+    "containers": (
+        "def f():\n    return {'a': [1, (2, {3}), b'x', None, True, 10**40]}\n"
+        "assert f() == {'a': [1, (2, {3}), b'x', None, True, 10**40]}"
+    ),
+    "text": "def f(s):\n    return s[::-1]\nassert f('añ😀') == '😀ña'",
+    "counter": "from collections import Counter\ndef f(s):\n    return Counter(s)\nassert f('aab') == {'a': 2, 'b': 1}",
+    "imports in checks": "import math\ndef f(x):\n    return math.sqrt(x)\nassert math.isclose(f(2), 2 ** 0.5)",
+    "in place": "def f(x):\n    x.sort()\nvalues = [3, 1, 2]\nf(values)\nassert values == [1, 2, 3]",
+    "callback": "def f(g, x):\n    return [g(i) for i in x]\nassert f(lambda i: i + 1, [1, 2]) == [2, 3]",
+    "error": "def f():\n    raise ValueError('no')\ntry:\n    f()\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'no'",
+    "objects": (
+        "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n        self.items.append(x)\n"
+        "    def __len__(self):\n        return len(self.items)\n"
+        "stack = Stack()\nstack.push(4)\nassert len(stack) == 1\nassert stack.items == [4]\nassert isinstance(stack, Stack)"
+    ),
+    "dataclasses": (
+        "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f(x):\n    return P(x)\n"
+        "assert f(3) == P(3)\nassert not f(3) == P(4)"
+    ),
+    "generator": "def f(n):\n    yield from range(n)\nassert list(f(3)) == [0, 1, 2]",
+    "no checks": "print('hello')",
+    "early constant": "LIMIT = 5\ndef f():\n    return LIMIT\nassert f() == 5",
+    "rebound": "def f(x):\n    return x\ny = f(1)\nassert y == 1\ny = f(2)\nassert y == 2\ndef g():\n    return y\nassert g() == 2",
+    "future": "from __future__ import annotations\ndef f(x: int | None) -> int:\n    return 1\nassert f(2) == 1",
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_programs_pass(name):
+    outcome = run_program(HONEST[name])
+    assert outcome.passed, outcome
+
+
+def test_output_and_reason():
+    outcome = run_program("import sys\nprint('out')\nprint('err', file=sys.stderr)\nassert 1 == 2, 'numbers differ'")
+    assert outcome.stdout.splitlines() == ["out", "err"] or set(outcome.stdout.splitlines()) == {"out", "err"}
+    assert outcome.reason == "failed: numbers differ"
+    assert 0 < outcome.seconds < 3
+
+
+def test_limits_have_to_be_positive():
+    with pytest.raises(ValueError, match="above 0"):
+        run_program("pass", timeout_s=0)
+
+
+# Harm ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", ["while True:\n    pass", "import time\ntime.sleep(60)"])
+def test_endless_programs_end(level, body):
+    start = time.perf_counter()
+    outcome = run_program(body + CHECK, timeout_s=0.5, level=level)
+    assert not outcome.passed
+    assert "timed out" in outcome.reason
+    assert time.perf_counter() - start < 8
+    assert not processes_of_sandboxes()
+
+
+def test_ignored_signals_do_not_help(level):
+    body = (
+        "import signal\nfor number in range(1, 65):\n    try:\n        signal.signal(number, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError):\n        pass\nwhile True:\n    pass"
+    )
+    assert "timed out" in run_program(body, timeout_s=0.5, level=level).reason
+    assert not processes_of_sandboxes()
+
+
+def test_fork_bomb(level):
+    body = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
+    assert not run_program(body + CHECK, timeout_s=1, level=level).passed
+    assert not processes_of_sandboxes()
+
+
+def test_orphans_do_not_live_on(level):
+    body = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n"
+        "        os._exit(0)\n    os._exit(0)\ndef add(a, b):\n    return a + b"
+    )
+    start = time.perf_counter()
+    outcome = run_program(body + CHECK, timeout_s=3, level=level)
+    assert outcome.passed or level == "landlock"  # there, nothing may fork
+    assert time.perf_counter() - start < 8
+    assert not processes_of_sandboxes()
+
+
+@pytest.mark.parametrize("body", ["x = 'x' * 10**10", "x = []\nwhile True:\n    x.append(bytearray(10**7))"])
+def test_ten_gigabytes(level, body):
+    outcome = run_program(body + CHECK, level=level, memory_bytes=200 * 2**20)
+    assert not outcome.passed
+    assert "MemoryError" in outcome.reason or "ended" in outcome.reason or "memory" in outcome.reason
+
+
+def test_memory_of_many_processes_is_counted_together():
+    body = (
+        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (100 * 2**20)\n"
+        "        time.sleep(60)\ntime.sleep(60)"
+    )
+    if capabilities().level != "namespaces":
+        pytest.skip("nothing may fork here")
+    outcome = run_program(body, timeout_s=20, memory_bytes=300 * 2**20)
+    assert not outcome.passed
+    assert outcome.seconds < 15
+
+
+def test_disk_filling(level, tmp_path):
+    body = (
+        "import os\nwritten = 0\ntry:\n    for index in range(2000):\n        with open(f'f{index}', 'wb') as file:\n"
+        "            written += file.write(b'x' * 2**20)\nexcept OSError as error:\n    print(written, error)\n"
+        "print('wrote', written)"
+    )
+    outcome = run_program(body, timeout_s=10, level=level)
+    if "wrote" in outcome.stdout:
+        assert int(outcome.stdout.split("wrote")[1]) <= sandbox.DISK_BYTES
+    else:
+        assert not outcome.passed
+
+
+def test_a_file_of_any_size(level):
+    outcome = run_program("open('big', 'wb').truncate(2**40)", level=level)
+    assert not outcome.passed
+
+
+def test_files_of_the_host_stay(level, tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    victim.chmod(0o666)
+    tmp_path.chmod(0o777)
+    body = f"""
+import os, shutil
+path = {str(victim)!r}
+for attack in (
+    lambda: os.remove(path), lambda: open(path, 'w').write('gone'), lambda: os.truncate(path, 0),
+    lambda: os.chmod(path, 0), lambda: os.rename(path, path + 'x'), lambda: shutil.rmtree(os.path.dirname(path)),
+    lambda: os.utime(path, (0, 0)), lambda: os.link(path, 'here'), lambda: os.symlink(path, path + 'y'),
+    lambda: open({str(tmp_path)!r} + '/new', 'w'), lambda: os.remove({sandbox.__file__!r}),
+    lambda: open({sandbox.__file__!r}, 'a').write('# was here'),
+):
+    try:
+        attack()
+        print('DONE')
+    except OSError:
+        pass
+try:
+    print(open(path).read())
+except OSError:
+    pass
+"""
+    before, code = victim.stat(), Path(sandbox.__file__).read_text()
+    outcome = run_program(body, level=level)
+    assert "precious" not in outcome.stdout
+    assert "DONE" not in outcome.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["victim.txt"]
+    after = victim.stat()
+    assert (after.st_mode, after.st_mtime, after.st_size) == (before.st_mode, before.st_mtime, before.st_size)
+    assert Path(sandbox.__file__).read_text() == code
+
+
+def test_environment_is_empty(level, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    body = (
+        "import os\nprint(dict(os.environ))\nfor name in ['self', *(n for n in (os.listdir('/proc') if "
+        "os.access('/proc', os.R_OK) else ()) if n.isdigit()), 'thread-self', str(os.getppid())]:\n    try:\n"
+        "        print(open(f'/proc/{name}/environ', 'rb').read())\n    except OSError:\n        pass"
+    )
+    outcome = run_program(body, level=level)
+    assert outcome.stdout.startswith("{}")
+    assert "secret" not in outcome.stdout
+
+
+def test_the_parent_cannot_be_signalled(level):
+    body = (
+        f"import os, signal\nfor pid in ({os.getpid()}, os.getppid(), 1, -1, 0, -{os.getpgrp()}):\n"
+        "    for call in (os.kill, os.killpg):\n        try:\n            call(pid, signal.SIGTERM)\n"
+        "        except OSError:\n            pass\n"
+        "import resource\ntry:\n"
+        f"    resource.prlimit({os.getpid()}, resource.RLIMIT_NOFILE, (1, 1))\n    print('LIMITED')\nexcept OSError:\n    pass\n"
+        "print('still here')"
+    )
+    outcome = run_program(body, level=level)  # we are here to see it
+    assert "LIMITED" not in outcome.stdout
+
+
+def test_no_network(level):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(0.2)
+        body = (
+            f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), timeout=1).send(b'x')\n"
+            "print('CONNECTED')"
+        )
+        outcome = run_program(body, level=level)
+        assert not outcome.passed
+        assert "CONNECTED" not in outcome.stdout
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_namespaces_alone_have_no_network(monkeypatch):
+    if capabilities().level != "namespaces":
+        pytest.skip("no namespaces")
+    monkeypatch.setattr(sandbox.confinement, "has_seccomp_filter", lambda: False)
+    outcome = run_program("import socket\nsocket.create_connection(('127.0.0.1', 22), timeout=1)")
+    assert "unreachable" in outcome.reason
+
+
+def test_dangerous_calls_are_refused(level):
+    body = (
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "for name, args in (('ptrace', (16, 1, 0, 0)), ('unshare', (0x10000000,)), ('chroot', (b'/',)), "
+        "('memfd_create', (b'x', 0)), ('shmget', (0, 10**9, 0o1600)), ('setuid', (0,))):\n"
+        "    if getattr(libc, name)(*args) >= 0 and not (name == 'setuid' and os.getuid() == 0):\n"
+        "        print('ALLOWED', name)"
+    )
+    assert "ALLOWED" not in run_program(body, level=level).stdout
+
+
+def test_output_is_capped(level):
+    outcome = run_program("while True:\n    print('x' * 1000)", timeout_s=0.7, level=level)
+    assert len(outcome.stdout) <= sandbox.STDOUT_BYTES
+    assert "timed out" in outcome.reason
+
+
+def test_nothing_is_left_behind(level, tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        run_program("open('left', 'w').write('x')", level=level)
+    assert not list(tmp_path.iterdir())
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_without_means_nothing_is_run(monkeypatch):
+    capabilities.cache_clear()
+    monkeypatch.setattr(sandbox.confinement, "landlock_abi", lambda: 0)
+    monkeypatch.setattr(sandbox, "_run", lambda *a, **k: ({"unavailable": "unshare: refused"}, "", 0.0))
+    with pytest.raises(SandboxUnavailable, match=r"nothing here would hold it.*unshare: refused"):
+        run_program("pass")
+    with pytest.raises(SandboxUnavailable, match="could not be set up"):
+        run_program("pass", level="namespaces")
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    with pytest.raises(SandboxUnavailable, match="only on Linux"):
+        capabilities()
+    capabilities.cache_clear()
+
+
+def test_what_moves_out_of_a_program_is_harmless():
+    moved = split_checks("def f():\n    return 1\n__import__('os')._exit(0)\nassert f() == 1").checks
+    assert moved is not None
+    assert "__import__" not in moved
+    for hostile in ("f.__globals__", "eval('1')", "getattr(f, 'x')", "open('x')"):
+        checked = split_checks(f"def f():\n    return 1\nassert {hostile}\n")
+        assert checked.checks is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.parametrize("level_name", LEVELS)
+def test_unprivileged_users_are_held_too(tmp_path, level_name):
+    """The same attacks, started by a user without rights, with the system's own interpreter."""
+    python = shutil.which("python3", path="/usr/bin")
+    if python is None or subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"]).returncode:
+        pytest.skip("no system Python that another user can start")
+    package = Path("/var/tmp") / f"codenas_sandbox_test_{os.getpid()}" / "codenas_hf" / "evaluation"
+    try:
+        package.mkdir(parents=True)
+        for name in ("sandbox", "confinement", "jail", "jail_link", "program_checks"):
+            shutil.copy(Path(sandbox.__file__).with_name(f"{name}.py"), package)
+        (package / "__init__.py").touch()
+        (package.parent / "__init__.py").touch()
+        for path in (package.parent.parent, package.parent, package, *package.iterdir()):
+            path.chmod(0o755)
+        victim = package.parent.parent / "victim"
+        victim.write_text("precious")
+        os.chown(victim, 65534, 65534)
+        script = f"""
+from codenas_hf.evaluation.sandbox import capabilities, run_program
+level, check = {level_name!r}, {CHECK!r}
+assert run_program("def add(a, b):\\n    return a + b" + check, level=level).passed
+bomb = "import os\\nwhile True:\\n    try:\\n        os.fork()\\n    except OSError:\\n        pass"
+assert not run_program(bomb + check, level=level, timeout_s=1).passed
+for body in ("import os\\nos._exit(0)", "import os, signal\\nos.kill({{}}, signal.SIGKILL)".format(__import__("os").getpid()),
+             "import os\\nos.remove({str(victim)!r})", "import os\\nos.chmod({str(victim)!r}, 0)",
+             "import socket\\nsocket.create_connection(('127.0.0.1', 22))", "x = 'x' * 10**10"):
+    outcome = run_program(body + check, level=level)
+    assert not outcome.passed, body
+print("held")
+"""
+        done = subprocess.run(
+            [python, "-c", script], cwd=package.parent.parent, user=65534, group=65534, env={}, capture_output=True,
+            text=True, timeout=60, extra_groups=[],
+        )  # fmt: skip
+        assert done.stdout == "held\n", done.stderr
+        assert victim.read_text() == "precious"
+        assert not processes_of_sandboxes()
+    finally:
+        shutil.rmtree(package.parent.parent, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_many_at_once_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
+    honest = (
+        "import threading\ndef add(a, b):\n    t = threading.Thread(target=int)\n    t.start()\n    return a + b"
+        + CHECK
+    )
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda source: run_program(source, timeout_s=10), [bomb, honest] * 4))
+    assert [outcome.passed for outcome in outcomes] == [False, True] * 4
+    assert sys.platform == "linux"
