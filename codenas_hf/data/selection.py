@@ -55,7 +55,13 @@ def gather(parts: Sequence[Part]) -> tuple[Rows, dict[str, int]]:
         The rows, and the tally of those that are not wanted.
     """
     names: dict[str, int] = {}
-    columns: dict[str, list[npt.NDArray[Any]]] = {"part": [], "place": [], "size": [], "sha": [], "project": []}
+    columns: dict[str, list[npt.NDArray[Any]]] = {
+        "part": [np.zeros(0, np.int32)],
+        "place": [np.zeros(0, np.int32)],
+        "size": [np.zeros(0, np.int64)],
+        "sha": [np.zeros((0, 32), np.uint8)],
+        "project": [np.zeros(0, np.int32)],
+    }
     beyond = {"files": 0, "bytes": 0}
     for number, part in enumerate(parts):
         size, sha = part.arrays("size", "sha")

@@ -1,0 +1,43 @@
+"""Everything a job reads, built once."""
+
+import pickle
+
+import pytest
+
+from codenas_hf.data import CorpusSettings, DataError, TokenizerSettings, prepare_data
+
+
+def settings(folder):
+    return {
+        "corpus": CorpusSettings(sources=(str(folder),), benchmarks=(), validation_fraction=0.2, near_threshold=None),
+        "tokenizer": TokenizerSettings(),
+    }
+
+
+def test_prepared_data_is_found_again_and_can_be_pickled(tiny_corpus_folder, tiny_data):
+    again = prepare_data(**settings(tiny_corpus_folder), vocab_sizes=(512,), folder=tiny_data.folder)
+    assert again == tiny_data
+    assert pickle.loads(pickle.dumps(again)) == again
+    assert again.vocab_sizes == (512,)
+    assert again.corpus.digest == tiny_data.corpus.digest
+
+
+def test_several_vocabularies(tiny_corpus_folder, tiny_data, tmp_path):
+    data = prepare_data(**settings(tiny_corpus_folder), vocab_sizes=(300, 512, 300), folder=tmp_path)
+    assert data.vocab_sizes == (300, 512)
+    assert [data.tokens(size, "validation").vocab_size for size in (300, 512)] == [300, 512]
+    assert data.tokens(300, "train").num_bytes == data.tokens(512, "train").num_bytes
+    assert data.tokens(300, "train").num_tokens > data.tokens(512, "train").num_tokens
+    assert data.digest != tiny_data.digest
+
+
+def test_what_was_not_prepared(tiny_data):
+    with pytest.raises(DataError, match=r"no tokenizer with 999 entries is prepared: expected one of \(512,\)"):
+        tiny_data.tokenizer(999)
+    with pytest.raises(DataError, match="no tokens of `test` with 512 entries"):
+        tiny_data.tokens(512, "test")
+
+
+def test_no_vocabulary(tiny_corpus_folder, tmp_path):
+    with pytest.raises(DataError, match="`vocab_sizes` must name at least one"):
+        prepare_data(**settings(tiny_corpus_folder), vocab_sizes=(), folder=tmp_path)
