@@ -150,6 +150,7 @@ class Page:
         with gr.Row(elem_id="actions"):
             self.go = gr.Button("Complete", variant="primary", scale=3, min_width=120, elem_id="complete")
             self.halt = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
+            self.cancel = gr.Button("Cancel", visible="hidden", elem_id="cancel")
             self.marker = gr.Button("Mark a gap to fill", scale=2, min_width=140, elem_id="marker")
         with gr.Row(equal_height=True, visible=False, elem_id="hint") as self.hint_row:
             self.hint = gr.HTML(scale=4, min_width=240)
@@ -219,8 +220,11 @@ class Page:
             show_progress_on=[self.left],
             trigger_mode="once",
         )
+        # First the soft end, which shows and judges what is there; then what still waits in the queue is taken out.
+        # Gradio 6 ignores `cancels` in `.then`, so the second step presses a button that nobody sees.
         stopping = self.halt.click(self.on_stop, None, None, queue=False, **HIDDEN)
-        stopping.then(None, None, None, cancels=[run])
+        stopping.then(None, None, None, js="() => document.querySelector('#cancel').click()")
+        self.cancel.click(None, None, None, cancels=[run])
         demo.unload(self.on_leave)
         demo.load(self.on_load, None, [self.model, self.second, self.notice], queue=False, **HIDDEN)
         demo.load(None, None, None, js=KEYS_JS)
