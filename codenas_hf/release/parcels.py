@@ -105,7 +105,7 @@ def model_parcel(
     if front is not None and front.is_file():
         files["assets/front.png"] = front
     card = model_card(release, repo_id=repo_id, run=run, licence=licence, dataset_id=dataset_id, layers=layers)
-    files["README.md"] = card.text.encode()
+    files["README.md"] = _scrub(card.text).encode()
     if card.eval_results:
         files[".eval_results/codenas.yaml"] = card.eval_results.encode()
     stale = ("*.safetensors", "*.safetensors.index.json", "configuration_codenas.py", "modeling_codenas.py")
@@ -137,7 +137,7 @@ def study_parcel(run: Path, *, repo_id: str, model_id: str) -> Parcel:
             files[name] = _clean(run / name)
     tables = [p.stem for p in sorted(report.glob("*.csv")) if p.read_text(encoding="utf-8").count("\n") > 1]
     text = study_card(run, repo_id=repo_id, model_id=model_id, tables=tables)
-    files["README.md"] = text.encode()
+    files["README.md"] = _scrub(text).encode()
     files["study.json"] = json.dumps({"study": run.name, "model": model_id}).encode()
     return Parcel(
         what="study", repo_id=repo_id, repo_type="dataset", files=files, marker="study.json", stale=("report/*",)
@@ -164,7 +164,8 @@ def dataset_parcel(run: Path, *, repo_id: str, work: Path) -> Parcel:
             files[f"data/{target.name}"] = target
     facts = {"digest": corpus.digest, "report": corpus.report}
     files["corpus.json"] = _scrub(json.dumps(facts, indent=2, sort_keys=True)).encode()
-    files["README.md"] = dataset_card(corpus.report, digest=corpus.digest, repo_id=repo_id).encode()
+    text = dataset_card(corpus.report, digest=corpus.digest, repo_id=repo_id)
+    files["README.md"] = _scrub(text).encode()
     return Parcel(
         what="dataset",
         repo_id=repo_id,
