@@ -32,6 +32,7 @@ class Progress:
         budget: the budget under which it fell, JSON form.
         identity: settings and data that a continuation must share.
         curve: what was logged: step, tokens, seconds, loss.
+        pending: losses since the last point of the curve.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class Progress:
     budget: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)
 
 
 @contextmanager

@@ -160,6 +160,7 @@ class _Loop:
             flops_per_token=flops_per_token(model, length=settings.sequence_length),
         )
         self.progress = Progress(identity=self._identity())
+        self.losses: list[torch.Tensor] = []  # since the last point of the curve
         # Reading a number back stalls a GPU's queue; on a CPU it is free.
         self.check_every = 1 if accelerator.device.type == "cpu" else settings.log_every
 
@@ -188,6 +189,7 @@ class _Loop:
                 f"so {self.budget} cannot continue it; continue from the folder `{CONSTANT}` beside it"
             )
         self.progress = progress
+        self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in progress.pending]
 
     def share(self) -> float:
         """Share of the budget that is spent."""
@@ -266,6 +268,7 @@ class _Loop:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint from the main process."""
+        self.progress.pending = [float(loss) for loss in self.losses]
         if self.accelerator.is_main_process:
             save_checkpoint(folder, model=self.model, optimizers=self.optimizers, progress=self.progress)
             for old in folder.parent.glob("step-*"):
@@ -273,9 +276,10 @@ class _Loop:
                     shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def log(self, losses: list[torch.Tensor], factor: float) -> None:
+    def log(self, factor: float) -> None:
         """Adds a point to the curve and tells the trackers."""
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses = []
         step, seconds = self.progress.step, self.progress.seconds
         point = {
             "step": step,
@@ -352,7 +356,6 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
     optim = settings.optim
     decay_from = 1 - optim.decay_share if optim.schedule == "stable" else -1.0
     checkpoint = folder / CONSTANT if folder is not None and progress.decayed else None
-    losses: list[torch.Tensor] = []
     origin = time.perf_counter() - progress.seconds
     saved, step_seconds = time.perf_counter(), 0.0
     while not loop.finished(step_seconds):
@@ -367,7 +370,7 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
             saved = time.perf_counter()
         factor = rate_factor(share, progress.step, settings=optim, planned_steps=loop.expected_steps(step_seconds))
         loss, _ = loop.step(factor)
-        losses.append(loss)
+        loop.losses.append(loss)
         progress.step += 1
         before, progress.seconds = progress.seconds, time.perf_counter() - origin
         if accelerator.num_processes > 1:
@@ -376,6 +379,5 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
         taken = progress.seconds - before
         step_seconds = taken if not step_seconds else 0.9 * step_seconds + 0.1 * taken
         if progress.step % settings.log_every == 0:
-            loop.log(losses, factor)
-            losses = []
+            loop.log(factor)
     return checkpoint

@@ -59,7 +59,7 @@ class OptimSettings:
     base_width: int = 128
     initialise: Literal["width", "model"] = "width"
     embedding_std: float = 0.1
-    readout_gain: float = 1.0
+    readout_gain: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("matrix_learning_rate", "adamw_learning_rate", "learning_rate", "embedding_std", "readout_gain"):
@@ -231,7 +231,6 @@ class Optimizers:
     def __init__(self, model: nn.Module, *, settings: OptimSettings, dtype: torch.dtype = torch.float32) -> None:
         last_norm = _last_norm(model)
         width = settings.base_width / _width(model)
-        gain = settings.readout_gain * width if settings.initialise == "width" and last_norm else 1.0
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         roles: dict[Role, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -259,7 +258,8 @@ class Optimizers:
                 members = [p for p in matrices if p.shape[1] == fan_in]
                 groups.append({"params": members, "lr": rate, "weight_decay": settings.weight_decay})
         for role, members in roles.items():
-            rate = settings.learning_rate * (min(1.0, gain) if role == "last_norm" else 1.0)
+            # The last norm's gain is as small as the width is large; so are its steps.
+            rate = settings.learning_rate * (width if role == "last_norm" and settings.initialise == "width" else 1.0)
             groups.append({"params": members, "lr": rate, "weight_decay": 0.0})
         self.all.append(torch.optim.AdamW(groups, betas=_BETAS, eps=1e-10, fused=fused))
         self._peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.all]

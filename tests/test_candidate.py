@@ -1,0 +1,143 @@
+"""One candidate from genome to evaluation, over two rungs."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from codenas_hf.data import PreparedData
+from codenas_hf.evaluation.candidate import CandidateEvaluator, CandidateSettings, LatencyConfirmer, candidate_seed
+from codenas_hf.evaluation.latency import LatencyModel, default_protocol, device_fingerprint
+from codenas_hf.evaluation.measure import LeakError, folder_bytes, score_windows
+from codenas_hf.evaluation.timing import TimingProtocol
+from codenas_hf.genome import Genome
+from codenas_hf.search.records import Budget, Evaluation, Rung
+from codenas_hf.training import OptimSettings, TrainSettings
+
+GENOME = Genome(
+    vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    intermediate_size=64,
+)  # fmt: skip
+RUNGS = (Rung(0, Budget("steps", 20), keep=1), Rung(1, Budget("steps", 50)))
+LATENCY = LatencyModel(
+    costs={"call": 1.0, "layer": 0.25}, protocol=default_protocol("cpu"), fingerprint=device_fingerprint("cpu"),
+    relative_error=0.05, rank_correlation=0.9, shapes=20,
+)  # fmt: skip
+
+
+@pytest.fixture
+def evaluator(tiny_data: PreparedData, tmp_path: Path) -> CandidateEvaluator:
+    return CandidateEvaluator(
+        data=tiny_data,
+        train=TrainSettings(sequence_length=32, tokens_per_step=256, optim=OptimSettings(warmup_steps=2)),
+        settings=CandidateSettings(score_bytes=4000, timing=TimingProtocol(new_tokens=4, repeats=2, prompt_tokens=8)),
+        latency=LATENCY,
+        folder=tmp_path / "trials",
+    )
+
+
+def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: PreparedData) -> None:
+    evaluator = pickle.loads(pickle.dumps(evaluator))  # as a worker gets it
+    first = evaluator(GENOME, RUNGS[0], None)
+    second = evaluator(GENOME, RUNGS[1], first)
+    assert second.objectives["bits_per_byte"] < first.objectives["bits_per_byte"]
+    assert list(first.objectives) == ["bits_per_byte", "artifact_bytes", "decode_ms"]
+    assert first.objectives["decode_ms"] == 1.5
+    assert (first.measurements["steps"], second.measurements["steps"]) == (20, 50)
+    assert second.measurements["steps_run"] == 50 - 16, "it goes on from before the decay"
+    assert set(first.seconds) == {"build", "gate", "train", "save", "evaluate", "measure"}
+    assert Evaluation.from_dict(first.to_dict()) == first
+
+    assert second.checkpoint is not None
+    assert not (second.checkpoint / "training").exists(), "nothing continues the last rung"
+    artifact = second.checkpoint / "artifact"
+    assert second.objectives["artifact_bytes"] == folder_bytes(artifact)
+    assert (artifact / "model.safetensors").stat().st_size == GENOME.artifact_bytes()
+    assert AutoTokenizer.from_pretrained(artifact).vocab_size == 512
+    # What was scored is what lies there: load it again, and the bits per byte are the same.
+    model = AutoModelForCausalLM.from_pretrained(artifact)
+    assert model.dtype is torch.bfloat16
+    windows = tiny_data.tokens(512, "validation").windows(32, max_bytes=4000)
+    again = score_windows(model.float(), windows)
+    assert again.bits_per_byte == pytest.approx(second.objectives["bits_per_byte"], rel=1e-5)
+
+    evaluator.discard(first)
+    evaluator.discard(first)
+    assert first.checkpoint is not None
+    assert not first.checkpoint.exists()
+    with pytest.raises(FileNotFoundError, match="the rung below was discarded"):
+        evaluator(GENOME, RUNGS[1], first)
+    with pytest.raises(ValueError, match="has no checkpoint to continue"):
+        evaluator(GENOME, RUNGS[1], replace(first, checkpoint=None))
+
+
+def test_the_same_candidate_gives_the_same_numbers(evaluator: CandidateEvaluator, tmp_path: Path) -> None:
+    first = evaluator(GENOME, RUNGS[0], None)
+    torch.manual_seed(123)
+    other = replace(evaluator, folder=tmp_path / "elsewhere")
+    assert other(GENOME, RUNGS[0], None).objectives == first.objectives
+    assert candidate_seed(GENOME, seed=0) != candidate_seed(GENOME, seed=1)
+
+
+def test_a_killed_evaluation_leaves_no_half_checkpoint(
+    evaluator: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codenas_hf.evaluation.candidate.score_windows", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluator(GENOME, RUNGS[0], None)
+    assert list(evaluator.folder.iterdir()) == []
+    monkeypatch.undo()
+    # What a SIGKILL would have left is swept by the next attempt.
+    (evaluator.folder / f".{GENOME.genome_id}-r0-dead").mkdir()
+    evaluation = evaluator(GENOME, RUNGS[0], None)
+    assert [path for path in evaluator.folder.iterdir()] == [evaluation.checkpoint]
+
+
+def test_a_leaking_candidate_is_not_trained(evaluator: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        __import__("codenas_hf.modeling_codenas", fromlist=["_MASKS"])._MASKS, "full_attention", lambda **k: None
+    )
+    monkeypatch.setattr("codenas_hf.modeling_codenas.CodeNASAttention.is_causal", False, raising=False)
+    original = CandidateEvaluator._build
+
+    def build(self: CandidateEvaluator, *arguments: object, **keywords: object) -> object:
+        model = original(self, *arguments, **keywords)  # type: ignore[arg-type]
+        for layer in model.model.layers:
+            layer.self_attn.is_causal = False
+        return model
+
+    monkeypatch.setattr(CandidateEvaluator, "_build", build)
+    with pytest.raises(LeakError, match="sees the future"):
+        evaluator(GENOME, RUNGS[0], None)
+    assert not evaluator.folder.exists() or not list(evaluator.folder.iterdir())
+
+
+def test_the_front_is_timed_alone(evaluator: CandidateEvaluator) -> None:
+    first = evaluator(GENOME, RUNGS[0], None)
+    confirm = LatencyConfirmer(data=evaluator.data, settings=evaluator.settings, folder=evaluator.folder)
+    confirmed = pickle.loads(pickle.dumps(confirm))(GENOME, RUNGS[0], first)
+    assert confirmed.objectives["decode_ms"] == confirmed.measurements["latency"]["decode_ms"] != 1.5
+    assert confirmed.objectives["bits_per_byte"] == first.objectives["bits_per_byte"]
+    assert confirmed.measurements["latency"]["protocol"]["new_tokens"] == 4
+    assert confirmed.checkpoint == first.checkpoint
+    evaluator.discard(first)
+    with pytest.raises(FileNotFoundError, match="no artifact of"):
+        confirm(GENOME, RUNGS[0], first)
+
+
+def test_latency_can_be_measured_in_place(evaluator: CandidateEvaluator) -> None:
+    alone = replace(evaluator, latency=None, settings=replace(evaluator.settings, measure_latency=True))
+    evaluation = alone(GENOME, RUNGS[0], None)
+    assert evaluation.objectives["decode_ms"] == evaluation.measurements["latency"]["decode_ms"]
+
+
+def test_what_cannot_work_is_refused_at_once(evaluator: CandidateEvaluator) -> None:
+    with pytest.raises(ValueError, match="`latency` is needed"):
+        replace(evaluator, latency=None)
+    with pytest.raises(ValueError, match="rungs need the schedule `stable`"):
+        replace(evaluator, train=TrainSettings(optim=OptimSettings(schedule="cosine")))
+    with pytest.raises(ValueError, match="`score_bytes` must be 1 or more"):
+        CandidateSettings(score_bytes=0)

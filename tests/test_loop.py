@@ -1,0 +1,258 @@
+"""The training loop: budgets, exact accumulation and resuming, divergence."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_fakes import VOCAB, FakeTokens, tiny_model, weights
+
+from codenas_hf.search.records import Budget
+from codenas_hf.training import (
+    DivergenceError,
+    OptimSettings,
+    TrainResult,
+    TrainSettings,
+    latest_checkpoint,
+    resolve_precision,
+    train,
+)
+from codenas_hf.training.budgets import flops_per_token, planned_steps
+from codenas_hf.training.checkpoint import WEIGHTS, load_weights, read_progress, written_whole
+
+
+def settings(*, warmup: int = 1, **changes: Any) -> TrainSettings:
+    plain = {"sequence_length": 16, "tokens_per_step": 128, "precision": "float32", "log_every": 5}
+    return TrainSettings(**{**plain, "optim": OptimSettings(warmup_steps=warmup), **changes})
+
+
+def trained(budget: Budget, how: TrainSettings, **arguments: Any) -> tuple[torch.Tensor, TrainResult]:
+    model = tiny_model()
+    result = train(model, arguments.pop("tokens", FakeTokens()), budget, settings=how, **arguments)
+    return weights(model), result
+
+
+def test_loss_falls_below_chance() -> None:
+    _, result = trained(Budget("steps", 60), settings())
+    losses = [point["loss"] for point in result.curve]
+    assert losses[-1] < 0.6 * math.log(VOCAB) < losses[0]
+    assert result.steps == result.steps_run == 60
+    assert result.tokens == 60 * 128
+    assert result.bytes == 60 * 128 * 3.0
+    assert result.checkpoint is None
+    assert result.tokens_per_second == pytest.approx(result.tokens / result.seconds_run)
+
+
+@pytest.mark.parametrize("micro", [4, 1])
+def test_accumulation_is_exact(micro: int) -> None:
+    """8 x 1 equals 2 x 4 and 1 x 8, although rows hold different numbers of targets."""
+    whole, _ = trained(Budget("steps", 3), settings(optim=OptimSettings(optimizer="adamw", warmup_steps=1)))
+    parts, _ = trained(
+        Budget("steps", 3), settings(micro_sequences=micro, optim=OptimSettings(optimizer="adamw", warmup_steps=1))
+    )
+    assert torch.allclose(whole, parts, atol=2e-5)
+
+
+class Interrupted(FakeTokens):
+    """Stops the training when it asks for one step's data."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+        if step == self.step:
+            raise KeyboardInterrupt
+        return super().batch(step, **arguments)
+
+
+@pytest.mark.parametrize("stop", [7, 18])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resume_equals_a_straight_run(tmp_path: Path, stop: int, dropout: float) -> None:
+    """Bit for bit, before and after the decay has begun (20 steps, the last four decay)."""
+    how = settings(dropout=dropout, checkpoint_minutes=1e-9)
+    straight, whole = trained(Budget("steps", 20), how)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Budget("steps", 20), how, folder=tmp_path, tokens=Interrupted(stop))
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert read_progress(checkpoint).step == stop
+    resumed, result = trained(Budget("steps", 20), how, folder=tmp_path, resume_from=checkpoint)
+    assert torch.equal(straight, resumed)
+    assert result.steps_run == 20 - stop
+    assert [p["loss"] for p in result.curve] == [p["loss"] for p in whole.curve]
+    assert len(list(tmp_path.glob("step-*"))) == 1
+
+
+def test_a_rung_continues_the_constant_rate_state(tmp_path: Path) -> None:
+    """50 + 250 steps: the larger budget goes on from before the decay, and ends where one straight run ends."""
+    _, first = trained(Budget("steps", 20), settings(), folder=tmp_path / "first")
+    assert first.checkpoint == tmp_path / "first" / "constant"
+    assert read_progress(first.checkpoint).step == 16
+    second, result = trained(Budget("steps", 50), settings(), folder=tmp_path / "second", resume_from=first.checkpoint)
+    straight, _ = trained(Budget("steps", 50), settings(), folder=tmp_path / "straight")
+    assert torch.equal(second, straight)
+    assert (result.steps, result.steps_run) == (50, 34)
+    assert read_progress(tmp_path / "second" / "constant").step == 40
+
+
+def test_a_decayed_checkpoint_cannot_take_a_larger_budget(tmp_path: Path) -> None:
+    how = settings(checkpoint_minutes=1e-9)
+    trained(Budget("steps", 20), how, folder=tmp_path)
+    decayed = max(tmp_path.glob("step-*"))
+    with pytest.raises(ValueError, match="has begun to decay for the budget 20 steps"):
+        trained(Budget("steps", 40), how, resume_from=decayed)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    _, first = trained(Budget("steps", 10), settings(), folder=tmp_path)
+    with pytest.raises(ValueError, match="was trained with `seed` = 0, this run has 1"):
+        trained(Budget("steps", 20), settings(seed=1), resume_from=first.checkpoint)
+
+
+def test_damaged_and_missing_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        read_progress(tmp_path)
+    assert latest_checkpoint(tmp_path) is None
+    _, first = trained(Budget("steps", 10), settings(), folder=tmp_path)
+    assert first.checkpoint is not None
+    with pytest.raises(ValueError, match="belongs to another model"):
+        load_weights(first.checkpoint, model=tiny_model(width=32))
+    (first.checkpoint / "training_state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_progress(first.checkpoint)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with written_whole(target) as fresh:
+        (fresh / "a").write_text("1")
+
+    def fail() -> None:
+        with written_whole(target) as fresh:
+            (fresh / "a").write_text("2")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert (target / "a").read_text() == "1"
+    with written_whole(target) as fresh:
+        (fresh / "a").write_text("3")
+    assert (target / "a").read_text() == "3"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    model = tiny_model()
+
+    class Poison(FakeTokens):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            if step == 9:
+                with torch.no_grad():
+                    model.model.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+            return super().batch(step, **arguments)
+
+    how = settings(checkpoint_minutes=1e-9)
+    with pytest.raises(DivergenceError, match=r"diverged at step 9 of budget 40 steps.*step-9"):
+        train(model, Poison(), Budget("steps", 40), settings=how, folder=tmp_path)
+    kept = load_file(tmp_path / "step-9" / WEIGHTS)
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+def test_a_budget_in_seconds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 5 %, whatever a step takes; the decay ends with the budget."""
+    now = [100.0]
+
+    class Slow(FakeTokens):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            now[0] += 0.3 + 0.1 * (step % 3)
+            return super().batch(step, **arguments)
+
+    monkeypatch.setattr("codenas_hf.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    _, result = trained(Budget("seconds", 12.0), settings(), tokens=Slow())
+    assert result.seconds == pytest.approx(12.0, rel=0.05)
+    assert 25 < result.steps < 35
+
+
+def test_budgets_in_steps() -> None:
+    same = {"tokens_per_step": 1024, "bytes_per_token": 3.0, "flops_per_token": 1e6}
+    assert planned_steps(Budget("steps", 7), **same) == 7
+    assert planned_steps(Budget("tokens", 10_240), **same) == 10
+    assert planned_steps(Budget("bytes", 30_720), **same) == 10
+    assert planned_steps(Budget("flops", 1.024e10), **same) == 10
+    assert planned_steps(Budget("tokens", 1), **same) == 1
+    assert planned_steps(Budget("seconds", 5), **same) is None
+
+
+def test_flops_of_a_token() -> None:
+    model = tiny_model()
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert flops_per_token(model, length=10) == 6 * matrices + 2 * 6 * 10 * 16
+
+
+def test_label_smoothing_changes_the_training_but_not_what_is_reported() -> None:
+    frozen = OptimSettings(learning_rate=1e-12, matrix_learning_rate=1e-12)
+    _, plain = trained(Budget("steps", 5), settings(optim=frozen))
+    _, smooth = trained(Budget("steps", 5), settings(optim=frozen, label_smoothing=0.1))
+    assert smooth.curve[-1]["loss"] == pytest.approx(plain.curve[-1]["loss"], rel=1e-5)
+    moved, _ = trained(Budget("steps", 5), settings())
+    moved_smooth, _ = trained(Budget("steps", 5), settings(label_smoothing=0.1))
+    assert not torch.equal(moved, moved_smooth)
+
+
+def test_processes_must_be_able_to_share_a_step() -> None:
+    accelerator: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="8 sequences, which 3 processes cannot share"):
+        train(tiny_model(), FakeTokens(), Budget("steps", 1), settings=settings(), accelerator=accelerator)
+
+
+def test_precision() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("float32", device=cpu) is torch.float32
+    assert resolve_precision("bfloat16", device=cpu) is torch.bfloat16
+    assert resolve_precision("auto", device=cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="`precision` must be auto, float32 or bfloat16"):
+        resolve_precision("int8", device=cpu)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"tokens_per_step": 100}, "`tokens_per_step` must be a multiple of `sequence_length`"),
+        ({"log_every": 0}, "`log_every` must be 1 or more"),
+        ({"micro_sequences": 0}, "`micro_sequences` must be 1 or more, or null"),
+        ({"dropout": 1.0}, "`dropout` must be at least 0 and below 1"),
+        ({"checkpoint_minutes": 0.0}, "`checkpoint_minutes` must be above 0"),
+    ],
+)
+def test_settings_refuse_what_cannot_work(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        TrainSettings(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(330)
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """DDP over gloo: ranks end bit-equal, and close to one process with the same global batch."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    done = subprocess.run(
+        [*command, str(here / "training_ranks.py"), str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors")["weights"] for rank in (0, 1)]
+    assert torch.equal(*ranks)
+    single, result = trained(Budget("steps", 12), settings(micro_sequences=2))
+    assert torch.allclose(single, ranks[0], atol=1e-4)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["world"] == 2
+    assert facts["loss"] == pytest.approx([p["loss"] for p in result.curve], rel=1e-4)

@@ -1,0 +1,135 @@
+"""Optimisers and the rule that carries them across widths."""
+
+import copy
+
+import pytest
+import torch
+from training_fakes import tiny_model, weights
+
+from codenas_hf.training.optim import Muon, Optimizers, OptimSettings, initialise, orthogonalise, rate_factor
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((12, 30), (30, 12), (16, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(3, rows, columns, generator=generator)))
+        assert 0.4 < float(values.min())
+        assert float(values.max()) < 1.4
+
+
+def test_muon_moves_as_torch_does() -> None:
+    """Same update and scaling as torch.optim.Muon; torch works in bfloat16, hence the tolerance."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(8, 24), (24, 8), (8, 24)]
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    start = [p.detach().clone() for p in ours]
+    first = Muon(ours, lr=0.1, weight_decay=0.1, momentum=0.9)
+    second = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.9)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        first.step()
+        second.step()
+    for a, b, c in zip(ours, theirs, start, strict=True):
+        moved = (b - c).norm()
+        assert float(((a - b).norm() / moved).detach()) < 0.02
+
+
+def test_muon_refuses_vectors() -> None:
+    with pytest.raises(ValueError, match="Muon takes matrices"):
+        Muon([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+
+
+def test_width_rule_starts_logits_alike_at_every_width() -> None:
+    ids = torch.arange(40)[None]
+    spread = []
+    for width in (16, 64, 256):
+        model = tiny_model(width=width, layers=1, tied=False)
+        spread.append(float(model(input_ids=ids).logits.std()))
+        assert not model.model.layers[0].mlp.down_proj.weight.any()
+        assert float(model.model.layers[0].mlp.up_proj.weight.std()) == pytest.approx(width**-0.5, rel=0.1)
+    # A sum over the width of independent terms, times 1/width: it falls as 1/sqrt(width) before training.
+    assert spread[0] / spread[2] == pytest.approx(4, rel=0.35)
+
+
+def test_adamw_rate_of_matrices_falls_with_width_and_muons_does_not() -> None:
+    def rates(width: int, kind: str) -> dict[str, float]:
+        model = tiny_model(width=width)
+        settings = OptimSettings(optimizer=kind, base_width=16)  # type: ignore[arg-type]
+        names = {id(p): n for n, p in model.named_parameters()}
+        return {
+            names[id(p)]: group["lr"]
+            for optimizer in Optimizers(model, settings=settings).all
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
+    matrix, embedding, gain = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
+    narrow, wide = rates(16, "adamw"), rates(64, "adamw")
+    assert wide[matrix] == pytest.approx(narrow[matrix] / 4)
+    assert wide[embedding] == narrow[embedding]
+    assert wide[gain] < narrow[gain]
+    narrow, wide = rates(16, "muon"), rates(64, "muon")
+    assert wide[matrix] == narrow[matrix]
+
+
+def test_initial_weights_depend_on_the_seed_only() -> None:
+    torch.manual_seed(5)
+    first = weights(tiny_model(seed=1))
+    torch.manual_seed(6)
+    assert torch.equal(first, weights(tiny_model(seed=1)))
+    assert not torch.equal(first, weights(tiny_model(seed=2)))
+
+
+def test_initialise_model_keeps_what_the_class_drew() -> None:
+    model = tiny_model(initialise="model")
+    before = weights(model)
+    initialise(model, settings=OptimSettings(initialise="model"), seed=3)
+    assert torch.equal(before, weights(model))
+    assert float(model.model.norm.weight.mean()) == 1.0
+
+
+def test_schedule_warms_up_stays_and_decays_to_zero() -> None:
+    settings = OptimSettings(warmup_steps=10, decay_share=0.25)
+    rate = [rate_factor(s / 200, s, settings=settings, planned_steps=200) for s in range(200)]
+    assert rate[0] == pytest.approx(0.1)
+    assert rate[9:151] == pytest.approx([1.0] * 142)
+    assert rate[175] == pytest.approx(0.5)
+    assert 0 < rate[199] < 0.05
+    short = [rate_factor(s / 20, s, settings=settings, planned_steps=20) for s in range(20)]
+    assert short[2] == 1.0, "warm-up takes at most a tenth of the budget"
+    cosine = OptimSettings(schedule="cosine", warmup_steps=0)
+    assert rate_factor(1.0, 99, settings=cosine, planned_steps=100) == pytest.approx(0.1)
+
+
+def test_state_survives_a_round_trip_and_refuses_strangers() -> None:
+    model = tiny_model()
+    optimizers = Optimizers(model, settings=OptimSettings())
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizers.step()
+    state = copy.deepcopy(optimizers.state_dict())
+    assert any(key.endswith("|momentum_buffer") for key in state)
+    fresh = Optimizers(model, settings=OptimSettings())
+    fresh.load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+    with pytest.raises(ValueError, match="written by another optimiser than AdamW"):
+        Optimizers(model, settings=OptimSettings(optimizer="adamw")).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"has 'other\.weight', which this model does not train"):
+        fresh.load_state_dict({"other.weight|step": torch.ones(())})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("learning_rate", 0.0, "`learning_rate` must be above 0"),
+        ("momentum", 1.0, "`momentum` must be at least 0 and below 1"),
+        ("weight_decay", -1.0, "`weight_decay` must be 0 or more"),
+        ("gradient_clip", 0.0, "`gradient_clip` must be above 0"),
+        ("base_width", 0, "`base_width` must be 1 or more"),
+    ],
+)
+def test_settings_refuse_what_cannot_work(field: str, value: float, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        OptimSettings(**{field: value})  # type: ignore[arg-type]
