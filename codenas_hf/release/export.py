@@ -85,7 +85,7 @@ def write_release(
         )
     ours = _frozen_copy(model)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(ours.config, name) is None:
+        if getattr(words, name) is not None:  # the tokenizer knows; a model may be built without
             setattr(ours.config, name, getattr(words, name))
     row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
     released = ours if row is None else export_stock(ours)

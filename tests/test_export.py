@@ -1,0 +1,309 @@
+"""Export: each stock row bit-equal, a release folder that strangers load, GGUF that llama.cpp reads."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import GENES, make_genome, make_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from codenas_hf import CodeNASConfig, CodeNASForCausalLM
+from codenas_hf.release import export
+from codenas_hf.release.export import export_stock, write_release
+from codenas_hf.release.gguf import QWEN2_PATTERN, write_gguf
+
+PLAIN_LN = {"norm_type": "layernorm", "mlp_type": "plain"}
+STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "untied, wide heads, theta": (
+        "llama",
+        {"tie_word_embeddings": False, "head_dim": 32, "rope_theta": 5e4, "num_key_value_heads": 1},
+    ),
+    "gated gelu": ("llama", {"hidden_act": "gelu"}),
+    "qwen3": ("qwen3", {"qk_norm": True}),
+    "qwen3 with windows": ("qwen3", {"qk_norm": True, "layer_pattern": "sf", "sliding_window": 6}),
+    "arcee": ("arcee", {"mlp_type": "plain", "hidden_act": "relu2"}),
+    "arcee gelu": ("arcee", {"mlp_type": "plain", "hidden_act": "gelu"}),
+    "smollm3": ("smollm3", {"position_embedding_type": "none"}),
+    "smollm3 with windows": ("smollm3", {"layer_pattern": "ssf", "sliding_window": 6}),
+    "smollm3 with odd heads": ("smollm3", {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16}),
+    "stablelm": ("stablelm", {"norm_type": "layernorm"}),
+    "stablelm parallel": ("stablelm", {"norm_type": "layernorm", "parallel_residual": True}),
+    "starcoder2": ("starcoder2", {**PLAIN_LN, "hidden_act": "gelu"}),
+    "starcoder2 with windows": (
+        "starcoder2",
+        {**PLAIN_LN, "hidden_act": "silu", "layer_pattern": "s", "sliding_window": 6, "head_dim": 32},
+    ),
+    "gpt2": (
+        "gpt2",
+        {**PLAIN_LN, "hidden_act": "gelu", "position_embedding_type": "learned", "num_key_value_heads": 4},
+    ),
+    "gpt2 relu2 untied": (
+        "gpt2",
+        {
+            **PLAIN_LN,
+            "hidden_act": "relu2",
+            "position_embedding_type": "learned",
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+NOT_STOCK: dict[str, str] = {
+    "conv": "has `layer_types`",
+    "residual_scalars": "has `residual_scalars`",
+    "softcap": "has `final_logit_softcapping`",
+    "layer_repeats": "has `layer_repeats`",
+    "per layer": "lets `num_attention_heads`.* differ between layers",
+    "alibi": "has position_embedding_type .*, not alibi",
+    "parallel": "has parallel_residual False, not True",
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_rows_are_bit_equal(name: str) -> None:
+    expected, genes = STOCK[name]
+    model = make_model(make_genome(**genes))
+    stock = export_stock(model)
+    assert stock.config.model_type == expected
+    assert type(stock).__module__.startswith("transformers.models.")
+    tokens = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    with torch.inference_mode():
+        assert torch.equal(model(tokens).logits, stock(tokens).logits)
+        arguments = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(model.generate(tokens, **arguments), stock.generate(tokens, **arguments))
+
+
+@pytest.mark.parametrize("name", NOT_STOCK)
+def test_says_which_gene_forbids_a_stock_export(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no stock architecture equals this model: .*{NOT_STOCK[name]}"):
+        export_stock(make_model(make_genome(**GENES[name])))
+
+
+def test_an_export_with_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: Any, row: Any) -> Any:
+        stock = original(model, row)
+        with torch.no_grad():
+            stock.model.norm.weight.mul_(1.001)
+        return stock
+
+    original = export._as_stock
+    monkeypatch.setattr(export, "_as_stock", wrong)
+    with pytest.raises(RuntimeError, match=r"as llama the logits differ by .*, expected none; not exported"):
+        export_stock(make_model(make_genome()))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer of 300 entries with the qwen2 pre-tokenizer."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    words.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+    )
+    words.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token=special[0], eos_token=special[0], pad_token=special[-1]
+    )
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llama", "conv"])
+def test_a_release_folder_loads_and_says_where_it_comes_from(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    genome = make_genome(**GENES[name])
+    model = make_model(genome).train()
+    folder = write_release(
+        model, folder=tmp_path / "winner", tokenizer=tokenizer, record={"seed": 3}, settings={"train": {"seed": 3}}
+    )
+    assert model.training, "the model is left alone"
+    record = json.loads((folder / "record.json").read_text())
+    assert record["seed"] == 3
+    assert record["release"]["architecture"] == ("llama" if name == "llama" else "codenas")
+    assert record["release"]["parameters"] == genome.num_parameters()
+    assert record["release"]["weights_bytes"] == genome.artifact_bytes("bfloat16")
+    assert "seed: 3" in (folder / "settings.yaml").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.generation_config.eos_token_id == 0
+    assert len(AutoTokenizer.from_pretrained(folder)) == 300
+    code = {path.name for path in folder.glob("*.py")}
+    assert code == (set() if name == "llama" else {"configuration_codenas.py", "modeling_codenas.py"})
+    assert [path.name for path in tmp_path.iterdir()] == ["winner"], "no rest of the draft stays"
+    assert CodeNASConfig._auto_class is None
+    assert CodeNASForCausalLM._auto_class is None
+
+
+STRANGER = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "codenas_hf":
+            raise ImportError("this process must not have codenas_hf")
+
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+words = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = words("def f(x):", return_tensors="pt")
+print(json.dumps({
+    "class": type(model).__name__,
+    "base": type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__,
+    "tokens": model.generate(**ids, max_new_tokens=8, do_sample=False)[0].tolist(),
+}))
+"""
+
+
+def test_a_process_without_this_package_generates_from_the_folder(tokenizer: Path, tmp_path: Path) -> None:
+    model = make_model(make_genome(**GENES["conv, sliding, alibi"]))
+    folder = write_release(model, folder=tmp_path / "winner", tokenizer=tokenizer, record={}, dtype="float32")
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    answer = json.loads(run.stdout)
+    ids = AutoTokenizer.from_pretrained(tokenizer)("def f(x):", return_tensors="pt")
+    model.generation_config.eos_token_id = 0
+    assert answer["tokens"] == model.generate(**ids, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert (answer["class"], answer["base"]) == ("CodeNASForCausalLM", "CodeNASModel")
+
+
+def test_a_failed_release_leaves_the_earlier_one(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = make_model(make_genome()), tmp_path / "winner"
+    write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 1})
+    monkeypatch.setattr(
+        export, "_logits_difference", lambda first, second: 0.25 if second.dtype != torch.float32 else 0
+    )
+    with pytest.raises(
+        RuntimeError, match=r"the written model's logits differ by 0.25, expected none; nothing released"
+    ):
+        write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 2})
+    monkeypatch.undo()
+    assert json.loads((folder / "record.json").read_text())["number"] == 1
+    monkeypatch.setattr(export.os, "rename", _fails_once(export.os.rename))
+    with pytest.raises(OSError, match="disk full"):
+        write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 3})
+    monkeypatch.undo()
+    assert json.loads((folder / "record.json").read_text())["number"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["winner"]
+    write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 4}, stock=False)
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["number"], record["release"]["architecture"]) == (4, "codenas")
+
+
+def _fails_once(rename: Any) -> Any:
+    def failing(source: Any, target: Any) -> None:
+        if Path(source).name == "release":
+            raise OSError("disk full")
+        rename(source, target)
+
+    return failing
+
+
+def test_release_refuses_what_does_not_fit(tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 300 entries, expected at most the model's `vocab_size` 280"):
+        write_release(make_model(make_genome(vocab_size=280)), folder=tmp_path / "w", tokenizer=tokenizer, record={})
+    with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
+        write_release(make_model(make_genome()), folder=tmp_path / "w", tokenizer=tokenizer, record={}, dtype="int8")
+
+
+GGUF_GENES: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied, wide heads, theta": {"tie_word_embeddings": False, "head_dim": 32, "rope_theta": 5e4},
+}
+
+
+@pytest.mark.parametrize("name", GGUF_GENES)
+def test_gguf_read_back_by_transformers_is_equal(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    model = make_model(make_genome(**GGUF_GENES[name]))
+    write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    tokens = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    ("genes", "message"),
+    [
+        ({"qk_norm": True}, "only a stock llama is written as GGUF: it equals qwen3"),
+        ({"residual_scalars": True}, "only a stock llama .*`residual_scalars`"),
+        ({"hidden_act": "gelu"}, "llama.cpp's llama has `hidden_act` silu, got gelu"),
+    ],
+)
+def test_gguf_refuses_other_architectures(
+    genes: dict[str, Any], message: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_gguf(make_model(make_genome(**genes)), tmp_path / "model.gguf", tokenizer=tokenizer)
+
+
+def test_gguf_refuses_an_unknown_pre_tokenizer_and_dtype(tokenizer: Path, tmp_path: Path) -> None:
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.save_pretrained(tmp_path / "other")
+    model = make_model(make_genome())
+    with pytest.raises(ValueError, match=r"for which llama.cpp has no name"):
+        write_gguf(model, tmp_path / "model.gguf", tokenizer=tmp_path / "other")
+    with pytest.raises(ValueError, match="`dtype` must be one of float32, float16, got 'int4'"):
+        write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="int4")
+
+
+@pytest.fixture(scope="module")
+def node_folder() -> Path:
+    """A folder with node-llama-cpp, kept between runs; its package holds llama.cpp as a prebuilt program."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm and node are needed to run llama.cpp; install Node.js 20 or newer")
+    folder = Path(os.environ.get("CODENAS_NODE_FOLDER", Path(tempfile.gettempdir()) / "codenas_node_llama_cpp"))
+    if not (folder / "node_modules" / "node-llama-cpp").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "node-llama-cpp@3.22.1"]
+        environment = os.environ | {"NODE_LLAMA_CPP_SKIP_DOWNLOAD": "true"}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        if run.returncode:
+            pytest.skip(f"node-llama-cpp cannot be installed: {run.stderr[-300:]}")
+    return folder
+
+
+@pytest.mark.node
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", GGUF_GENES)
+def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, node_folder: Path) -> None:
+    model = make_model(make_genome(**GGUF_GENES[name]))
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
+    text = "def f(x):\n    if x == 12345:\n        return x  # déjà vu it's\n\t\n"
+    ids = AutoTokenizer.from_pretrained(tokenizer)(text)["input_ids"]
+    ours = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(ids) :]
+    shutil.copy(Path(__file__).parent / "read_gguf.mjs", node_folder)
+    request = json.dumps({"text": text, "ids": ids, "count": 12})
+    run = subprocess.run(
+        ["node", "read_gguf.mjs", str(path), request], capture_output=True, text=True, cwd=node_folder, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    answer = json.loads(run.stdout.splitlines()[-1])
+    assert answer["tokens"] == ids
+    assert answer["greedy"] == ours.tolist()
