@@ -47,7 +47,7 @@ def drain(generator):
 
 
 def test_greedy_equals_generate(model, tokenizer):
-    settings = DecodeSettings(max_new_tokens=20, boundary="keep")
+    settings = DecodeSettings(max_new_tokens=20, boundary="keep", start="never")
     ids = tokenizer("def add(", return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
     specials = [index for index, token in enumerate(expected) if token in TokenText.of(tokenizer).special_ids]
@@ -158,7 +158,7 @@ def test_sampling_follows_the_distribution(model, tokenizer):
     ids = tokenizer("def", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         probabilities = model(ids).logits[0, -1].div(0.5).softmax(-1)
-    settings = DecodeSettings(max_new_tokens=1, temperature=0.5, boundary="keep", batch_size=400)
+    settings = DecodeSettings(max_new_tokens=1, temperature=0.5, boundary="keep", start="never", batch_size=400)
     done = complete_many(model, tokenizer, ["def"], settings=settings, num_samples=400)[0]
     best = int(probabilities.argmax())
     share = sum(row.token_ids[:1] == (best,) for row in done) / len(done)
@@ -175,13 +175,15 @@ def test_top_k_of_one_and_min_p_of_one_are_greedy(model, tokenizer):
 
 def test_repetition_penalty_breaks_a_loop(tokenizer):
     model = tiny_model(tokenizer, seed=3, spread=0.05)
-    learn(model, tokenizer, "add" + " add" * 40, steps=30)
-    loop = complete(model, tokenizer, "add add", settings=DecodeSettings(max_new_tokens=20, boundary="keep"))
+    learn(model, tokenizer, "add" + " add" * 40, steps=60)
+    loop = complete(
+        model, tokenizer, "add add", settings=DecodeSettings(max_new_tokens=20, boundary="keep", start="never")
+    )
     free = complete(
         model,
         tokenizer,
         "add add",
-        settings=DecodeSettings(max_new_tokens=20, boundary="keep", repetition_penalty=100.0),
+        settings=DecodeSettings(max_new_tokens=20, boundary="keep", start="never", repetition_penalty=100.0),
     )
     assert loop.text == " add" * 20
     assert free.text != loop.text
@@ -197,7 +199,7 @@ def test_infilling_puts_the_prompt_in_psm_order(model, tokenizer, monkeypatch):
 
     monkeypatch.setattr(model, "generate", spy)
     complete(model, tokenizer, "def f(", settings=DecodeSettings(max_new_tokens=2), suffix="\nreturn")
-    assert tokenizer.decode(seen["ids"]) == "<|fim_prefix|>def f(<|fim_suffix|>\nreturn<|fim_middle|>"
+    assert tokenizer.decode(seen["ids"]) == "<|endoftext|><|fim_prefix|>def f(<|fim_suffix|>\nreturn<|fim_middle|>"
 
 
 def test_infilling_needs_its_tokens():
@@ -223,7 +225,7 @@ def test_special_tokens_in_text_stay_text(model, tokenizer, monkeypatch):
 
     monkeypatch.setattr(model, "generate", spy)
     complete(model, tokenizer, f"x = '{SPECIAL[0]}{SPECIAL[1]}' + y", settings=DecodeSettings(max_new_tokens=2))
-    assert not seen["ids"] & TokenText.of(tokenizer).special_ids
+    assert seen["ids"] & TokenText.of(tokenizer).special_ids == {tokenizer.bos_token_id}
 
 
 @pytest.mark.parametrize("suffix", [None, "y = 1\n" * 100])
@@ -250,6 +252,17 @@ def test_max_seconds_ends_a_completion(model, tokenizer):
     assert len(done.token_ids) <= 1
 
 
+def test_start_token(model, tokenizer, monkeypatch):
+    for start, expected in (("auto", 4), ("always", 4), ("never", 3)):
+        done = complete(
+            model, tokenizer, "x y", settings=DecodeSettings(max_new_tokens=1, boundary="keep", start=start)
+        )
+        assert done.prompt_tokens == expected, start
+    other = tiny_tokenizer()
+    other.bos_token = other.pad_token  # start and end differ, and the tokenizer itself adds none
+    assert complete(model, other, "x y", settings=DecodeSettings(max_new_tokens=1, boundary="keep")).prompt_tokens == 3
+
+
 def test_empty_prompt_needs_a_start_token():
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
@@ -272,6 +285,7 @@ def test_empty_prompt_needs_a_start_token():
         ("seed", -1),
         ("batch_size", 0),
         ("boundary", "guess"),
+        ("start", "maybe"),
         ("max_seconds", 0.0),
         ("stop", ("",)),
     ],

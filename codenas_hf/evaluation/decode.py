@@ -47,6 +47,7 @@ __all__ = [
     "complete",
     "complete_many",
     "context_tokens",
+    "start_tokens",
     "stream",
     "supports_infilling",
 ]
@@ -115,10 +116,18 @@ class _Watcher(StoppingCriteria):
         return torch.tensor([row.finished is not None for row in self.rows], device=input_ids.device)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens of text; what looks like a special token in it stays text."""
-    encoded = tokenizer(text, add_special_tokens=special, split_special_tokens=True)
-    return list(encoded["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def start_tokens(tokenizer: PreTrainedTokenizerBase, *, settings: DecodeSettings = GREEDY) -> list[int]:
+    """What stands before a text: see `DecodeSettings.start`."""
+    bos = tokenizer.bos_token_id
+    own = bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
+    packed = bos is not None and bos == tokenizer.eos_token_id
+    wanted = settings.start == "always" or (settings.start == "auto" and (own or packed))
+    return [bos] if wanted and bos is not None else []
 
 
 def _fim_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
@@ -162,30 +171,28 @@ def _prepare(
     text = prompt.rstrip() if settings.boundary == "strip" and suffix is None else prompt
     limit = context_tokens(model)
     room = math.inf if limit is None else limit - min(settings.max_new_tokens, max(1, limit // 2))
+    opening = start_tokens(tokenizer, settings=settings)
     if suffix is None:
-        token_ids = _encode(tokenizer, text, special=True)
-        ending = [index for index in token_ids[-1:] if index == tokenizer.eos_token_id]
-        if ending and text:  # some tokenizers close every text; a prompt is open
-            token_ids = token_ids[:-1]
+        token_ids = _encode(tokenizer, text)
         healed = HealedPrompt(token_ids, b"", 0)
         if settings.boundary == "heal":
             healed = table.heal(text, token_ids)
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if not healed.token_ids:
+        if not healed.token_ids and not opening:
+            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
             if start is None:
                 raise ValueError("`prompt` is empty and the tokenizer has no start token: give at least one character")
-            healed = replace(healed, token_ids=[start])
-        dropped = max(0, len(healed.token_ids) - int(min(room, len(healed.token_ids))))
-        healed = replace(healed, token_ids=healed.token_ids[dropped:])
+            opening = [start]
+        dropped = max(0, len(opening) + len(healed.token_ids) - int(min(room, 1 << 40)))
+        kept = healed.token_ids[max(0, dropped - len(opening)) :] if dropped else opening + healed.token_ids
+        healed = replace(healed, token_ids=kept)
     else:
         open_id, suffix_id, middle_id = _fim_ids(tokenizer)
-        before = _encode(tokenizer, text, special=False)
-        after = _encode(tokenizer, suffix, special=False)
-        dropped = int(max(0, len(before) + len(after) + 3 - room))
+        before, after = _encode(tokenizer, text), _encode(tokenizer, suffix)
+        dropped = int(max(0, len(opening) + len(before) + len(after) + 3 - room))
         from_after = min(len(after), max(0, dropped - len(before) // 2))  # what is near the gap stays
         kept_after = after[: len(after) - from_after]
         kept_before = before[dropped - from_after :]
-        healed = HealedPrompt([open_id, *kept_before, suffix_id, *kept_after, middle_id], b"", 0)
+        healed = HealedPrompt([*opening, open_id, *kept_before, suffix_id, *kept_after, middle_id], b"", 0)
     key = [settings.seed, sample, zlib.crc32(prompt.encode(errors="surrogatepass")), len(prompt)]
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return Row(text, healed, dropped=dropped, settings=settings, seed=seed)

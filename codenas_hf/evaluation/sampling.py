@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 from codenas_hf.evaluation.token_text import HealedPrompt, TokenText
 
 Boundary = Literal["heal", "strip", "keep"]
+Start = Literal["auto", "always", "never"]
 FinishReason = Literal["stop", "eos", "length", "time", "cancelled"]
 
 FUNCTION_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@", "\n```")
@@ -42,6 +43,9 @@ class DecodeSettings:
         stop: the completion ends before the first of these strings.
         boundary: `heal` cuts the prompt back to a token boundary and obliges the completion to spell what was cut;
             `strip` takes trailing white space off the prompt; `keep` leaves the prompt as it is.
+        start: whether the prompt begins with the tokenizer's start token: `always`, `never`, or `auto`: as the
+            tokenizer does it, and also where its start token is its end token, for then each training document
+            followed one.
         seed: of sampling; the same seed and prompt give the same completion in any batch.
         batch_size: prompts decoded at once by `complete_many`.
         max_seconds: give up after this wall time; None waits.
@@ -59,6 +63,7 @@ class DecodeSettings:
     repetition_window: int = 64
     stop: tuple[str, ...] = ()
     boundary: Boundary = "heal"
+    start: Start = "auto"
     seed: int = 0
     batch_size: int = 16
     max_seconds: float | None = None
@@ -81,6 +86,8 @@ class DecodeSettings:
                 raise ValueError(f"`{name}` must be between {low:g} and {high:g}, got {value!r}")
         if self.boundary not in ("heal", "strip", "keep"):
             raise ValueError(f"`boundary` must be heal, strip or keep, got {self.boundary!r}")
+        if self.start not in ("auto", "always", "never"):
+            raise ValueError(f"`start` must be auto, always or never, got {self.start!r}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"`max_seconds` must be above 0, or None to wait, got {self.max_seconds!r}")
         if any(not text for text in self.stop):

@@ -68,15 +68,15 @@ class TokenText:
         alphabet = _byte_alphabet()
         self._bytes: list[bytes] = []
         for index in range(len(tokenizer)):
-            token = "" if index in self.special_ids else str(tokenizer.convert_ids_to_tokens(index) or "")
+            token: str = "" if index in self.special_ids else str(tokenizer.convert_ids_to_tokens(index) or "")
             if byte_level and all(letter in alphabet for letter in token):
                 text = bytes(alphabet[letter] for letter in token)
             elif metaspace and len(token) == 6 and token.startswith("<0x"):
                 text = bytes.fromhex(token[3:5])
             elif metaspace or byte_level:  # of a byte-level vocabulary: tokens added as plain text
-                text = token.replace(_METASPACE, " ").encode() if metaspace else token.encode()
+                text = (token.replace(_METASPACE, " ") if metaspace else token).encode()
             else:
-                text = tokenizer.decode([index]).encode() if token else b""
+                text = str(tokenizer.decode([index])).encode() if token else b""
             self._bytes.append(text)
         self._by_bytes: dict[bytes, list[int]] = {}
         for index, text in enumerate(self._bytes):
