@@ -1,233 +1,167 @@
-"""Run settings: dataclasses in, YAML and dotted overrides on top, nothing unknown accepted.
-
-Each part of the package owns its settings dataclass; the functions here build any of them from a mapping, strictly:
-an unknown key raises and names the nearest known one, a value of the wrong type raises and says what was expected.
-"""
+"""The settings of a whole run: what each part owns, composed; and the files of `configs/` by name."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Literal
 
-import yaml
+from .data import CorpusSettings, TokenizerSettings
+from .evaluation.candidate import CandidateSettings
+from .search import Budget, Rung
+from .strict_yaml import SettingsError
+from .training import TrainSettings
 
-T = TypeVar("T")
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
-
-
-class SettingsError(ValueError):
-    """A setting that does not exist or cannot be used; the message says which, what was expected and got."""
+PolicyName = Literal["genetic", "random", "regularized"]
+_PACKAGE = Path(__file__).parent
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML where a key given twice is an error, and `1e-3` is a number as everybody expects."""
+def config_path(name: str | Path) -> Path:
+    """A file of `configs/`: a path as given, or a name such as `spaces/tiny`.
 
-
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if twice:
-        raise SettingsError(f"{node.start_mark.name}: `{twice[0]}` is given twice; keep one of them")
-    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
-
-
-def parse_bytes(text: str | int | float) -> int:
-    """Bytes from `"20MB"` (decimal), `"512 MiB"` (binary) or a plain number.
+    In a clone the folder stands beside the package, in an installed wheel inside it.
 
     Raises:
-        SettingsError: not a size.
+        SettingsError: there is no such file; the ones that there are get named.
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        return int(text)
-    match = _SIZE.fullmatch(str(text))
-    if match is None:
-        raise SettingsError(f"expected a size such as 20MB, 512KiB or a number of bytes, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    given = Path(name)
+    if given.is_file():
+        return given
+    roots = [root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()]
+    for root in roots:
+        for candidate in (root / given, root / f"{given}.yaml"):
+            if candidate.is_file():
+                return candidate
+    folder = given.parent
+    known = sorted(str(folder / p.stem) for root in roots for p in (root / folder).glob("*.yaml"))
+    raise SettingsError(f"no settings file {name}; " + (f"there are {', '.join(known)}" if known else "give a path"))
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """A half-sentence that names the known key closest to `key`, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(sorted(known))}"
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` asks for; raises SettingsError with the dotted name `where`."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        errors = []
-        # A string is taken last: "20MB" for `int | str` is a number first.
-        for option in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
-            try:
-                return _convert(option, value, where)
-            except SettingsError as error:
-                errors.append(str(error))
-        raise SettingsError(errors[0])
-    if hint is Any:
-        return value
-    if origin is typing.Literal:
-        if value in get_args(hint):
-            return value
-        raise SettingsError(f"`{where}`: expected one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
-    if origin in (tuple, list, Sequence):
-        items = value if isinstance(value, (list, tuple)) else [value]
-        converted = [_convert(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
-        return converted if origin is list else tuple(converted)
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise SettingsError(f"`{where}`: expected a mapping, got {value!r}")
-        return {str(k): _convert(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, str) and hasattr(hint, "parse"):
-            return _checked(where, lambda: hint.parse(value))
-        return from_mapping(hint, value, where=where)
-    return _convert_scalar(hint, value, where)
-
-
-def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is Path and isinstance(value, (str, Path)):
-        return Path(value).expanduser()
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint in (int, float) and not isinstance(value, bool):
-        if where.rsplit(".", 1)[-1].endswith("bytes") and isinstance(value, str):
-            try:
-                return parse_bytes(value)
-            except SettingsError as error:
-                raise SettingsError(f"`{where}`: {error}") from error
-        if isinstance(value, int) or (isinstance(value, float) and (hint is float or value.is_integer())):
-            return hint(value)
-    if hint is str and isinstance(value, str):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise SettingsError(f"`{where}`: expected {name}, got {value!r} ({type(value).__name__})")
-
-
-def _checked(where: str, build: Any) -> Any:
-    try:
-        return build()
-    except SettingsError:
-        raise
-    except ValueError as error:
-        raise SettingsError(f"`{where}`: {error}" if where else str(error)) from error
-
-
-def from_mapping(cls: type[T], data: Any, *, where: str = "") -> T:
-    """An instance of the settings dataclass `cls` from plain values, strictly.
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """The budget of whoever will use the winner; None means no limit.
 
     Args:
-        cls: a dataclass; nested dataclasses, tuples, literals, unions and paths are followed. A field whose name
-            ends in `bytes` also takes sizes such as `20MB`.
-        data: mapping of field names to values.
-        where: dotted name of `data`, for messages.
+        bytes: most bytes to ship: weights, tokenizer, configuration. Sizes such as `20MB` are read.
+        min_bytes: fewest bytes of weights, for those who want to use a budget up.
+        decode_ms: slowest decoding, milliseconds per token at batch 1 on the study's device.
 
     Raises:
-        SettingsError: unknown key (the nearest known one is named), wrong type, or a value that `cls` refuses.
+        ValueError: not positive, or nothing fits between the two sizes.
     """
-    if not isinstance(data, Mapping):
-        raise SettingsError(f"`{where or cls.__name__}`: expected a mapping of settings, got {data!r}")
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]  # cls is a dataclass
-    values = {}
-    for key, value in data.items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in known:
-            raise SettingsError(f"`{name}` is not a setting; {nearest(str(key), known)}")
-        values[key] = _convert(hints[key], value, name)
-    return typing.cast(T, _checked(where, lambda: cls(**values)))
+
+    bytes: int | None = None
+    min_bytes: int | None = None
+    decode_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("bytes", "min_bytes", "decode_ms"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, got {value}; leave it out for no limit")
+        if self.bytes is not None and self.min_bytes is not None and self.min_bytes >= self.bytes:
+            raise ValueError(f"`min_bytes` ({self.min_bytes}) must be below `bytes` ({self.bytes})")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """How much each objective counts when one winner is picked off the front.
 
     Raises:
-        SettingsError: no such file, not YAML, a key given twice, or not a mapping.
+        ValueError: a negative weight, or all are 0.
     """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader
-    except FileNotFoundError as error:
-        raise SettingsError(f"no settings file {path}; see configs/ for examples") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    if data is not None and not isinstance(data, dict):
-        raise SettingsError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
-    return data or {}
+
+    bits_per_byte: float = 0.5
+    artifact_bytes: float = 0.3
+    decode_ms: float = 0.2
+
+    def __post_init__(self) -> None:
+        values = (self.bits_per_byte, self.artifact_bytes, self.decode_ms)
+        if min(values) < 0 or not any(values):
+            raise ValueError(f"weights must be 0 or more and not all 0, got {values}")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping; anything that is not a mapping replaces."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+@dataclass(frozen=True, kw_only=True)
+class LadderSettings:
+    """The search: how many candidates, how long each trains, who goes on.
 
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Nested mapping from `train.learning_rate=1e-3` words; values are YAML.
+    Args:
+        population: candidates in a generation.
+        generations: how many; a finished study goes on when this is raised.
+        budgets: total training at each rung, such as `[50 steps, 300 steps]`.
+        keep: how many of a generation go on from each rung but the last.
+        audit: candidates promoted by lot besides, so that the rungs can be compared fairly.
+        policy: who proposes.
+        seed: of everything that is drawn.
+        seeds: genome files that the first generation starts from.
+        lag: how many generations back each rung's results are read; 1 waits for everybody.
+        storage: URL of a database that several machines share; a journal file in the study's folder without.
+        workers_per_rank: candidates at a time in each process; the share of the cores, or 1 on a GPU, when null.
+        time_limit_s: of one evaluation; null for none.
+        memory_limit_bytes: of one evaluation; null for none.
 
     Raises:
-        SettingsError: a word that is not `name=value`.
+        ValueError: numbers of rungs that do not fit together.
     """
-    tree: dict[str, Any] = {}
-    for word in overrides:
-        name, equals, text = word.partition("=")
-        if not equals or not name or any(not part for part in name.split(".")):
-            raise SettingsError(f"expected name=value, such as limits.bytes=20MB, got {word!r}")
-        try:
-            value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
-        except yaml.YAMLError as error:
-            raise SettingsError(f"the value of {word!r} is not valid YAML: {error}") from error
-        for part in reversed(name.split(".")):
-            value = {part: value}
-        tree = merge(tree, value)
-    return tree
+
+    population: int = 12
+    generations: int = 4
+    budgets: tuple[Budget, ...] = (Budget("steps", 150), Budget("steps", 900))
+    keep: tuple[int, ...] = (3,)
+    audit: int = 1
+    policy: PolicyName = "genetic"
+    seed: int = 0
+    seeds: tuple[Path, ...] = ()
+    lag: tuple[int, ...] = (2, 4)
+    storage: str | None = None
+    workers_per_rank: int | None = None
+    time_limit_s: float | None = None
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.keep) != len(self.budgets) - 1:
+            raise ValueError(
+                f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "
+                "a search in one stage has one budget and `keep: []`"
+            )
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The ladder as the engine takes it."""
+        return tuple(
+            Rung(index, budget, keep=keep)
+            for index, (budget, keep) in enumerate(zip(self.budgets, (*self.keep, None), strict=True))
+        )
 
 
-def load(cls: type[T], *files: Path, overrides: Sequence[str] = ()) -> T:
-    """`cls` from its defaults, then each file, then dotted overrides.
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything about a run.
 
-    Raises:
-        SettingsError: see `from_mapping`, `read_yaml`, `parse_overrides`.
+    Args:
+        study: name of the study; its folder is `folder`/`study`.
+        folder: where studies and prepared data lie.
+        space: a file in configs/spaces by name, or any YAML file.
+        device: `auto`, `cpu` or `cuda`.
+        limits: the user's budget.
+        weights: how one winner is picked.
+        search: the search itself.
+        corpus: where the training text comes from.
+        tokenizer: how it is tokenized.
+        train: how each candidate is trained.
+        candidate: how each candidate is scored.
+        final_score_bytes: held-out text that the winner is scored on.
     """
-    data: dict[str, Any] = {}
-    for file in files:
-        content = read_yaml(file)
-        from_mapping(cls, content, where="")  # so that the message of a bad file is about that file alone
-        data = merge(data, content)
-    return from_mapping(cls, merge(data, parse_overrides(overrides)))
 
-
-def to_mapping(settings: Any) -> Any:
-    """Plain values (mappings, lists, strings, numbers) of a settings dataclass; `from_mapping` reads them back."""
-    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        return {f.name: to_mapping(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
-    if isinstance(settings, Mapping):
-        return {key: to_mapping(value) for key, value in settings.items()}
-    if isinstance(settings, (list, tuple)):
-        return [to_mapping(item) for item in settings]
-    return str(settings) if isinstance(settings, Path) else settings
-
-
-def dump(settings: Any) -> str:
-    """Resolved settings as YAML."""
-    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
+    study: str = "two_stage"
+    folder: Path = Path("runs")
+    space: str = "tiny"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    weights: WeightSettings = field(default_factory=WeightSettings)
+    search: LadderSettings = field(default_factory=LadderSettings)
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    candidate: CandidateSettings = field(default_factory=CandidateSettings)
+    final_score_bytes: int = 1_000_000

@@ -23,9 +23,11 @@ LAYERS = [
     "evaluation",
     "report",
     "release",
+    "hardware",
     "strict_yaml",
     "settings",
-    "jobs",
+    "training_job",
+    "search_job",
     "cli",
 ]
 INSIDE = {

@@ -1,0 +1,233 @@
+"""Settings dataclasses from YAML files and dotted overrides, nothing unknown accepted.
+
+Each part of the package owns its settings dataclass; the functions here build any of them from a mapping, strictly: an
+unknown key raises and names the nearest known one, a value of the wrong type raises and says what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+T = TypeVar("T")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or cannot be used; the message says which, what was expected and got."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML where a key given twice is an error, and `1e-3` is a number as everybody expects."""
+
+
+def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise SettingsError(f"{node.start_mark.name}: `{twice[0]}` is given twice; keep one of them")
+    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
+)
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """Bytes from `"20MB"` (decimal), `"512 MiB"` (binary) or a plain number.
+
+    Raises:
+        SettingsError: not a size.
+    """
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        return int(text)
+    match = _SIZE.fullmatch(str(text))
+    if match is None:
+        raise SettingsError(f"expected a size such as 20MB, 512KiB or a number of bytes, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """A half-sentence that names the known key closest to `key`, or all of them."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(sorted(known))}"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint` asks for; raises SettingsError with the dotted name `where`."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        errors = []
+        # A string is taken last: "20MB" for `int | str` is a number first.
+        for option in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
+            try:
+                return _convert(option, value, where)
+            except SettingsError as error:
+                errors.append(str(error))
+        raise SettingsError(errors[0])
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        if value in get_args(hint):
+            return value
+        raise SettingsError(f"`{where}`: expected one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
+    if origin in (tuple, list, Sequence):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        converted = [_convert(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
+        return converted if origin is list else tuple(converted)
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise SettingsError(f"`{where}`: expected a mapping, got {value!r}")
+        return {str(k): _convert(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, str) and hasattr(hint, "parse"):
+            return _checked(where, lambda: hint.parse(value))
+        return from_mapping(hint, value, where=where)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value).expanduser()
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        if where.rsplit(".", 1)[-1].endswith("bytes") and isinstance(value, str):
+            try:
+                return parse_bytes(value)
+            except SettingsError as error:
+                raise SettingsError(f"`{where}`: {error}") from error
+        if isinstance(value, int) or (isinstance(value, float) and (hint is float or value.is_integer())):
+            return hint(value)
+    if hint is str and isinstance(value, str):
+        return value
+    name = getattr(hint, "__name__", str(hint))
+    raise SettingsError(f"`{where}`: expected {name}, got {value!r} ({type(value).__name__})")
+
+
+def _checked(where: str, build: Any) -> Any:
+    try:
+        return build()
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"`{where}`: {error}" if where else str(error)) from error
+
+
+def from_mapping(cls: type[T], data: Any, *, where: str = "") -> T:
+    """An instance of the settings dataclass `cls` from plain values, strictly.
+
+    Args:
+        cls: a dataclass; nested dataclasses, tuples, literals, unions and paths are followed. A field whose name
+            ends in `bytes` also takes sizes such as `20MB`.
+        data: mapping of field names to values.
+        where: dotted name of `data`, for messages.
+
+    Raises:
+        SettingsError: unknown key (the nearest known one is named), wrong type, or a value that `cls` refuses.
+    """
+    if not isinstance(data, Mapping):
+        raise SettingsError(f"`{where or cls.__name__}`: expected a mapping of settings, got {data!r}")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]  # cls is a dataclass
+    values = {}
+    for key, value in data.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise SettingsError(f"`{name}` is not a setting; {nearest(str(key), known)}")
+        values[key] = _convert(hints[key], value, name)
+    return typing.cast(T, _checked(where, lambda: cls(**values)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        SettingsError: no such file, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader
+    except FileNotFoundError as error:
+        raise SettingsError(f"no settings file {path}; see configs/ for examples") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    if data is not None and not isinstance(data, dict):
+        raise SettingsError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    return data or {}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping; anything that is not a mapping replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested mapping from `train.learning_rate=1e-3` words; values are YAML.
+
+    Raises:
+        SettingsError: a word that is not `name=value`.
+    """
+    tree: dict[str, Any] = {}
+    for word in overrides:
+        name, equals, text = word.partition("=")
+        if not equals or not name or any(not part for part in name.split(".")):
+            raise SettingsError(f"expected name=value, such as limits.bytes=20MB, got {word!r}")
+        try:
+            value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+        except yaml.YAMLError as error:
+            raise SettingsError(f"the value of {word!r} is not valid YAML: {error}") from error
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def load(cls: type[T], *files: Path, overrides: Sequence[str] = ()) -> T:
+    """`cls` from its defaults, then each file, then dotted overrides.
+
+    Raises:
+        SettingsError: see `from_mapping`, `read_yaml`, `parse_overrides`.
+    """
+    data: dict[str, Any] = {}
+    for file in files:
+        content = read_yaml(file)
+        from_mapping(cls, content, where="")  # so that the message of a bad file is about that file alone
+        data = merge(data, content)
+    return from_mapping(cls, merge(data, parse_overrides(overrides)))
+
+
+def to_mapping(settings: Any) -> Any:
+    """Plain values (mappings, lists, strings, numbers) of a settings dataclass; `from_mapping` reads them back."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_mapping(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
+    if isinstance(settings, Mapping):
+        return {key: to_mapping(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [to_mapping(item) for item in settings]
+    return str(settings) if isinstance(settings, Path) else settings
+
+
+def dump(settings: Any) -> str:
+    """Resolved settings as YAML."""
+    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)

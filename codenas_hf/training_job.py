@@ -1,0 +1,246 @@
+"""One genome, trained, scored and released; and a study's trial, released as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .data import PreparedData
+from .data.tokenizer import END_OF_TEXT, PAD
+from .evaluation.candidate import ARTIFACT
+from .evaluation.latency import default_protocol
+from .evaluation.measure import leak_gate, score_windows
+from .evaluation.provenance import provenance
+from .evaluation.timing import measure_latency
+from .genome import Genome
+from .hardware import Hardware, is_main_process
+from .modeling_codenas import CodeNASForCausalLM
+from .release.export import write_release
+from .search import Budget, TrialRecord
+from .settings import RunSettings
+from .strict_yaml import to_mapping
+from .training import build_model, latest_checkpoint, train
+
+Say = Callable[[str], None]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def new_model(genome: Genome, *, settings: RunSettings, seed: int) -> CodeNASForCausalLM:
+    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule."""
+    learned = genome.position_embedding_type == "learned"
+    config = genome.to_config(
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=PAD,
+        max_position_embeddings=None if learned else settings.candidate.max_position_embeddings,
+    )
+    model = build_model(CodeNASForCausalLM, config, settings=settings.train.optim, seed=seed)
+    assert isinstance(model, CodeNASForCausalLM)
+    return model
+
+
+def seconds_per_step(
+    genome: Genome, *, settings: RunSettings, data: PreparedData, device: str, steps: int = 6
+) -> float:
+    """Seconds of one training step of a genome with one compute thread, measured now on `device`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = new_model(genome, settings=settings, seed=0)
+        tokens = data.tokens(genome.vocab_size, "train")
+        accelerator = Accelerator(cpu=device == "cpu")
+        train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
+        result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
+    finally:
+        torch.set_num_threads(threads)
+    return result.seconds_run / result.steps_run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a released model was measured to be.
+
+    Args:
+        facts: bits per byte, loss, accuracy, bytes, latencies, ...; what was not measured is absent.
+        seconds: what the measuring took.
+    """
+
+    facts: Mapping[str, Any]
+    seconds: float
+
+
+def measure_model(
+    model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str
+) -> Measured:
+    """Scores a model on `final_score_bytes` of held-out text and times it alone, after the leak gate.
+
+    Raises:
+        codenas_hf.evaluation.LeakError: the model sees tokens that it must predict.
+    """
+    started = time.perf_counter()
+    model = torch.nn.Module.to(model, torch.device(device)).eval()
+    leak_gate(model, vocab_size=vocab_size)
+    length = settings.train.sequence_length
+    windows = data.tokens(vocab_size, "validation").windows(length, max_bytes=settings.final_score_bytes)
+    score = score_windows(model, windows)
+    latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
+    facts = {
+        "bits_per_byte": score.bits_per_byte,
+        "loss": score.loss,
+        "next_token_accuracy": score.next_token_accuracy,
+        "scored_bytes": score.num_bytes,
+        "scored_tokens": score.num_tokens,
+        "window_tokens": length,
+        "bytes_per_token": score.num_bytes / score.num_tokens,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "latency": latency.to_dict(),
+    }
+    return Measured(facts, time.perf_counter() - started)
+
+
+def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, data: PreparedData) -> Path:
+    """Writes `study`/winner from the weights that a trial left; an existing release of the same trial stays.
+
+    The weights are loaded from the trial's checkpoint, scored on more text than in the search, and timed alone.
+
+    Returns:
+        The release folder.
+
+    Raises:
+        ValueError: the trial has no checkpoint.
+    """
+    genome, evaluation = record.genome, record.evaluation
+    if evaluation is None or evaluation.checkpoint is None or not isinstance(genome, Genome):
+        raise ValueError(f"trial {record.number} of rung {record.rung} has no weights to release; train its genome")
+    folder = study / "winner"
+    same = {"genome_id": genome.genome_id, "rung": record.rung, "number": record.number}
+    try:
+        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        if found.get("trial") == same:
+            return folder
+    except (OSError, ValueError):
+        pass
+    device = Hardware.discover(settings.device).device
+    model = CodeNASForCausalLM.from_pretrained(evaluation.checkpoint / ARTIFACT, dtype=torch.float32)
+    measured = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    return _release(
+        model,
+        genome,
+        folder=folder,
+        settings=settings,
+        data=data,
+        record={
+            "trial": same,
+            "study": study.name,
+            "evaluation": evaluation.to_dict(),
+            "measured": measured.facts,
+            "seconds": {**evaluation.seconds, "final_measure": measured.seconds},
+        },
+    )
+
+
+def train_genome(
+    genome: Genome, budget: Budget, *, folder: Path, settings: RunSettings, data: PreparedData, say: Say
+) -> Path:
+    """Trains a genome on every process of the launcher, scores it and writes a release folder.
+
+    An interrupted training goes on from its newest checkpoint in `<folder>.training`.
+
+    Returns:
+        The release folder.
+
+    Raises:
+        codenas_hf.training.DivergenceError: the loss is no longer finite; names the last good checkpoint.
+        codenas_hf.evaluation.LeakError: the model sees tokens that it must predict.
+    """
+    device = Hardware.discover(settings.device).device
+    accelerator = Accelerator(cpu=device == "cpu")
+    model = new_model(genome, settings=settings, seed=settings.train.seed)
+    leak_gate(model, vocab_size=genome.vocab_size)
+    tokens = data.tokens(genome.vocab_size, "train")
+    state = folder.with_name(f"{folder.name}.training")
+    resume = latest_checkpoint(state) if state.exists() else None
+    if resume is not None:
+        say(f"resume    from {resume}")
+    say(f"train     {genome.num_parameters():,} parameters for {budget} on {accelerator.num_processes} x {device}")
+    result = train(
+        model, tokens, budget, settings=settings.train, folder=state, resume_from=resume, accelerator=accelerator
+    )
+    accelerator.wait_for_everyone()
+    if not is_main_process():
+        return folder
+    say(
+        f"trained   {result.steps:,} steps, {result.tokens:,} tokens ({tokens.bytes_per_token:.2f} bytes each), "
+        f"{result.tokens_per_second:,.0f} tokens a second"
+    )
+    model = accelerator.unwrap_model(model)
+    measured = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    say(f"quality   {measured.facts['bits_per_byte']:.4f} bits per byte on {measured.facts['scored_bytes']:,} bytes")
+    training = {
+        "budget": str(budget),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "bytes": result.bytes,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "precision": result.precision,
+        "processes": accelerator.num_processes,
+        "curve": [dict(point) for point in result.curve],
+    }
+    return _release(
+        model,
+        genome,
+        folder=folder,
+        settings=settings,
+        data=data,
+        record={
+            "training": training,
+            "measured": measured.facts,
+            "seconds": {"train": result.seconds, "final_measure": measured.seconds},
+        },
+    )
+
+
+def _release(
+    model: CodeNASForCausalLM,
+    genome: Genome,
+    *,
+    folder: Path,
+    settings: RunSettings,
+    data: PreparedData,
+    record: Mapping[str, Any],
+) -> Path:
+    """Writes the release folder with its record."""
+    full = {
+        "genome": genome.to_dict(),
+        "genome_id": genome.genome_id,
+        **record,
+        "corpus": data.corpus.report,
+        "provenance": {**provenance(torch.device(Hardware.discover(settings.device).device)), "data": data.digest},
+    }
+    return write_release(
+        model.cpu(),
+        folder=folder,
+        tokenizer=data.tokenizer(genome.vocab_size),
+        record=full,
+        settings=to_mapping(settings),
+    )
