@@ -158,7 +158,7 @@ def test_chosen_documents_do_not_depend_on_the_tokenizer(tiny_data, validation, 
 
 def test_windows_never_come_back_empty(validation):
     windows = validation.windows(64, max_bytes=1)
-    assert windows.num_bytes == min(validation._documents[:, 1])
+    assert windows.num_bytes == min(validation.documents[:, 1])
     with pytest.raises(DataError, match="window length must be at least 1"):
         validation.windows(0)
 

@@ -21,10 +21,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from . import selection
 from .archives import list_manifest
 from .contamination import load_benchmarks
+from .dedup import UInt64
 from .filters import FilterSettings, by_name
 from .ledger import Ledger, as_counts
 from .licences import PERMISSIVE, UNKNOWN, is_allowed
 from .parts import PART_BYTES, Part, PartJob, available_workers, run_parts, split_into_parts
+from .shards import write_splits
 from .sources import SourceFile, is_stream, list_source
 from .storage import DataError, building, content_key, locked, read_json, stored_key, write_json
 from .streams import HubSettings, open_stream, stream_files, stream_identity
@@ -33,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _MANIFEST = "corpus.json"
-_SHARD_BYTES = 256_000_000
-_BATCH_BYTES = 8_000_000
-_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "path", "project", "licence", "sha256")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +167,49 @@ class Corpus:
                 yield (batch.select(columns) if columns else batch).to_pydict()
 
 
-def build_corpus(settings: CorpusSettings, *, folder: Path, workers: int | None = None) -> Corpus:
+@dataclass(frozen=True)
+class CorpusInputs:
+    """What a corpus is made of, before anything is read.
+
+    Args:
+        listing: the candidate files of the sources that have files.
+        streams: the opened Hub datasets.
+        benchmarks: hashes of the benchmark texts.
+        notes: what there is to say about each benchmark.
+        key: hex SHA-256 of all that and the settings: while it stays, the corpus need not be built again.
+    """
+
+    listing: list[list[SourceFile]]
+    streams: dict[str, Any]
+    benchmarks: dict[str, UInt64]
+    notes: dict[str, str]
+    key: str
+
+
+def list_inputs(settings: CorpusSettings) -> CorpusInputs:
+    """Lists the sources; reads none of their files.
+
+    Raises:
+        DataError: a missing source or benchmark file.
+    """
+    listing = [_list(source, settings) for source in settings.sources if not is_stream(source)]
+    streams = {source: open_stream(source, settings.hub) for source in settings.sources if is_stream(source)}
+    benchmarks, notes = load_benchmarks(settings.benchmarks)
+    key = content_key(
+        [
+            _VERSION,
+            settings.identity(),
+            [_listing_key(files) for files in listing],
+            [stream_identity(source, stream, settings.hub) for source, stream in streams.items()],
+            {name: hashlib.sha256(hashes.tobytes()).hexdigest() for name, hashes in benchmarks.items()},
+        ]
+    )
+    return CorpusInputs(listing, streams, benchmarks, notes, key)
+
+
+def build_corpus(
+    settings: CorpusSettings, *, folder: Path, workers: int | None = None, inputs: CorpusInputs | None = None
+) -> Corpus:
     """Builds a corpus, or opens it when `folder` holds the one of these settings and unchanged sources.
 
     A killed build goes on where it was. `folder` changes only once everything is done.
@@ -177,24 +218,15 @@ def build_corpus(settings: CorpusSettings, *, folder: Path, workers: int | None 
         settings: what goes in.
         folder: where it goes.
         workers: processes; None takes what the machine grants. The result does not depend on it.
+        inputs: as listed for these settings, when that was done already.
 
     Raises:
         DataError: a missing source, no Python left after the filters, an impossible split, a full disk.
     """
     started = time.perf_counter()
     with locked(folder):
-        listing = [_list(source, settings) for source in settings.sources if not is_stream(source)]
-        streams = {source: open_stream(source, settings.hub) for source in settings.sources if is_stream(source)}
-        benchmarks, notes = load_benchmarks(settings.benchmarks)
-        key = content_key(
-            [
-                _VERSION,
-                settings.identity(),
-                [_listing_key(files) for files in listing],
-                [stream_identity(source, stream, settings.hub) for source, stream in streams.items()],
-                {name: hashlib.sha256(hashes.tobytes()).hexdigest() for name, hashes in benchmarks.items()},
-            ]
-        )
+        inputs = inputs or list_inputs(settings)
+        listing, streams, key = inputs.listing, inputs.streams, inputs.key
         if stored_key(folder, _MANIFEST) == key:
             return Corpus.open(folder)
         name = f"building-{key[:12]}"
@@ -206,7 +238,7 @@ def build_corpus(settings: CorpusSettings, *, folder: Path, workers: int | None 
             ledger = Ledger()
             hashes = work / "parts" / "benchmarks.npz"
             hashes.parent.mkdir(exist_ok=True)
-            np.savez(hashes, allow_pickle=False, **benchmarks)  # type: ignore[arg-type]
+            np.savez(hashes, allow_pickle=False, **inputs.benchmarks)  # type: ignore[arg-type]
             # The sources share `max_bytes` by their number; those with files draw from one list.
             share = None if settings.max_bytes is None else settings.max_bytes // len(settings.sources)
             candidates = list(_eligible(itertools.chain.from_iterable(listing), settings, ledger))
@@ -225,8 +257,8 @@ def build_corpus(settings: CorpusSettings, *, folder: Path, workers: int | None 
             for part in parts:
                 ledger.add_part(part.counts, part.masked)
             chosen, outcome = _select(parts, settings, ledger, work)
-            report = {**ledger.to_dict(), "benchmarks": notes, **outcome}
-            digest = _write_splits(chosen, parts, settings, report, work)
+            report = {**ledger.to_dict(), "benchmarks": inputs.notes, **outcome}
+            digest = write_splits(chosen, parts, report, folder=work, salt=content_key(settings.identity()))
             shutil.rmtree(work / "parts")
             report["seconds"] = round(time.perf_counter() - started, 1)
             value = {"key": key, "digest": digest, "settings": settings.identity(), "report": report}
@@ -360,73 +392,3 @@ def _select(
         "validation_projects": sorted(projects),
     }
     return rows, outcome
-
-
-def _write_splits(
-    rows: selection.Rows, parts: list[Part], settings: CorpusSettings, report: dict[str, Any], work: Path
-) -> str:
-    """Writes each split in the order of the texts' SHA-256, which mixes the projects; returns the corpus' digest."""
-    digest = hashlib.sha256(content_key(settings.identity()).encode())
-    report["split"] = {}
-    licences: dict[str, list[int]] = {}
-    for number, name in enumerate(selection.SPLITS):
-        inside = np.flatnonzero(rows.split == number)
-        keys = np.ascontiguousarray(rows.sha[inside]).view("V32").reshape(-1)
-        inside = inside[np.argsort(keys, kind="stable")]
-        shards = 0
-        for shard in _cut(inside, rows.size, _SHARD_BYTES):
-            with (
-                pa.OSFile(str(work / f"{name}-{shards:05d}.arrow"), "wb") as out,
-                pa.ipc.new_stream(out, _SCHEMA) as writer,
-            ):
-                for batch in _cut(shard, rows.size, _BATCH_BYTES):
-                    writer.write_table(_table(batch, rows, parts, licences))
-            shards += 1
-        digest.update(f"{name} {len(inside)}".encode() + rows.sha[inside].tobytes())
-        report["split"][name] = {
-            **selection.tally(rows, rows.split == number),
-            "projects": len(np.unique(rows.project[inside])),
-            "shards": shards,
-        }
-    report["licences"] = as_counts(licences)
-    return digest.hexdigest()
-
-
-def _cut(rows: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], limit: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Consecutive runs of rows with about `limit` bytes each."""
-    groups = (np.cumsum(sizes[rows]) - sizes[rows]) // limit
-    edges = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1], True])
-    for start, end in itertools.pairwise(edges):
-        yield rows[start:end]
-
-
-def _table(
-    batch: np.ndarray[Any, Any], rows: selection.Rows, parts: list[Part], licences: dict[str, list[int]]
-) -> pa.Table:
-    """The chosen rows' texts and provenance; reads each part that they lie in once."""
-    values: dict[int, tuple[str, dict[str, str]]] = {}
-    for number in np.unique(rows.part[batch]):
-        mine = batch[rows.part[batch] == number]
-        part = parts[number]
-        sizes, offsets = part.arrays("size", "offset")
-        described = part.rows()
-        with part.stem.with_suffix(".bin").open("rb") as file:
-            for row in mine:
-                place = int(rows.place[row])
-                file.seek(int(offsets[place]))
-                values[int(row)] = (file.read(int(sizes[place])).decode("utf-8"), described[place])
-    for row, (_, described_row) in values.items():
-        entry = licences.setdefault(described_row["licence"], [0, 0])
-        entry[0] += 1
-        entry[1] += int(rows.size[row])
-    chosen = [values[int(row)] for row in batch]
-    return pa.table(
-        {
-            "text": [text for text, _ in chosen],
-            "path": [row["path"] for _, row in chosen],
-            "project": [row["project"] for _, row in chosen],
-            "licence": [row["licence"] for _, row in chosen],
-            "sha256": [rows.sha[row].tobytes().hex() for row in batch],
-        },
-        schema=_SCHEMA,
-    )

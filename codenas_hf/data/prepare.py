@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .corpus import Corpus, CorpusSettings, build_corpus
+from .corpus import Corpus, CorpusSettings, build_corpus, list_inputs
 from .storage import DataError, content_key
 from .tokenizer import TokenizerSettings, build_tokenizer, tokenizer_key
 from .tokens import Tokens, build_tokens
@@ -104,8 +104,8 @@ def prepare_data(
     sizes = sorted(set(vocab_sizes), reverse=True)
     if not sizes:
         raise DataError("`vocab_sizes` must name at least one vocabulary size, got none")
-    settings_key = content_key([dataclasses.asdict(corpus)])[:12]
-    built = build_corpus(corpus, folder=folder / "corpora" / settings_key)
+    inputs = list_inputs(corpus)
+    built = build_corpus(corpus, folder=folder / "corpora" / inputs.key[:12], inputs=inputs)
     tokenizers: dict[int, Path] = {}
     splits: dict[tuple[int, str], Path] = {}
     for size in sizes:
@@ -119,7 +119,8 @@ def prepare_data(
         )
         for split in ("train", "validation"):
             target = folder / "tokens" / f"{size}-{key}-{split}"
-            build_tokens(built, tokenizers[size], split=split, folder=target)
+            larger = None if size == sizes[0] else (splits[sizes[0], split], tokenizers[sizes[0]])
+            build_tokens(built, tokenizers[size], split=split, folder=target, larger=larger)
             splits[size, split] = target
     digest = content_key([built.digest, dataclasses.asdict(tokenizer), sizes])
     return PreparedData(folder, built.folder, digest, tokenizers, splits)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from .corpus import Corpus
+from .nested import TokenSplitter
 from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key, write_json
 from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, PAD, load_backend
 
@@ -66,8 +67,8 @@ class Tokens:
                     f"delete {folder} and prepare the data again"
                 )
             self._shards.append(np.memmap(path, "<u2", mode="r"))
-        # Columns: tokens, bytes, sort key (from the text's SHA-256), shard, offset in the shard.
-        self._documents: Int64 = np.load(folder / "documents.npy", allow_pickle=False)
+        # int64 [n, 5]: tokens, bytes, sort key (from the text's SHA-256), shard, offset in the shard.
+        self.documents: Int64 = np.load(folder / "documents.npy", allow_pickle=False)
         self._stream_length = self.num_tokens + self.num_documents
         self._order = functools.lru_cache(maxsize=3)(self._shuffle)
 
@@ -103,14 +104,14 @@ class Tokens:
 
     def document(self, index: int) -> npt.NDArray[np.uint16]:
         """The tokens of one document, without `<|endoftext|>`: a view of the file."""
-        count, _, _, shard, offset = self._documents[index]
+        count, _, _, shard, offset = self.documents[index]
         tokens: npt.NDArray[np.uint16] = self._shards[shard][offset : offset + count]
         return tokens
 
     def _shuffle(self, seed: int, epoch: int) -> tuple[Int64, Int64]:
         """The epoch's order of documents, and where each starts in the epoch's stream."""
         order = np.random.default_rng([seed, epoch]).permutation(self.num_documents)
-        ends = np.cumsum(self._documents[order, 0] + 1)
+        ends = np.cumsum(self.documents[order, 0] + 1)
         return order, np.concatenate([[0], ends])
 
     def batch(
@@ -195,7 +196,7 @@ class Tokens:
         if length < 1:
             raise DataError(f"the window length must be at least 1, got {length}")
         chosen = self._choose(max_bytes)
-        total = int(self._documents[chosen, 0].sum())
+        total = int(self.documents[chosen, 0].sum())
         rows = -(-total // length)
         ids = np.full(rows * length, PAD, np.int64)
         targets = np.full(rows * length, IGNORED, np.int64)
@@ -213,22 +214,22 @@ class Tokens:
         if place < len(ids):
             positions[place:] = np.arange(len(ids) - place)
         shape = (rows, length)
-        num_bytes = int(self._documents[chosen, 1].sum())
+        num_bytes = int(self.documents[chosen, 1].sum())
         return Windows(ids.reshape(shape), targets.reshape(shape), positions.reshape(shape), num_bytes)
 
     def _choose(self, max_bytes: int | None) -> Int64:
-        order = np.argsort(self._documents[:, 2], kind="stable")
+        order = np.argsort(self.documents[:, 2], kind="stable")
         if max_bytes is None:
             return order
         chosen: list[int] = []
         taken = 0
         for index in order:
-            size = int(self._documents[index, 1])
+            size = int(self.documents[index, 1])
             if taken + size <= max_bytes:
                 chosen.append(int(index))
                 taken += size
         if not chosen:
-            chosen = [int(order[np.argmin(self._documents[order, 1])])]
+            chosen = [int(order[np.argmin(self.documents[order, 1])])]
         return np.array(chosen, np.int64)
 
 
@@ -255,7 +256,9 @@ def fill_in_the_middle(body: Int64, *, rng: np.random.Generator, suffix_first: b
     return np.concatenate(parts).astype(np.int64)
 
 
-def build_tokens(corpus: Corpus, tokenizer: Path, *, split: str, folder: Path) -> Tokens:
+def build_tokens(
+    corpus: Corpus, tokenizer: Path, *, split: str, folder: Path, larger: tuple[Path, Path] | None = None
+) -> Tokens:
     """Encodes one split, or opens it when `folder` holds it already (then every hash is verified).
 
     A killed build goes on with the next shard.
@@ -265,6 +268,8 @@ def build_tokens(corpus: Corpus, tokenizer: Path, *, split: str, folder: Path) -
         tokenizer: folder of the tokenizer.
         split: `train` or `validation`.
         folder: where the tokens go.
+        larger: folders of the same split's tokens, and of their tokenizer, with a larger vocabulary of the same
+            merges; then nothing is encoded again. The result is the same.
 
     Raises:
         DataError: no such split or tokenizer, a damaged shard, a full disk.
@@ -275,10 +280,16 @@ def build_tokens(corpus: Corpus, tokenizer: Path, *, split: str, folder: Path) -
         if stored_key(folder, _MANIFEST) == key:
             return Tokens.open(folder, verify=True)
         with building(folder, name=f"building-{key[:12]}", keep=True) as work:
+            splitter = TokenSplitter.between(larger[1], tokenizer) if larger else None
+            whole = Tokens.open(larger[0]) if larger else None
             shards = []
             for number, path in enumerate(corpus.shards(split)):
                 name = f"tokens-{number:05d}.bin"
-                if not (work / f"{name}.npy").exists():
+                if (work / f"{name}.npy").exists():
+                    pass
+                elif splitter and whole:
+                    _split_shard(whole, number, splitter, work / name)
+                else:
                     _encode_shard(corpus, path, backend, work / name)
                 shards.append(
                     {"name": name, "bytes": (work / name).stat().st_size, "sha256": file_sha256(work / name)}
@@ -319,6 +330,23 @@ def _encode_shard(corpus: Corpus, path: Path, backend: Tokenizer, out: Path) -> 
                 ids.tofile(file)
                 documents.append((len(ids), len(text.encode("utf-8")), int(sha[:15], 16), 0, offset))
                 offset += len(ids)
+    _finish_shard(out, documents)
+
+
+def _split_shard(whole: Tokens, number: int, splitter: TokenSplitter, out: Path) -> None:
+    """The same shard with a smaller vocabulary."""
+    documents: list[tuple[int, int, int, int, int]] = []
+    offset = 0
+    with out.open("wb") as file:
+        for index in np.flatnonzero(whole.documents[:, 3] == number):
+            ids = splitter.split(whole.document(int(index)))
+            ids.astype("<u2").tofile(file)
+            documents.append((len(ids), int(whole.documents[index, 1]), int(whole.documents[index, 2]), 0, offset))
+            offset += len(ids)
+    _finish_shard(out, documents)
+
+
+def _finish_shard(out: Path, documents: list[tuple[int, int, int, int, int]]) -> None:
     temporary = out.with_name(out.name + ".tmp.npy")
     np.save(temporary, np.array(documents, np.int64).reshape(-1, 5), allow_pickle=False)
     temporary.rename(out.with_name(out.name + ".npy"))
