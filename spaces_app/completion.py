@@ -18,6 +18,7 @@ import torch
 from accelerator import borrows_gpu
 from chooser import LoadedModel, ModelShelf, PlaygroundError, PlaygroundSettings
 
+from codenas_hf.evaluation import metrics
 from codenas_hf.evaluation.decode import (
     FUNCTION_STOPS,
     SHIPPED,
@@ -30,6 +31,8 @@ from codenas_hf.evaluation.decode import (
 FILL = "<FILL_HERE>"
 ENDED = {"stop": "block", "eos": "end", "length": "length", "time": "time", "cancelled": "stopped"}
 SHORT_CHARACTERS = 160
+COPY_CHARACTERS = 6_000
+CUT_LINES = 5
 SECONDS_BETWEEN_UPDATES = 0.06
 # Control characters other than tab and newline, and halves of surrogate pairs, which no tokenizer takes.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -240,7 +243,7 @@ class Completer:
                     yield progress
         finally:
             pieces.close()
-        yield judged(progress, ended=ended, loaded=loaded)
+        yield judged(progress, ended=ended, loaded=loaded, prompt=prepared.text)
 
 
 def decode_settings(prepared: Prepared, *, max_seconds: float) -> DecodeSettings:
@@ -265,9 +268,14 @@ def in_block(prefix: str) -> bool:
     return bool(lines) and (lines[-1][0] in " \t" or lines[-1].split("#")[0].rstrip().endswith(":"))
 
 
+def token_ids(loaded: LoadedModel, text: str) -> list[int]:
+    """Tokens of `text`; a special token's name in it is the plain text that it is."""
+    return list(loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
 def count_tokens(loaded: LoadedModel, text: str) -> int:
-    """Tokens of `text`; a special token's name in it counts as the plain text that it is."""
-    return len(loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    """How many tokens `text` has."""
+    return len(token_ids(loaded, text))
 
 
 def pace(loaded: LoadedModel, progress: Progress, *, first: str, seconds: float) -> dict[str, Any]:
@@ -295,10 +303,10 @@ def measured(progress: Progress, completion: Completion) -> Progress:
     )
 
 
-def judged(progress: Progress, *, ended: str, loaded: LoadedModel) -> Progress:
+def judged(progress: Progress, *, ended: str, loaded: LoadedModel, prompt: str) -> Progress:
     """The finished completion with its parse check and collapse warning."""
     parses, remark = parse_check(progress, cut=ended not in ("end", "block"))
-    collapse = collapse_warning(progress, loaded=loaded)
+    collapse = collapse_warning(progress, loaded=loaded, prompt=prompt, ended=ended)
     return replace(progress, ended=ended, parses=parses, parse_remark=remark, collapse=collapse)
 
 
@@ -310,20 +318,16 @@ def parse_check(progress: Progress, *, cut: bool) -> tuple[bool | None, str]:
     code = progress.prefix + progress.completion + progress.suffix
     if not progress.completion.strip():
         return None, ""
-    error = syntax_error(code)
-    if error is None:
+    if metrics.parses(code):
         return True, "Python reads it"
-    if cut and not progress.suffix:
-        lines = code.splitlines()
-        written = len(progress.prefix.splitlines())
-        for end in range(len(lines) - 1, max(written, len(lines) - 6), -1):
-            if syntax_error("\n".join(lines[:end])) is None:
-                return True, f"Python reads lines 1 to {end}, then it was cut"
-    return False, error
+    written = len(code.splitlines()) - len(progress.prefix.splitlines())
+    if cut and not progress.suffix and written > 0 and metrics.parses(code, spare_lines=min(written, CUT_LINES)):
+        return True, "Python reads it, but for its cut end"
+    return False, syntax_error(code)
 
 
-def syntax_error(code: str) -> str | None:
-    """Where and why Python does not read `code`; None where it does."""
+def syntax_error(code: str) -> str:
+    """Where and why Python does not read `code`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd escape in a string is no error
@@ -332,10 +336,26 @@ def syntax_error(code: str) -> str | None:
         where = f" at line {error.lineno}" if error.lineno else ""
         return f"Python stops{where}: {error.msg}"
     except (ValueError, RecursionError, MemoryError):
-        return "Python gives up on it"
-    return None
+        pass
+    return "Python gives up on it"
 
 
-def collapse_warning(progress: Progress, *, loaded: LoadedModel) -> str:
-    """What looks collapsed: a loop, repeated lines, or the prompt again; empty where nothing does."""
+def collapse_warning(progress: Progress, *, loaded: LoadedModel, prompt: str, ended: str) -> str:
+    """What looks collapsed: a loop, repetition, a copy of the prompt, or nothing at all; empty where nothing does."""
+    # A line end at the very end is another token than one before an indent, and would break every loop.
+    tokens = token_ids(loaded, progress.completion.rstrip())
+    found = metrics.collapse(
+        tokens,
+        progress.completion,
+        prompt_tokens=token_ids(loaded, prompt[-COPY_CHARACTERS:]),
+        ended=ended == "end",
+    )
+    if found.loop:
+        return "It runs in a loop: try a higher repetition penalty or temperature"
+    if found.repeat:
+        return "It repeats itself: try a higher repetition penalty or temperature"
+    if found.copy:
+        return "It mostly copies the prompt: try other examples"
+    if found.empty and ended != "stopped" and not progress.suffix:
+        return "It wrote no code: try another seed, or an example that is closer"
     return ""

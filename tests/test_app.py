@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 import types
@@ -122,16 +123,36 @@ def test_block_ends_only_where_the_prompt_began_one() -> None:
 def test_parse_check_forgives_an_open_end_only_where_it_was_cut() -> None:
     assert completion.parse_check(finished("    return sum(numbers)\n"), cut=False) == (True, "Python reads it")
     open_end = finished("    result = 0\n    for n in numbers:\n        result +=")
-    assert completion.parse_check(open_end, cut=True) == (True, "Python reads lines 1 to 2, then it was cut")
+    assert completion.parse_check(open_end, cut=True) == (True, "Python reads it, but for its cut end")
     assert completion.parse_check(open_end, cut=False) == (False, "Python stops at line 4: invalid syntax")
     wrong = completion.parse_check(finished("    return )\n    a = 1\n    b = 2\n"), cut=True)
     assert wrong == (False, "Python stops at line 2: unmatched ')'")
+    broken = "x = )\n" + "y = 1\n" * 9
+    assert completion.parse_check(finished("z = 2\n", prefix=broken), cut=True)[0] is False  # the prompt is not cut
     assert completion.parse_check(finished("  \n"), cut=True) == (None, "")
     filled = finished("1", prefix="x = (", suffix=")\n")
     assert completion.parse_check(filled, cut=True)[0] is True
-    assert completion.syntax_error("a\x00b") is not None
-    assert completion.syntax_error("(" * 100_000) is not None
-    assert completion.syntax_error("x = '\\d'\n") is None
+    assert completion.parse_check(finished("a\x00b"), cut=False)[0] is False
+    assert completion.parse_check(finished("(" * 100_000), cut=False)[0] is False
+    assert completion.parse_check(finished("x = '\\d'\n", prefix=""), cut=False)[0] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "warning"),
+    [
+        ("    x = 1\n" * 20, "length", "runs in a loop"),
+        ("".join(f"    value{n} = 1\n    return value\n    pass\n" for n in range(9)), "length", "repeats itself"),
+        (CODE, "length", "copies the prompt"),
+        ("", "end", "wrote no code"),
+        ("", "stopped", ""),
+        ("    total = sum(numbers)\n    return total / len(numbers)\n", "end", ""),
+    ],
+)
+def test_collapse_is_warned_of_by_its_kind(completer: Completer, text: str, ended: str, warning: str) -> None:
+    loaded = completer.shelf.load(find_models(completer.settings)[0][1])
+    found = completion.collapse_warning(finished(text), loaded=loaded, prompt=CODE + HEADER, ended=ended)
+    assert warning in found
+    assert bool(warning) == bool(found)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +218,7 @@ def test_picks_change_only_what_was_picked() -> None:
     assert apply_picks(text, titles[1:2], shots) == f"{own.rstrip()}\n\n\n{shots[titles[1]]}\n"
     assert apply_picks(text, [], shots) == own
     assert apply_picks(text, titles[:2], shots) == text
-    assert all(completion.syntax_error(code) is None for code in shots.values())
+    assert all(ast.parse(code) for code in shots.values())
     assert all(set(start["shots"]) <= set(shots) for start in starts)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -148,6 +150,21 @@ def test_bundle_holds_just_what_the_playground_imports(tmp_path: Path) -> None:
         f.name for f in space.iterdir()
     }
     assert not (space / "bundle.py").exists()
+
+
+def test_requirements_name_what_the_bundle_imports(tmp_path: Path) -> None:
+    space = bundle.bundle(tmp_path / "space")
+    own = {path.stem for path in space.glob("*.py")} | {"codenas_hf", "spaces"}
+    imported = set()
+    for path in space.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            imported |= {name.split(".")[0] for name in names}
+    lines = (space / "requirements.txt").read_text().splitlines()
+    required = {re.split(r"[\[<>=]", line)[0] for line in lines if line and not line.startswith("#")}
+    came_along = {"numpy", "tokenizers"}  # of transformers
+    assert imported - own - set(sys.stdlib_module_names) <= required | came_along
 
 
 def test_bundle_refuses_a_folder_in_use_and_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
