@@ -169,10 +169,6 @@ def _app(hub: HubServer) -> FastAPI:
         head = re.match(r"^---\n(.*?)\n---", body["content"], re.DOTALL)
         data = yaml.safe_load(head[1]) if head else None
         errors = [] if isinstance(data, dict) else [{"message": "no metadata"}]
-        if body["repoType"] == "model" and isinstance(data, dict):
-            errors += [
-                {"message": f"{k} missing"} for k in ("license", "library_name", "pipeline_tag") if k not in data
-            ]
         status = 400 if errors else 200
         return JSONResponse({"errors": errors, "warnings": []}, status)
 
