@@ -13,6 +13,7 @@ from codenas_hf.evaluation.latency import (
     non_negative_least_squares,
     operation_counts,
 )
+from codenas_hf.evaluation.timing import TimingProtocol
 from codenas_hf.genome import Genome
 from codenas_hf.space import SearchSpace
 
@@ -105,7 +106,7 @@ def test_bad_times_are_refused() -> None:
 
 
 def test_a_real_fit_predicts_something_positive() -> None:
-    protocol = default_protocol("cpu")
+    protocol = TimingProtocol(prompt_tokens=4, new_tokens=2, cache="dynamic")
     model = LatencyModel.fit(SPACE, shapes=10, protocol=protocol)
     assert model.shapes == 10
     assert model.predict_decode_ms(SPACE.sample(np.random.default_rng(0))) > 0

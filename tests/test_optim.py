@@ -24,7 +24,7 @@ def test_muon_moves_as_torch_does() -> None:
     ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     start = [p.detach().clone() for p in ours]
-    first = Muon(ours, lr=0.1, weight_decay=0.1, momentum=0.9)
+    first = Muon(ours, lr=0.1, weight_decay=0.1, momentum=0.9, iterations=5)
     second = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.9)
     for _ in range(3):
         for a, b in zip(ours, theirs, strict=True):

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,6 +29,7 @@ from .provenance import commit, provenance
 from .timing import TimingProtocol, measure_latency
 
 TRAINING, ARTIFACT = "training", "artifact"
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,11 @@ def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> i
     return folder_bytes(folder)
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _unstarted_device(device: DeviceName) -> torch.device:
+    """The device that workers use, found without making a CUDA context that forked children could not share."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.device_count() else "cpu"
+    return torch.device(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,7 @@ class CandidateEvaluator:
         settings: how to score.
         latency: predicts decode latency; None only where candidates are timed.
         folder: where checkpoints go; all processes of the study must see it.
+        device: where to train and time.
 
     Raises:
         ValueError: no latency model and no timing, or a schedule without a constant part.
@@ -119,6 +125,7 @@ class CandidateEvaluator:
     settings: CandidateSettings = field(default_factory=CandidateSettings)
     latency: LatencyModel | None = None
     folder: Path
+    device: DeviceName = "auto"
 
     def __post_init__(self) -> None:
         if self.latency is None and not self.settings.measure_latency:
@@ -128,7 +135,7 @@ class CandidateEvaluator:
                 f"rungs need the schedule `stable`, whose constant part can be continued; got "
                 f"`{self.train.optim.schedule}`"
             )
-        dtype = resolve_precision(self.train.precision, device=_device_unstarted())
+        dtype = resolve_precision(self.train.precision, device=_unstarted_device(self.device))
         precision: Precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
         object.__setattr__(self, "train", replace(self.train, precision=precision))
         commit()
@@ -140,7 +147,7 @@ class CandidateEvaluator:
             LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
         """
         watch = _Stopwatch()
-        device = _default_device()
+        device = _unstarted_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"
         for stale in self.folder.glob(f".{target.name}-*"):
@@ -162,6 +169,7 @@ class CandidateEvaluator:
                     settings=self.train,
                     folder=None if rung.keep is None else fresh / TRAINING,
                     resume_from=_training_state(previous),
+                    accelerator=Accelerator(cpu=device.type == "cpu"),
                 )
             with watch.on("save"):
                 # What is scored is what is shipped: the rounding to bfloat16 comes first.
@@ -240,11 +248,6 @@ class CandidateEvaluator:
         return predicted, {"decode_ms_predicted": predicted}
 
 
-def _device_unstarted() -> torch.device:
-    """The device that workers will use, found without making a CUDA context that forked children could not share."""
-    return torch.device("cuda" if torch.cuda.device_count() else "cpu")
-
-
 def _training_state(previous: Evaluation | None) -> Path | None:
     """The folder of the training state that `previous` left; None at rung 0."""
     if previous is None:
@@ -265,11 +268,13 @@ class LatencyConfirmer:
         data: of the study.
         settings: names the timing protocol.
         folder: where checkpoints lie.
+        device: where to time.
     """
 
     data: PreparedData
     settings: CandidateSettings = field(default_factory=CandidateSettings)
     folder: Path
+    device: DeviceName = "auto"
 
     def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
         """The evaluation `previous` with its decode latency measured.
@@ -280,7 +285,7 @@ class LatencyConfirmer:
         if previous is None or previous.checkpoint is None or not (previous.checkpoint / ARTIFACT).is_dir():
             raise FileNotFoundError(f"no artifact of {genome.genome_id} to time; its checkpoint was discarded")
         watch = _Stopwatch()
-        device = _default_device()
+        device = _unstarted_device(self.device)
         with watch.on("build"):
             model = CodeNASForCausalLM.from_pretrained(previous.checkpoint / ARTIFACT)
             nn.Module.to(model, device)

@@ -9,6 +9,7 @@ lower rung is the price of scoring it; `TrainResult.steps` counts what the score
 
 from __future__ import annotations
 
+import inspect
 import math
 import shutil
 import time
@@ -161,6 +162,8 @@ class _Loop:
         )
         self.progress = Progress(identity=self._identity())
         self.losses: list[torch.Tensor] = []  # since the last point of the curve
+        chunks = "loss_chunk_tokens" in inspect.signature(model.forward).parameters and not settings.label_smoothing
+        self.loss_chunk_tokens = settings.loss_chunk_tokens if chunks else None
         # Reading a number back stalls a GPU's queue; on a CPU it is free.
         self.check_every = 1 if accelerator.device.type == "cpu" else settings.log_every
 
@@ -255,8 +258,8 @@ class _Loop:
         """The loss to differentiate, and the plain one, both as this part's share of the step's mean."""
         s, device = self.settings, self.accelerator.device.type
         arguments: dict[str, Any] = {"use_cache": False, "num_items_in_batch": items, **part}
-        if s.loss_chunk_tokens is not None and not s.label_smoothing:
-            arguments["loss_chunk_tokens"] = s.loss_chunk_tokens
+        if self.loss_chunk_tokens is not None:
+            arguments["loss_chunk_tokens"] = self.loss_chunk_tokens
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             output = self.runner(**arguments)
         plain = output.loss.detach()

@@ -1,0 +1,341 @@
+"""Bits per byte at equal bytes and equal training time: `python -m benchmarks.quality`.
+
+Three kinds of arms, on one machine, with one data set, each with `--seeds` seeds:
+(a) `trainer`: each baseline shape with `transformers.Trainer`, AdamW, cosine over the wall clock, its learning rate
+    swept over at least five values (wider where the best lies at the edge); the best is used, the sweep is published;
+(b) `loop`: the same shapes with the package's loop, and at fractions of the time, for the time to (a)'s result;
+(c) `ours`: genomes from a search under the same byte limit (`--ours FILE ...`) with the package's loop.
+
+Each run is a process of its own with one thread; `--workers` run at a time. What is finished is found again: stop it
+and start it as you like. The result file is written at the end, from all runs asked for. Example, about
+nine hours on two cores:
+`python -m benchmarks.quality --size 2mb --minutes-per-arm 15 --ours runs/two_stage/winner_genome.yaml`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.results_file import protocol, target, write
+from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
+from codenas_hf.data.tokenizer import TokenizerSettings
+from codenas_hf.evaluation.candidate import save_artifact
+from codenas_hf.evaluation.measure import score_windows
+from codenas_hf.genome import Genome
+from codenas_hf.modeling_codenas import CodeNASForCausalLM
+from codenas_hf.search import Budget
+from codenas_hf.training import TrainSettings, build_model, resolve_precision, train
+
+GENOMES = Path(__file__).parent.parent / "configs" / "genomes"
+FAMILIES = ("llama_l8h512", "gpt2_scaled", "mobilellm_scaled", "golf_baseline")
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+FRACTIONS = (0.2, 0.4)
+LENGTH, SEQUENCES, SCORE_BYTES = 256, 4, 500_000
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: which arm, which genome file, under what."""
+
+    kind: str
+    genome: str
+    seed: int
+    minutes: float
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its file name."""
+        rate = "" if self.rate is None else f"-rate{self.rate:g}"
+        return f"{self.kind}-{Path(self.genome).stem}-{self.minutes:g}min{rate}-seed{self.seed}"
+
+
+class Rows(IterableDataset[dict[str, Any]]):
+    """The same packed rows, in the same order, as the package's loop takes them."""
+
+    def __init__(self, tokens: Tokens, seed: int) -> None:
+        self.tokens, self.seed = tokens, seed
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        step = 0
+        while True:
+            batch = self.tokens.batch(step, sequences=SEQUENCES, length=LENGTH, seed=self.seed)
+            for row in range(SEQUENCES):
+                yield {name: torch.from_numpy(values[row]) for name, values in batch.items()}
+            step += 1
+
+
+class StopByClock(TrainerCallback):
+    """Ends the training when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.start = seconds, time.perf_counter()
+
+    def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
+        """Starts the clock where the training starts."""
+        self.start = time.perf_counter()
+
+    def share(self) -> float:
+        """Share of the time that is over."""
+        return (time.perf_counter() - self.start) / self.seconds
+
+    def on_step_end(self, arguments: Any, state: Any, control: Any, **keywords: Any) -> None:
+        """Stops at the end."""
+        control.should_training_stop = self.share() >= 1
+
+
+def with_trainer(model: CodeNASForCausalLM, tokens: Tokens, run: Run) -> tuple[int, float]:
+    """Trains with `Trainer` for the run's minutes; returns steps and seconds."""
+    assert run.rate is not None
+    clock = StopByClock(60 * run.minutes)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=run.rate, betas=(0.9, 0.95), fused=True)
+
+    def factor(step: int) -> float:
+        share = min(1.0, clock.share()) if step else 0.0
+        return min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    half = resolve_precision("auto", device=torch.device("cpu")) is torch.bfloat16
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=10**9, per_device_train_batch_size=SEQUENCES, report_to=[], bf16=half,
+            save_strategy="no", disable_tqdm=True, logging_steps=1000, use_cpu=True, max_grad_norm=1.0, seed=run.seed,
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=Rows(tokens, run.seed), optimizers=(optimizer, schedule),
+            callbacks=[clock],
+        )  # fmt: skip
+        trainer.train()
+    return int(trainer.state.global_step), time.perf_counter() - clock.start
+
+
+def execute(run: Run, *, data: PreparedData, folder: Path) -> None:
+    """Trains, rounds to bfloat16, weighs, scores on held-out projects; writes the run's result."""
+    torch.set_num_threads(1)
+    genome = Genome.from_yaml(run.genome)
+    tokens = data.tokens(genome.vocab_size, "train")
+    config = genome.to_config(bos_token_id=0, eos_token_id=0, pad_token_id=7)
+    if run.kind == "trainer":
+        torch.manual_seed(run.seed)
+        model = CodeNASForCausalLM(config)
+        steps, seconds = with_trainer(model, tokens, run)
+    else:
+        settings = TrainSettings(sequence_length=LENGTH, tokens_per_step=LENGTH * SEQUENCES, seed=run.seed)
+        built = build_model(CodeNASForCausalLM, config, settings=settings.optim, seed=run.seed)
+        assert isinstance(built, CodeNASForCausalLM)
+        model = built
+        result = train(model, tokens, Budget("seconds", 60 * run.minutes), settings=settings)
+        steps, seconds = result.steps, result.seconds
+    torch.nn.Module.to(model, torch.bfloat16)
+    with tempfile.TemporaryDirectory() as temporary:
+        size = save_artifact(model, tokenizer=data.tokenizer(genome.vocab_size), folder=Path(temporary))
+    windows = data.tokens(genome.vocab_size, "validation").windows(LENGTH, max_bytes=SCORE_BYTES)
+    try:
+        bits: float | None = score_windows(model.float(), windows).bits_per_byte
+    except ValueError:  # a rate of the sweep under which it diverged
+        bits = None
+    outcome = asdict(run) | {"bits_per_byte": bits, "artifact_bytes": size, "steps": steps, "train_seconds": seconds}
+    temporary_file = folder / f".{run.name}.json"
+    temporary_file.write_text(json.dumps(outcome), encoding="utf-8")
+    temporary_file.rename(folder / f"{run.name}.json")
+
+
+def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
+    """All runs that are known to be needed so far; a sweep's winner and its wider rates follow from what is done."""
+    minutes, runs = arguments.minutes_per_arm, []
+    for family in arguments.baselines:
+        genome = str(GENOMES / f"{family}_{arguments.size}.yaml")
+        if "trainer" in arguments.arms:
+            rates = sorted(RATES)
+            for _ in range(4):
+                sweep = [Run("trainer", genome, 0, minutes, rate) for rate in rates]
+                runs += [run for run in sweep if run not in runs]
+                results = [(done[r.name]["bits_per_byte"] or math.inf, r.rate) for r in sweep if r.name in done]
+                if len(results) < len(sweep):
+                    break
+                best = min(results)[1]
+                assert best is not None
+                if best == rates[0]:
+                    rates = [best / 2, *rates]
+                elif best == rates[-1]:
+                    rates = [*rates, best * 2]
+                else:
+                    runs += [Run("trainer", genome, seed, minutes, best) for seed in range(1, arguments.seeds)]
+                    break
+        if "loop" in arguments.arms:
+            for seed in range(arguments.seeds):
+                runs.append(Run("loop", genome, seed, minutes))
+                runs += [Run("loop", genome, seed, minutes * fraction) for fraction in FRACTIONS]
+    if "ours" in arguments.arms:
+        runs += [Run("ours", str(path), seed, minutes) for path in arguments.ours for seed in range(arguments.seeds)]
+    return runs
+
+
+def interval(values: list[float]) -> tuple[float, float | None, float | None]:
+    """Mean and 95 % interval of a mean (Student's t); no interval for one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None, None
+    half = T95.get(len(values) - 1, 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def summarise(done: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Rows and targets from what is finished."""
+    minutes = arguments.minutes_per_arm
+    groups: dict[tuple[str, str, float, float | None], dict[int, Any]] = {}
+    for outcome in done.values():
+        if outcome["bits_per_byte"] is not None:
+            key = (outcome["kind"], Path(outcome["genome"]).stem, outcome["minutes"], outcome["rate"])
+            groups.setdefault(key, {})[outcome["seed"]] = outcome
+    rows, best = [], {}
+    for key, outcomes in sorted(groups.items(), key=lambda item: tuple(str(part) for part in item[0])):
+        mean, low, high = interval([outcome["bits_per_byte"] for outcome in outcomes.values()])
+        first = next(iter(outcomes.values()))
+        rows.append(
+            {
+                "arm": key[0], "genome": key[1], "minutes": key[2], "learning_rate": key[3], "seeds": len(outcomes),
+                "bits_per_byte": mean, "interval": None if low is None else [low, high],
+                "artifact_bytes": first["artifact_bytes"], "steps": first["steps"],
+            }
+        )  # fmt: skip
+        if key[2] == minutes and len(outcomes) == arguments.seeds:
+            best[key[:2]] = min(best.get(key[:2], (math.inf, key)), (mean, key), key=lambda pair: pair[0])
+    return rows, targets(groups, best, arguments)
+
+
+def targets(groups: Mapping[Any, Any], best: Mapping[Any, Any], arguments: argparse.Namespace) -> list[Any]:
+    """Those whose arms are finished with all seeds."""
+    trainer, loop, ours = ([best[k] for k in best if k[0] == kind] for kind in ("trainer", "loop", "ours"))
+    found = []
+
+    def gain(before: Any, after: Any) -> tuple[float, float | None, float | None]:
+        pairs = zip(*(sorted(groups[key].items()) for key in (before, after)), strict=True)
+        return interval([1 - b[1]["bits_per_byte"] / a[1]["bits_per_byte"] for a, b in pairs])
+
+    shares = []
+    for mean, key in trainer:
+        for fraction in (*FRACTIONS, 1.0):
+            reached = groups.get(("loop", key[1], arguments.minutes_per_arm * fraction, None), {})
+            values = [outcome["bits_per_byte"] for outcome in reached.values()]
+            if values and statistics.fmean(values) <= mean:
+                shares.append(fraction)
+                break
+        else:
+            shares.append(math.inf)
+    if shares and loop and all(math.isfinite(share) for share in shares):
+        found.append(
+            target("share of the swept baseline's time to its result, worst", max(shares), 0.4, better="lower")
+        )
+    if trainer and ours:
+        total, low, high = gain(min(trainer)[1], min(ours)[1])
+        found.append(target(f"loop and architecture lower by ({low} to {high})", total, 0.15, better="higher"))
+    if loop and ours:
+        architecture, low, high = gain(min(loop)[1], min(ours)[1])
+        found.append(target(f"architecture alone lower by ({low} to {high})", architecture, 0.03, better="higher"))
+        if low is not None:
+            found.append(target("architecture alone, lower end of the interval", low, 0.0, better="higher"))
+    if trainer and loop:
+        share, low, high = gain(min(trainer)[1], min(loop)[1])
+        found.append(target(f"loop alone lower by ({low} to {high})", share, 0.0, better="higher"))
+    return found
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """Finished runs by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-seed*.json"))}
+
+
+def prepare(arguments: argparse.Namespace) -> PreparedData:
+    """Corpus, tokenizers and tokens of all genomes in the comparison."""
+    files = [GENOMES / f"{family}_{arguments.size}.yaml" for family in arguments.baselines] + list(arguments.ours)
+    sizes = {Genome.from_yaml(path).vocab_size for path in files}
+    return prepare_data(
+        corpus=CorpusSettings(max_bytes=arguments.data_bytes),
+        tokenizer=TokenizerSettings(),
+        vocab_sizes=sorted(sizes),
+        folder=arguments.folder / "data",
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes-per-arm", type=float, default=15.0)
+    parser.add_argument("--arms", nargs="+", default=["trainer", "loop", "ours"], choices=["trainer", "loop", "ours"])
+    parser.add_argument("--baselines", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--size", default="2mb", choices=["1mb", "2mb", "4mb", "55mb"])
+    parser.add_argument("--ours", nargs="*", type=Path, default=[], help="genome files from a search of that size")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data-bytes", type=int, default=40_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Works through the runs, `--workers` at a time, then writes the result file."""
+    arguments = parse()
+    results = arguments.folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    note = arguments.folder / "data.json"
+    if arguments.run:
+        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")))
+        execute(Run(**json.loads(arguments.run)), data=data, folder=results)
+        return
+    data = prepare(arguments)
+    note.write_text(json.dumps(data.to_dict()), encoding="utf-8")
+    active: dict[str, subprocess.Popen[bytes]] = {}
+    failed: set[str] = set()
+    while True:
+        done = read_done(results)
+        for name, process in list(active.items()):
+            if process.poll() is not None:
+                del active[name]
+                if name not in done:
+                    failed.add(name)
+                print(f"{name}: {done[name]['bits_per_byte'] if name in done else 'failed'}", flush=True)
+        runs = wanted(done, arguments)
+        missing = [r for r in runs if r.name not in done and r.name not in active and r.name not in failed]
+        if not missing and not active:
+            break
+        while missing and len(active) < arguments.workers:
+            run = missing.pop(0)
+            command = [sys.executable, "-m", "benchmarks.quality", "--folder", str(arguments.folder)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            active[run.name] = subprocess.Popen([*command, "--run", json.dumps(asdict(run))], env=environment)
+        time.sleep(1)
+    wanted_names = {run.name for run in wanted(done, arguments)}
+    rows, goals = summarise({name: value for name, value in done.items() if name in wanted_names}, arguments)
+    facts = protocol(
+        threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
+        context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, scored_bytes=SCORE_BYTES, data=data.digest[:16],
+        size=arguments.size, failed_runs=sorted(failed),
+    )  # fmt: skip
+    print(write(f"quality_{arguments.size}", protocol=facts, rows=rows, targets=goals))
+
+
+if __name__ == "__main__":
+    main()
