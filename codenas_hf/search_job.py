@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .data import DataError, PreparedData, ngram_bits_per_byte, prepare_data
+from .data import DataError, PreparedData, ngram_bits_per_byte
 from .evaluation.candidate import CandidateEvaluator, LatencyConfirmer
 from .evaluation.latency import LatencyModel
 from .evaluation.measure import folder_bytes
 from .genome import Genome
 from .hardware import Hardware, exclusively, is_main_process
+from .release.hub import Published, publish
 from .report import write_report
 from .report.architecture import tensors_of_folder
 from .search import (
@@ -34,7 +35,7 @@ from .search import (
 from .settings import RunSettings, config_path
 from .space import SearchSpace
 from .strict_yaml import SettingsError, dump, load, to_mapping
-from .training_job import release_trial, seconds_per_step, write_json
+from .training_job import prepare, release_trial, seconds_per_step, write_json
 
 Say = Callable[[str], None]
 SCALES = {"bits_per_byte": "linear", "artifact_bytes": "log2", "decode_ms": "log2"}
@@ -49,12 +50,14 @@ class SearchOutcome:
         folder: of the study.
         winner: the release folder; None when nothing was feasible, or in another than the main process.
         report: `index.html` of the report; None in another than the main process.
+        published: what was pushed to the Hub, where `publish.repo_id` is set.
     """
 
     result: SearchResult
     folder: Path
     winner: Path | None = None
     report: Path | None = None
+    published: tuple[Published, ...] = ()
 
 
 def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text: None) -> SearchOutcome:
@@ -113,7 +116,11 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
     winner = None
     if result.winner is not None:
         winner = release_trial(result.winner, study=folder, settings=settings, data=data)
-    return SearchOutcome(result, folder, winner, report_study(result, folder=folder, winner=winner))
+    report = report_study(result, folder=folder, winner=winner)
+    published: tuple[Published, ...] = ()
+    if winner is not None and settings.publish.repo_id is not None:
+        published = tuple(publish(folder, **to_mapping(settings.publish)))
+    return SearchOutcome(result, folder, winner, report, published)
 
 
 def load_space(name: str) -> SearchSpace:
@@ -132,7 +139,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
         "tokenizer": to_mapping(settings.tokenizer),
         "vocab_sizes": list(vocab_sizes),
     }
-    with exclusively(settings.folder / "data" / ".lock"):
+    with exclusively(folder / ".data.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, DataError):
             stored = json.loads(note.read_text(encoding="utf-8"))
             if stored["settings"] == wanted:
@@ -143,12 +150,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
                 say(f"data      of this study, {data.corpus.folder}")
                 return data
         say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
-        data = prepare_data(
-            corpus=settings.corpus,
-            tokenizer=settings.tokenizer,
-            vocab_sizes=vocab_sizes,
-            folder=(settings.folder / "data").resolve(),
-        )
+        data = prepare(settings, vocab_sizes=vocab_sizes)
         write_json(note, {"settings": wanted, "data": data.to_dict()})
     return data
 

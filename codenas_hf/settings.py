@@ -8,6 +8,7 @@ from typing import Literal
 
 from .data import CorpusSettings, TokenizerSettings
 from .evaluation.candidate import CandidateSettings
+from .release.hub import PublishSettings
 from .search import Budget, Rung
 from .strict_yaml import SettingsError
 from .training import TrainSettings
@@ -151,6 +152,7 @@ class RunSettings:
         train: how each candidate is trained.
         candidate: how each candidate is scored.
         final_score_bytes: held-out text that the winner is scored on.
+        publish: push the winner to the Hub at the end; nothing is pushed without `publish.repo_id`.
     """
 
     study: str = "two_stage"
@@ -165,3 +167,4 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     candidate: CandidateSettings = field(default_factory=CandidateSettings)
     final_score_bytes: int = 1_000_000
+    publish: PublishSettings = field(default_factory=PublishSettings)

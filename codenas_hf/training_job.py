@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .data import PreparedData
+from .data import PreparedData, prepare_data
 from .data.tokenizer import END_OF_TEXT, PAD
 from .evaluation.candidate import ARTIFACT
 from .evaluation.latency import default_protocol
@@ -21,7 +21,7 @@ from .evaluation.measure import leak_gate, score_windows
 from .evaluation.provenance import provenance
 from .evaluation.timing import measure_latency
 from .genome import Genome
-from .hardware import Hardware, is_main_process
+from .hardware import Hardware, exclusively, is_main_process
 from .modeling_codenas import CodeNASForCausalLM
 from .release.export import write_release
 from .search import Budget, TrialRecord
@@ -42,6 +42,18 @@ def write_json(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int]) -> PreparedData:
+    """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
+
+    Of the processes of a job on one machine one builds and the others then find it.
+    """
+    folder = (settings.folder / "data").resolve()
+    with exclusively(folder / ".lock"):
+        return prepare_data(
+            corpus=settings.corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder
+        )
 
 
 def new_model(genome: Genome, *, settings: RunSettings, seed: int) -> CodeNASForCausalLM:

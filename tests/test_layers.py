@@ -28,6 +28,9 @@ LAYERS = [
     "settings",
     "training_job",
     "search_job",
+    "cli_words",
+    "cli_models",
+    "cli_studies",
     "cli",
 ]
 INSIDE = {
