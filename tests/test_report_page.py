@@ -121,6 +121,8 @@ def test_one_rung_and_one_trial_are_enough(tmp_path: Path) -> None:
     records = make_records(generations=1, population=2, top=1)[:1]
     page = write_report(records, folder=tmp_path).read_text()
     assert "Kendall" not in page
+    assert "would buy" not in page
+    assert "Gene importance" not in page
     assert (tmp_path / "front.png").exists()
 
 

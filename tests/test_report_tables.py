@@ -262,3 +262,12 @@ def test_values_as_people_read_them(value: float, kind: str, text: str) -> None:
 def test_markdown_keeps_a_cell_in_its_cell() -> None:
     table = Table("t", "T", (Column("a", "a"),), ({"a": "x|y\nz"},))
     assert "| x\\|y z |" in table.to_markdown()
+
+
+def test_quality_comes_first_however_the_study_stored_it() -> None:
+    turned = trial(0, 2.0)
+    values = dict(reversed(evaluation_of(turned).objectives.items()))
+    known = StudyView(name="s", records=[replace(turned, evaluation=Evaluation(objectives=values))])
+    assert known.quality == "bits_per_byte"
+    assert known.values(known.records[0])[0] == 2.0
+    assert "bits per byte" in front_table(known).to_markdown().split("|")[2]

@@ -29,7 +29,7 @@ from codenas_hf.report.plots import (
     projections,
     ranks_figure,
 )
-from codenas_hf.report.study_view import StudyView, evaluation_of, objective_column, short_id
+from codenas_hf.report.study_view import StudyView, objective_column, short_id
 from codenas_hf.report.tables import (
     correlation_table,
     flatten,
@@ -146,7 +146,8 @@ def report_parts(
         id="hypervolume", title=growth.title, text=growth.note, figures=[hypervolume_figure(growth)], folded=[growth]
     )
     groups.append([cost, *_rank_part(view)])
-    budgets = [budget_table(view, name) for name in ("artifact_bytes", "decode_ms") if name in view.objectives]
+    limited = [name for name in ("artifact_bytes", "decode_ms") if name in view.objectives]
+    budgets = [budget_table(view, name) for name in limited] if len(points.rows) > 1 else []
     bought = [Part(id=t.name, title=t.title, tables=[t]) for t in budgets if t.rows]
     groups += [bought] if bought else []
     if tensors:
@@ -207,8 +208,11 @@ def _gene_parts(view: StudyView) -> list[list[Part]]:
     if not genes.rows:
         return []
     together = parallel_table(view, genes=[row["gene"] for row in genes.rows[:4]])
+    importance = Part(id="importance", title=genes.title, figures=[genes_figure(genes)], folded=[genes], wide=True)
+    if len(together.rows) < 2:
+        return [[importance]]
     return [
-        [Part(id="importance", title=genes.title, figures=[genes_figure(genes)], folded=[genes], wide=True)],
+        [importance],
         [Part(id="parallel", title=together.title, figures=[parallel_figure(together)], wide=True)],
     ]
 
@@ -218,7 +222,7 @@ def _tiles(view: StudyView) -> list[tuple[str, str]]:
     if view.winner is None or view.winner.evaluation is None:
         return []
     tiles = [("winner", short_id(view.winner))]
-    for name, value in evaluation_of(view.winner).objectives.items():
+    for name, value in zip(view.objectives, view.values(view.winner), strict=True):
         column = objective_column(name)
         tiles.append((column.title, format_value(value, column.kind)))
     count = parameters_of(view.winner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -317,7 +318,7 @@ def parallel_figure(table: Table) -> Figure:
         ax.axvline(x, color=GRID, linewidth=1.2, zorder=0)
         for height, text in places[column.name][1]:
             ax.text(x + 0.03, height, text, fontsize=7.5, va="center", bbox=PAPER, zorder=4)
-    ax.set_xticks(range(len(columns)), [c.title.replace("_", " ").replace(" per ", "\nper ") for c in columns])
+    ax.set_xticks(range(len(columns)), [textwrap.fill(c.title.replace("_", " "), 13) for c in columns])
     ax.set_yticks([])
     ax.tick_params(axis="x", length=0, labelcolor=INK)
     ax.grid(visible=False)

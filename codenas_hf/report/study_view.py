@@ -54,12 +54,13 @@ class StudyView:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives in the study's order; empty before the first complete trial."""
-        return next((tuple(evaluation_of(r).objectives) for r in self.records if r.evaluation is not None), ())
+        """Names of the objectives, quality first; empty before the first complete trial."""
+        names = next((tuple(evaluation_of(r).objectives) for r in self.records if r.evaluation is not None), ())
+        return tuple(sorted(names, key=lambda name: name != "bits_per_byte"))
 
     @property
     def quality(self) -> str:
-        """The objective that training improves: the first.
+        """The objective that training improves: bits per byte, in other studies the first.
 
         Raises:
             ValueError: the study has no complete trial yet.
@@ -81,7 +82,11 @@ class StudyView:
     def front_members(self) -> list[TrialRecord]:
         """The front, best first in `quality`."""
         members = list(self.front) if self.front is not None else non_dominated(self.complete(self.top_rung))
-        return sorted(members, key=lambda r: (*evaluation_of(r).objectives.values(), r.genome.genome_id))
+        return sorted(members, key=lambda r: (*self.values(r), r.genome.genome_id))
+
+    def values(self, record: TrialRecord) -> list[float]:
+        """Objectives of a complete trial, in the order of `objectives`."""
+        return [evaluation_of(record).objectives[name] for name in self.objectives]
 
     def is_winner(self, record: TrialRecord) -> bool:
         """True for the winner and for no other trial."""

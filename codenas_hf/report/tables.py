@@ -24,6 +24,8 @@ from codenas_hf.search.pareto import hypervolume
 from codenas_hf.search.records import TrialRecord
 
 GENOME = Column("genome", "genome")
+# Below this, chance alone gives some gene a large share.
+FEWEST_FOR_GENES = 10
 
 
 def front_table(view: StudyView) -> Table:
@@ -243,13 +245,13 @@ def gene_table(view: StudyView, *, rung: int = 0) -> Table:
 
     The estimate is epsilon squared of a one-way analysis of variance (Kelley 1935), which takes off what chance would
     explain with that many choices. Genes that an evolved population mixes together share the credit: this is
-    association, not cause.
+    association, not cause. Fewer than `FEWEST_FOR_GENES` candidates give no rows.
     """
     records = view.complete(rung)
     names = view.objectives
     genes = _gene_values(records)
     rows: list[dict[str, Any]] = []
-    if records:
+    if len(records) >= FEWEST_FOR_GENES:
         points = scaled_points(records, names)
         for gene, values in genes.items():
             shares = {n: explained_share(values, points[:, i]) for i, n in enumerate(names)}
