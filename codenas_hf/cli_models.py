@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .cli_words import Run, add_settings, fail, print_json, print_table, say, with_settings
 from .evaluation.decode import DecodeSettings, stream
 from .genome import Genome
+from .genome_file import read_genome
 from .modeling_codenas import CodeNASForCausalLM
 from .release.gguf import write_gguf
 from .report import architecture_table, architecture_text, compare_table, tensors_of_folder
@@ -64,7 +65,7 @@ def find_genome(source: str) -> Genome:
         if not found:
             raise ValueError(f"{folder} has no trial {number}; it has 0 to {len(result.records) - 1}")
         return _genome(found[0].genome)
-    return Genome.from_yaml(config_path(path if "/" in path else f"genomes/{path}"))
+    return read_genome(config_path(path if "/" in path else f"genomes/{path}"))
 
 
 def _genome(value: Any) -> Genome:

@@ -17,6 +17,7 @@ from .evaluation.candidate import CandidateEvaluator, LatencyConfirmer
 from .evaluation.latency import LatencyModel
 from .evaluation.measure import folder_bytes
 from .genome import Genome
+from .genome_file import read_genome
 from .hardware import Hardware, exclusively, is_main_process
 from .release.hub import Published, publish
 from .report import write_report
@@ -285,7 +286,7 @@ def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
         "random": RandomPolicy(),
         "regularized": RegularizedEvolution(objectives=objectives),
     }
-    seeds = tuple(Genome.from_yaml(path) for path in ladder.seeds)
+    seeds = tuple(read_genome(path) for path in ladder.seeds)
     for path, genome in zip(ladder.seeds, seeds, strict=True):
         reason = space.validate(genome)
         if reason is not None:

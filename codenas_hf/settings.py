@@ -113,7 +113,7 @@ class LadderSettings:
     policy: PolicyName = "genetic"
     seed: int = 0
     seeds: tuple[Path, ...] = ()
-    lag: tuple[int, ...] = (2, 4)
+    lag: tuple[int, ...] = (1, 2)
     storage: str | None = None
     workers_per_rank: int | None = None
     time_limit_s: float | None = None

@@ -16,6 +16,7 @@ LAYERS = [
     "vllm_plugin",
     "stock",
     "genome",
+    "genome_file",
     "choices",
     "space",
     "data",

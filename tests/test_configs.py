@@ -1,0 +1,88 @@
+"""Every file of configs/ is read by what it is for, and holds only what differs from the defaults."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from codenas_hf.genome import Genome
+from codenas_hf.settings import LadderSettings, RunSettings, config_path
+from codenas_hf.space import SearchSpace
+from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, read_yaml, to_mapping
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("corpus/*.yaml")])
+
+
+def leaves(data: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for key, value in data.items():
+        found |= leaves(value, (*prefix, key)) if isinstance(value, Mapping) else {(*prefix, key): value}
+    return found
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
+def test_run_files_are_read_and_differ(path: Path) -> None:
+    settings, defaults = to_mapping(load(RunSettings, path)), to_mapping(RunSettings())
+    for keys in leaves(read_yaml(path)):
+        got, usual = settings, defaults
+        for key in keys:
+            got, usual = got[key], usual[key] if isinstance(usual, Mapping) else None
+        assert got != usual, f"{path.name}: {'.'.join(keys)} is the default"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("spaces/*.yaml")), ids=lambda p: p.stem)
+def test_spaces_are_read(path: Path) -> None:
+    assert SearchSpace.from_yaml(path).size() > 1000
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("genomes/*.yaml")), ids=lambda p: p.stem)
+def test_genomes_are_read(path: Path) -> None:
+    assert Genome.from_yaml(path).num_parameters() > 100_000
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("accelerate/*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_files_are_read(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
+
+
+def test_config_names() -> None:
+    assert config_path("smoke") == config_path("smoke.yaml") == CONFIGS / "smoke.yaml"
+    assert config_path(CONFIGS / "smoke.yaml") == CONFIGS / "smoke.yaml"
+    with pytest.raises(SettingsError, match=r"no settings file spaces/tinny; there are .*spaces/tiny"):
+        config_path("spaces/tinny")
+    with pytest.raises(SettingsError, match="no settings file nowhere/x; give a path"):
+        config_path("nowhere/x")
+
+
+def test_settings_read_back(tmp_path: Path) -> None:
+    settings = load(RunSettings, CONFIGS / "gpu.yaml", overrides=["limits.decode_ms=4", "search.seed=3"])
+    file = tmp_path / "settings.yaml"
+    file.write_text(dump(settings))
+    assert load(RunSettings, file) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("limits.bytes=0", "`bytes` must be positive"),
+        ("limits.decode_ms=-1", "`decode_ms` must be positive"),
+        ("limits={bytes: 5MB, min_bytes: 6MB}", "must be below `bytes`"),
+        ("weights.artifact_bytes=-1", "weights must be 0 or more"),
+        ("search.keep=[]", "one number less than `budgets`"),
+        ("serch.seed=1", "`serch` is not a setting; did you mean `search`"),
+        ("search.population=twelve", "`search.population`: expected int"),
+    ],
+)
+def test_bad_settings(override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(RunSettings, overrides=[override])
+
+
+def test_the_ladder_becomes_rungs() -> None:
+    ladder = from_mapping(LadderSettings, {"budgets": ["1 steps", "2 steps", "3 steps"], "keep": [5, 2]})
+    assert [(r.index, r.budget.amount, r.keep) for r in ladder.rungs] == [(0, 1, 5), (1, 2, 2), (2, 3, None)]
