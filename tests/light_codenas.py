@@ -9,7 +9,8 @@ import sys
 import types
 from pathlib import Path
 
-if not {"codenas_hf", "pytest"} & sys.modules.keys():
+server = any("forkserver" in word for word in sys.orig_argv)
+if "codenas_hf" not in sys.modules and ("pytest" not in sys.modules or server):
     for name in ("codenas_hf", "codenas_hf.search"):
         package = types.ModuleType(name)
         package.__path__ = [str(Path(__file__).parent.parent.joinpath(*name.split(".")))]

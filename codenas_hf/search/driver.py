@@ -329,7 +329,9 @@ class _Search:
 
     def _check_leader(self) -> None:
         """Raises when this rank waits for a rank 0 that is gone. On a server database another one may come."""
-        if self.settings.storage is None and not self.members.leads() and not self.members.leader_of(parent_key()):
+        if self.settings.storage is not None or self.members.leads() or self.members.leader_of(parent_key()):
+            return
+        if not self.finished():  # looked at last: a rank 0 that has finished leaves
             raise RuntimeError("rank 0 is gone: start the same command again, it goes on from where it was")
 
     def _discard(self, snapshot: Snapshot) -> None:

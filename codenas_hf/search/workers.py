@@ -38,6 +38,7 @@ RANK_PREFIX = "TORCHELASTIC_"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MEMORY_POLL_S = 0.25
 _PR_SET_PDEATHSIG = 1
+_SERVER_GONE = 255  # what multiprocessing says when the server of children was killed, and its children with it
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -112,7 +113,8 @@ class Pool:
         self._limits = limits
         self._environment = child_environment(environment or {})
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload, __name__])
+        # The main program as well: every child would import it again.
+        self._context.set_forkserver_preload(["__main__", *preload, __name__])
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
         self._gone: list[_Child] = []
@@ -220,7 +222,8 @@ class Pool:
         self._gone.append(child)
         if child.killed_for is not None:
             return Outcome(child.task, None, child.killed_for)
-        if code in (-signal.SIGKILL, -signal.SIGTERM) and child.kills < self._limits.kills and child.job is not None:
+        outside = (-signal.SIGKILL, -signal.SIGTERM, _SERVER_GONE)
+        if code in outside and child.kills < self._limits.kills and child.job is not None:
             logger.warning("An evaluation was killed from outside (%s) and is started again.", _exit(code))
             self._launch(child.task, child.job, kills=child.kills + 1)
             return None

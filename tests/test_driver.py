@@ -1,0 +1,369 @@
+"""`run_search` as its users call it: deterministic, resumable, with every kind of failure, on one or more ranks."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integer_space import Confirm, Evaluate, IntegerSpace, Point
+from rich.console import Console
+
+from codenas_hf.search import (
+    Evaluation,
+    IdentityError,
+    Patience,
+    RandomPolicy,
+    SearchResult,
+    SearchSettings,
+    SingleJobError,
+    TrialRecord,
+    run_search,
+    single_stage,
+    two_stage,
+)
+from codenas_hf.search.driver import superseded
+from codenas_hf.search.journal import JobLock
+from codenas_hf.search.progress import Progress, duration
+from codenas_hf.search.study import Snapshot
+
+SPACE = IntegerSpace()
+SETTINGS = SearchSettings(
+    objectives=("a", "b"), population=6, generations=3, rungs=two_stage(population=6, keep=2), workers_per_rank=2
+)
+PRELOAD = ["light_codenas", "integer_space"]
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CODENAS_WORLD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def search(folder: Path, evaluator: Any = None, settings: SearchSettings = SETTINGS, **more: Any) -> SearchResult:
+    return run_search(SPACE, evaluator or Evaluate(), folder=folder, settings=settings, preload=PRELOAD, **more)
+
+
+def plain(records: Any) -> list[dict[str, Any]]:
+    return [{**record.to_dict(), "worker": None} for record in records]
+
+
+def test_records_are_the_same_for_1_2_and_8_workers(tmp_path: Path) -> None:
+    results = [
+        search(tmp_path / str(n), Evaluate(seconds=0.02), dataclasses.replace(SETTINGS, workers_per_rank=n))
+        for n in (1, 2, 8)
+    ]
+    first = plain(results[0].records)
+    assert len(first) == 3 * 6 + 3 * 3
+    assert plain(results[1].records) == first
+    assert plain(results[2].records) == first
+    assert [r.finished for r in results] == [True] * 3
+    workers = {record.worker for record in results[0].records}
+    assert workers == {f"{os.uname().nodename}:{os.getpid()}"}
+
+
+def test_the_front_that_is_known_in_closed_form_is_found(tmp_path: Path) -> None:
+    space = IntegerSpace(side=5)
+    settings = SearchSettings(objectives=("a", "b"), population=10, generations=40, rungs=single_stage())
+    result = run_search(space, Evaluate(side=5), folder=tmp_path, settings=settings, preload=PRELOAD)
+    assert {record.genome for record in result.front} == {Point(x, 0) for x in range(5)}
+    assert len(result.records) == 25  # exhausted: every genome once, then the search ends by itself
+    assert result.winner in result.front
+
+
+def test_a_finished_search_returns_at_once_and_can_be_extended(tmp_path: Path) -> None:
+    evaluator = Evaluate(log=tmp_path / "log")
+    first = search(tmp_path / "s", evaluator)
+    lines = len((tmp_path / "log").read_text().splitlines())
+    assert lines == len(first.records)
+    again = search(tmp_path / "s", evaluator)
+    assert plain(again.records) == plain(first.records)
+    assert len((tmp_path / "log").read_text().splitlines()) == lines
+    opened = SearchResult.open(tmp_path / "s", space=SPACE)
+    assert dataclasses.replace(opened, rungs=again.rungs) == again
+    longer = search(tmp_path / "s", evaluator, dataclasses.replace(SETTINGS, generations=4))
+    fresh = search(tmp_path / "t", settings=dataclasses.replace(SETTINGS, generations=4))
+    assert plain(longer.records) == plain(fresh.records)
+    assert len((tmp_path / "log").read_text().splitlines()) == len(longer.records)
+    with pytest.raises(FileNotFoundError, match="no search in"):
+        SearchResult.open(tmp_path / "nowhere", space=SPACE)
+    with pytest.raises(FileNotFoundError, match="no search called 'other'"):
+        SearchResult.open(tmp_path / "s", space=SPACE, name="other")
+
+
+def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    search(tmp_path)
+    with pytest.raises(IdentityError, match=r"seed: stored 0, given 1"):
+        search(tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
+    with pytest.raises(IdentityError, match='policy: stored .*given "RandomPolicy'):
+        search(tmp_path, policy=RandomPolicy())
+
+
+def test_a_second_job_is_refused(tmp_path: Path) -> None:
+    lock = JobLock(tmp_path / "study.lock")
+    lock.acquire()
+    with pytest.raises(SingleJobError, match=rf"process {os.getpid()}\) works on"):
+        search(tmp_path)
+    lock.release()
+    search(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", ["raise", "kill", "names"])
+def test_failures_are_records_and_the_search_goes_on(tmp_path: Path, spoil: str) -> None:
+    settings = dataclasses.replace(SETTINGS, patience=Patience(kills=0))
+    result = search(tmp_path, Evaluate(spoil=spoil), settings)
+    spoilt = [record for record in result.records if record.genome.x % 4 == 3]  # type: ignore[attr-defined]
+    assert spoilt
+    assert all(record.state == "fail" and record.evaluation is None for record in spoilt)
+    assert set(result.failures) == set(spoilt)
+    assert not [record for record in spoilt if record.rung == 1]
+    expected = {
+        "raise": "ArithmeticError: no good: ",
+        "kill": "killed by SIGKILL",
+        "names": "returned the objectives a, c; the study minimises a, b",
+    }[spoil]
+    assert all(expected in (record.failure or "") for record in spoilt)
+    assert result.winner is not None
+
+
+def test_limits_decide_who_may_win(tmp_path: Path) -> None:
+    result = search(tmp_path, settings=dataclasses.replace(SETTINGS, limits={"a": 20.0, "b": 25.0}))
+    assert result.front
+    for record in result.front:
+        assert record.evaluation is not None
+        assert record.evaluation.objectives["a"] <= 20
+        assert record.evaluation.objectives["b"] <= 25
+    nobody = search(tmp_path / "n", settings=dataclasses.replace(SETTINGS, limits={"a": -1.0}))
+    assert (nobody.front, nobody.winner) == ((), None)
+
+
+def confirmed_lines(folder: Path) -> list[str]:
+    return (folder / "confirmed").read_text().splitlines()
+
+
+def test_the_front_is_confirmed_until_all_of_it_is(tmp_path: Path) -> None:
+    plain_front = {record.genome for record in search(tmp_path / "plain").front}
+    result = search(tmp_path / "s", confirm=Confirm(tmp_path / "confirmed"))
+    known = {(trial.rung, trial.parent) for trial in result.confirmed}
+    assert all((record.rung, record.number) in known for record in result.front)
+    lines = confirmed_lines(tmp_path)
+    assert len(lines) == len(set(lines)) == len(result.confirmed)
+    assert {line.split()[0] for line in lines} == {"1"}
+    # Points with an odd x lost 40 each; where a point with an even x exists, none of them is left.
+    front = {record.genome for record in result.front}
+    assert front != plain_front
+    assert {point.x % 2 for point in front} == {0}  # type: ignore[attr-defined]
+    again = search(tmp_path / "s", confirm=Confirm(tmp_path / "confirmed"))
+    assert plain(again.front) == plain(result.front)
+    assert confirmed_lines(tmp_path) == lines
+
+
+def test_a_search_that_was_finished_without_is_confirmed_later(tmp_path: Path) -> None:
+    first = search(tmp_path / "s")
+    result = search(tmp_path / "s", confirm=Confirm(tmp_path / "confirmed"))
+    assert not first.confirmed
+    assert result.confirmed
+
+
+def test_who_cannot_be_confirmed_leaves_the_front(tmp_path: Path) -> None:
+    before = search(tmp_path / "plain").front
+    chosen: Any = next(record.genome for record in before if record.genome.x % 2 == 0)  # type: ignore[attr-defined]
+    result = search(tmp_path / "s", confirm=Confirm(tmp_path / "confirmed", fail_at=chosen.x))
+    assert chosen not in {record.genome for record in result.front}
+    assert {trial.failure for trial in result.failures} == {"ArithmeticError: not confirmed"}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Writes a checkpoint, continues the one below, deletes what the engine gives up."""
+
+    folder: Path
+
+    def __call__(self, genome: Any, rung: Any, previous: Evaluation | None) -> Evaluation:
+        before = previous.checkpoint.read_text() if previous is not None and previous.checkpoint else ""
+        file = self.folder / f"{genome.genome_id}-{rung.index}"
+        file.write_text(f"{before}{rung.index}")
+        return dataclasses.replace(Evaluate()(genome, rung, previous), checkpoint=file)
+
+    def discard(self, evaluation: Evaluation) -> None:
+        assert evaluation.checkpoint is not None
+        evaluation.checkpoint.unlink(missing_ok=True)
+
+
+def test_checkpoints_are_continued_and_then_deleted(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    result = search(tmp_path / "s", Keeping(files))
+    left = {path.name for path in files.iterdir()}
+    assert left == {f"{record.genome.genome_id}-1" for record in result.front}
+    assert all(path.read_text() == "01" for path in files.iterdir())
+
+
+def test_what_is_superseded() -> None:
+    def trial(number: int, a: float, b: float, rung: int, parent: int | None = None, state: Any = "complete") -> Any:
+        evaluation = Evaluation(objectives={"a": a, "b": b}, checkpoint=Path(f"{rung}-{number}"))
+        evaluation = evaluation if state == "complete" else None  # type: ignore[assignment]
+        return TrialRecord(number, Point(number, 0), rung, state, evaluation, parent=parent)
+
+    low = tuple(trial(n, n, n, 0) for n in range(4))
+    high = (trial(0, 1, 1, 1, 0), trial(1, 2, 2, 1, 1), trial(2, 0, 0, 1, 2, "running"))
+    facts = {"promoted:1:0": 3}
+
+    def given_up(rungs: Any, facts: Any, *, confirming: bool = False) -> list[tuple[int, int]]:
+        snapshot = Snapshot(rungs, (), facts)
+        found = superseded(snapshot, confirming=confirming, objectives=SETTINGS.build_objectives())
+        return [(record.rung, record.number) for record, _ in found]
+
+    assert given_up((low, high), facts) == [(0, 0), (0, 1), (0, 3), (1, 1)]  # 2 is still running from its checkpoint
+    assert given_up((low, high), facts, confirming=True) == [(0, 0), (0, 1), (0, 3)]
+    assert given_up((low, high), {}) == [(1, 1)]  # nobody has been left behind yet
+    assert given_up((low, high[2:]), facts) == []  # nothing above could win yet
+
+
+PROGRAM = [sys.executable, str(Path(__file__).parent / "search_program.py")]
+
+
+def started(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, str(folder), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_log(folder: Path, lines: int) -> None:
+    deadline = time.monotonic() + 60
+    while not (folder / "log").exists() or len((folder / "log").read_text().splitlines()) < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c(tmp_path: Path, presses: int) -> None:
+    with started(tmp_path, "seconds=1.0", "generations=2") as process:
+        wait_for_log(tmp_path, 2)
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "run the same command to go on from there" in errors
+    assert time.monotonic() - start < 20
+    result = SearchResult.open(tmp_path / "study", space=SPACE, name="killed")
+    assert not result.finished
+    states = [record.state for record in result.records]
+    assert "running" not in states
+    lines = (tmp_path / "log").read_text().splitlines()
+    if presses == 1:
+        assert states.count("complete") == len(lines)  # what ran was finished and kept
+        assert "Press Ctrl-C again" in errors
+    with started(tmp_path, "seconds=0", "generations=2") as process:
+        assert process.communicate(timeout=60)[0] == "done\n"
+    lines = [" ".join(line.split()[:3]) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(lines) == len(set(lines))
+
+
+def ranks_of(folder: Path, *options: str, world: int = 2) -> list[subprocess.Popen[str]]:
+    return [
+        started(folder, *options, f"records=records{rank}.json", RANK=str(rank), WORLD_SIZE=str(world))
+        for rank in range(world)
+    ]
+
+
+def test_two_ranks_share_a_search_and_agree_on_it(tmp_path: Path) -> None:
+    alone = search(tmp_path / "alone")
+    processes = ranks_of(tmp_path, "workers=1", "seconds=0.1", "population=6", "keep=2", "generations=3")
+    for process in processes:
+        output, errors = process.communicate(timeout=100)
+        assert output == "done\n", errors
+    first, second = (json.loads((tmp_path / f"records{rank}.json").read_text()) for rank in range(2))
+    assert first == second == json.loads(json.dumps(plain(alone.records)))
+    result = SearchResult.open(tmp_path / "study", space=SPACE, name="killed")
+    per_rank = [
+        sum(record.worker.endswith(f":{p.pid}") for record in result.records if record.worker) for p in processes
+    ]
+    assert sum(per_rank) == len(result.records)
+    assert min(per_rank) > 3
+
+
+def test_a_rank_without_its_rank_zero_stops_and_says_so(tmp_path: Path) -> None:
+    zero, one = ranks_of(tmp_path, "workers=1", "seconds=0.2", "generations=40")
+    wait_for_log(tmp_path, 4)
+    zero.kill()
+    zero.communicate()
+    _, errors = one.communicate(timeout=100)
+    assert one.returncode != 0
+    assert "rank 0 is gone" in errors
+
+
+def test_another_rank_count_than_asked_for_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODENAS_WORLD", "2")
+    with pytest.raises(RuntimeError, match="CODENAS_WORLD asks for 2 ranks, but the launcher started 1"):
+        search(tmp_path)
+    monkeypatch.delenv("CODENAS_WORLD")
+    with pytest.raises(RuntimeError, match="world_size asks for 4 ranks"):
+        search(tmp_path, settings=dataclasses.replace(SETTINGS, world_size=4))
+
+
+@pytest.mark.slow
+def test_two_accelerate_cpu_ranks_really_are_two(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", "2", "--main_process_port", "0", PROGRAM[1], str(tmp_path), "workers=1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CODENAS_WORLD": "2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("done") == 2, done.stderr
+    result = SearchResult.open(tmp_path / "study", space=SPACE, name="killed")
+    assert result.finished
+    assert len({record.worker for record in result.records}) == 2
+    # What looks like two and is one: `--cpu --num_processes 2` starts a single process.
+    command[3:5] = ["--cpu", "--num_machines"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "CODENAS_WORLD asks for 2 ranks, but the launcher started 1" in done.stderr
+
+
+def test_plain_lines_and_the_final_table(tmp_path: Path) -> None:
+    result = search(tmp_path)
+    console = Console(record=True, width=160, force_terminal=False, file=open(os.devnull, "w"))
+    progress = Progress(SETTINGS, shown=True, console=console, every_s=0)
+    half = Snapshot((result.records[:6], ()), (), {})
+    with progress:
+        progress.update(Snapshot(((), ()), (), {}))
+        progress.update(half)
+        progress.finish(result)
+    text = console.export_text()
+    assert "generation 1/3, rung 0: 6/18, rung 1: 0/9, 0 running, 0 failed, front" in text
+    assert result.winner is not None
+    assert f"Winner: {result.winner.genome.genome_id}" in text
+    assert f"Front at rung 1: {len(result.front)} of 27 trials" in text
+
+
+def test_time_left_follows_the_budgets(tmp_path: Path) -> None:
+    result = search(tmp_path)
+    progress = Progress(SETTINGS, shown=True)
+    assert progress.status(Snapshot(((), ()), (), {}), now=100.0).seconds_left is None
+    half = Snapshot((result.records[:9], ()), (), {})
+    status = progress.status(half, now=110.0)
+    # 9 of 18 at 50 steps took 10 s; 9 more, and 9 at 250 steps are left.
+    assert status.seconds_left == pytest.approx(10 * (9 * 50 + 9 * 250) / (9 * 50))
+    assert [duration(s) for s in (42, 200, 7500)] == ["42 s", "3 min", "2 h 5 min"]
+
+
+def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
+    console = Console(record=True, width=120, force_terminal=True, file=open(os.devnull, "w"))
+    with Progress(SETTINGS, shown=True, console=console) as progress:
+        progress.update(Snapshot(((), ()), (), {}))
+        progress.finish(SearchResult.of(Snapshot(((), ()), (), {}), objectives=SETTINGS.build_objectives(), rungs=()))
+    text = console.export_text()
+    assert "none yet" in text
+    assert "The search has no front: no trial is feasible." in text
