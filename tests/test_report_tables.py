@@ -271,3 +271,35 @@ def test_quality_comes_first_however_the_study_stored_it() -> None:
     assert known.quality == "bits_per_byte"
     assert known.values(known.records[0])[0] == 2.0
     assert "bits per byte" in front_table(known).to_markdown().split("|")[2]
+
+
+def test_every_kind_of_layer_is_named_and_every_parameter_counted() -> None:
+    import torch
+
+    from codenas_hf.genome import Genome
+    from codenas_hf.modeling_codenas import CodeNASForCausalLM
+    from codenas_hf.report.architecture import tensors_of_model
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    genome = Genome.from_dict(
+        {
+            **sizes,
+            "num_hidden_layers": 6,
+            "layer_repeats": 2,
+            "layer_pattern": "fsc",
+            "sliding_window": 16,
+            "residual_scalars": True,
+        }
+    )
+    config = genome.to_config()
+    with torch.device("meta"):
+        model = CodeNASForCausalLM(config)
+    table = architecture_table(tensors_of_model(model), config.to_dict())
+    assert sum(row.get("num_parameters", 0) for row in table.rows) == genome.num_parameters()
+    what = [row["what"] for row in table.rows if row["part"] in ("attention", "convolution")]
+    assert what == [
+        "2 heads of 16, applied 2 times",
+        "2 heads of 16, window 16, applied 2 times",
+        "convolution over 3 tokens, applied 2 times",
+    ]
+    assert "residual scalars" in architecture_text(table)

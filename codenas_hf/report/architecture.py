@@ -16,6 +16,7 @@ from codenas_hf.report.cells import Column, Table, format_bytes, format_count
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
 ATTENTION = re.compile(r"attn|attention|q_proj|k_proj|v_proj|o_proj|Wqkv")
+CONVOLUTION = re.compile(r"^conv\.")
 FEED_FORWARD = re.compile(r"mlp|ffn|feed_forward|gate_proj|up_proj|down_proj|experts")
 # Where the parts after the last layer sort.
 _LAST = 10**6
@@ -116,25 +117,37 @@ def _part(name: str) -> tuple[int, str]:
         rest = inside[2]
         if "norm" in rest.lower() or rest.startswith("ln_"):
             return int(inside[1]), "norms"
-        kind = "attention" if ATTENTION.search(rest) else "feed-forward" if FEED_FORWARD.search(rest) else "other"
-        return int(inside[1]), kind
+        kinds = {"convolution": CONVOLUTION, "attention": ATTENTION, "feed-forward": FEED_FORWARD}
+        return int(inside[1]), next((kind for kind, words in kinds.items() if words.search(rest)), "other")
     if "lm_head" in name or "embed_out" in name:
         return _LAST, "head"
     if "norm" in name.lower() or "ln_f" in name:
         return _LAST, "final norm"
     if re.search(r"wpe|position", name):
         return -1, "positions"
-    return -1, "embedding"
+    return -1, "residual scalars" if name.endswith("_scale") else "embedding"
 
 
 def _order(key: tuple[int, str]) -> tuple[int, int]:
-    order = ["embedding", "positions", "norms", "attention", "feed-forward", "other", "final norm", "head"]
+    order = [
+        "embedding",
+        "positions",
+        "residual scalars",
+        "norms",
+        "attention",
+        "convolution",
+        "feed-forward",
+        "other",
+    ]
+    order += ["final norm", "head"]
     return key[0], order.index(key[1])
 
 
 def _describe(layer: int, kind: str, members: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     """What a part is, from the shapes and what the config says of that layer."""
-    local = {**config, **(config.get("per_layer_config") or {}).get(str(layer), {})}
+    repeats = config.get("layer_repeats") or 1
+    local = {**config, **(config.get("per_layer_config") or {}).get(str(layer * repeats), {})}
+    times = f", applied {repeats} times" if repeats > 1 else ""
     shapes = [t.shape for t in members.values()]
     widest = max((s for s in shapes if len(s) >= 2), key=prod, default=())
     if kind == "attention":
@@ -142,7 +155,14 @@ def _describe(layer: int, kind: str, members: Mapping[str, Tensor], config: Mapp
         kv = local.get("num_key_value_heads") or heads
         size = local.get("head_dim")
         grouped = "" if not heads or kv == heads else f", {kv} key-value"
-        return f"{heads} heads" + (f" of {size}" if size else "") + grouped if heads else _shape(widest)
+        if not heads:
+            return _shape(widest)
+        types = config.get("layer_types") or ()
+        sliding = layer * repeats < len(types) and types[layer * repeats] == "sliding_attention"
+        window = f", window {config.get('sliding_window')}" if sliding else ""
+        return f"{heads} heads" + (f" of {size}" if size else "") + grouped + window + times
+    if kind == "convolution":
+        return f"convolution over {config.get('conv_kernel_size') or min(widest)} tokens" + times
     if kind == "feed-forward":
         inner = local.get("intermediate_size") or local.get("n_inner") or (max(widest) if widest else None)
         gated = "gated " if any("gate" in name for name in members) else ""

@@ -238,7 +238,7 @@ def architecture_figure(table: Table) -> Figure:
     stack = _stack(table)
     widest = max((sum(part.get("num_parameters") or 0 for part in parts) for _, parts in stack), default=1) or 1
     figure, (ax,) = new_figure(9.6, 0.36 * len(stack) + 0.8)
-    colors = {"attention": BLUE, "feed-forward": GREEN, "embedding": PURPLE, "head": PURPLE}
+    colors = {"attention": BLUE, "convolution": ORANGE, "feed-forward": GREEN, "embedding": PURPLE, "head": PURPLE}
     for y, (name, parts) in enumerate(stack):
         left = 0.0
         for part in parts:
@@ -258,19 +258,19 @@ def architecture_figure(table: Table) -> Figure:
             ax.text(1.2, y, format_count(params), ha="right", va="center", fontsize=8.5, color=MUTED)
             ax.text(1.38, y, format_bytes(size), ha="right", va="center", fontsize=8.5, color=MUTED)
         ax.text(1.43, y, what, ha="left", va="center", fontsize=8.5)
-    for kind in ("embedding", "attention", "feed-forward"):
+    for kind in dict.fromkeys(row["part"] for row in table.rows if row["part"] in colors and row["part"] != "head"):
         ax.bar(0, 0, color=colors[kind], label=kind)
     ax.set_xlim(-0.02, 1.44)
     ax.set_ylim(len(stack) - 0.4, -0.6)
     ax.axis("off")
     ax.set_title(f"{table.title}: {table.note.rstrip('.')}")
-    figure.legend(loc="outside lower left", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower left", ncols=4, fontsize=8)
     return figure
 
 
 def _stack(table: Table) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Rows of an architecture table as bars: each layer one bar of its parts, other parts one bar each."""
-    order = {"attention": 0, "feed-forward": 1, "other": 2, "norms": 3}
+    order = {"attention": 0, "convolution": 0, "feed-forward": 1, "other": 2, "norms": 3}
     stack = []
     for layer, group in groupby(table.rows, key=lambda row: row.get("layer")):
         rows = list(group)
