@@ -1,4 +1,4 @@
-"""What completions of the prompt sets are like: collapse by cause, diversity, validity, next lines; human code beside."""
+"""Completions of the prompt sets: collapse by cause, diversity, validity, next lines; human code beside."""
 
 from __future__ import annotations
 

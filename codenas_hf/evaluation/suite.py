@@ -129,7 +129,8 @@ def load_model(
             num_bytes = folder_bytes(path)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    return LoadedModel(str(name), model.to(device).eval(), tokenizer, num_bytes)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return LoadedModel(str(name), model.eval(), tokenizer, num_bytes)
 
 
 def evaluate_model(

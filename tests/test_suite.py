@@ -1,0 +1,190 @@
+"""The suite on tiny models: what is measured, what is said to be absent; a looping model, human code; lm-eval."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_models import TEXT, tiny_model, tiny_tokenizer
+
+from codenas_hf.evaluation import suite
+from codenas_hf.evaluation.completion_report import completion_rows, human_rows
+from codenas_hf.evaluation.decode import DecodeSettings
+from codenas_hf.evaluation.prompts import load_prompts
+from codenas_hf.evaluation.sandbox import SandboxUnavailable
+from codenas_hf.evaluation.suite import SuiteSettings, evaluate_model, format_table, load_model
+from codenas_hf.evaluation.text_score import score_texts
+
+SMALL = SuiteSettings(
+    prompts=4, new_tokens=8, samples=2, humaneval=2, humaneval_samples=2, infilling=2, task_tokens=8, latency=False
+)
+TASKS = Path(suite.__file__).parent / "lm_eval_tasks"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_model(tokenizer, context=256).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_uniform_model_needs_log2_of_its_vocabulary(tokenizer):
+    model = tiny_model(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    texts = [TEXT, TEXT * 10, "x"]  # the second is longer than the context
+    score = score_texts(model, tokenizer, texts)
+    tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert score.num_tokens == tokens
+    assert score.num_bytes == sum(len(text) for text in texts)
+    assert score.bits_per_byte == pytest.approx(tokens * math.log2(len(tokenizer)) / score.num_bytes)
+
+
+def test_prompts_are_seen_but_not_scored(tokenizer):
+    model = tiny_model(tokenizer)
+    whole = score_texts(model, tokenizer, ["def f" + "(x):"])
+    first = score_texts(model, tokenizer, ["def f"])
+    rest = score_texts(model, tokenizer, ["(x):"], prompts=["def f"])
+    assert rest.nats == pytest.approx(whole.nats - first.nats, rel=1e-4)
+    with pytest.raises(ValueError, match="one per text"):
+        score_texts(model, tokenizer, ["a"], prompts=[])
+    with pytest.raises(ValueError, match="no text"):
+        score_texts(model, tokenizer, [""])
+
+
+def test_a_looping_model_collapses_always(tokenizer):
+    model = tiny_model(tokenizer)
+    loop = tokenizer("x")["input_ids"][0]
+    model.get_output_embeddings().weight.data.zero_()
+    forward = model.forward
+
+    def looping(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits[..., loop] = 50.0
+        return output
+
+    model.forward = looping
+    rows = {
+        row.name: row
+        for row in completion_rows(
+            model,
+            tokenizer,
+            load_prompts("few_shot", count=5),
+            name="few_shot",
+            settings=DecodeSettings(max_new_tokens=24, boundary="keep"),
+        )
+    }
+    assert rows["few_shot/collapse_rate"].value == 1
+    assert rows["few_shot/loop_rate"].value == 1
+    assert rows["few_shot/prompt_collapse_share"].value == 1
+    assert rows["few_shot/effective_answers"].value == pytest.approx(1)
+    assert rows["few_shot/legacy_collapse_rate"].value == 1
+
+
+def test_human_code_is_below_two_percent(tokenizer):
+    """With tokens hardly longer than bytes; `test_prompts` has both sets, over words."""
+    rows = {row.name: row for row in human_rows(tokenizer, load_prompts("few_shot"), name="human", max_tokens=128)}
+    assert rows["human/collapse_rate"].value < 0.02
+    assert rows["human/legacy_collapse_rate"].value < 0.02
+
+
+def test_everything_of_a_folder_is_measured(folder, tmp_path):
+    result = evaluate_model(load_model(folder), settings=SMALL, folder=tmp_path)
+    names = {row["name"] for row in result["rows"]}
+    for name in (
+        "parameters",
+        "artifact_bytes",
+        "mid_file/bits_per_byte",
+        "humaneval/solution_bits_per_byte",
+        "short/greedy/collapse_rate",
+        "few_shot/shipped/sample_similarity",
+        "mid_file/human/collapse_rate",
+        "mid_file/greedy/line_exact_match",
+        "humaneval/greedy/pass@1",
+        "humaneval/sampled/pass@2",
+        "infilling/exact_match",
+    ):
+        assert name in names, name
+    assert len(names) == len(result["rows"])
+    assert "decode_ms" in result["absent"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(result))
+    assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 3 * 4 * 3
+    table = format_table(result)
+    assert re.search(r"humaneval/greedy/pass@1 +0 +\[0\.000, 0\.\d+\] +2\n", table)
+    assert "decode_ms" in table
+    assert {"device", "versions", "threads", "settings"} <= result["protocol"].keys()
+
+
+def test_what_cannot_be_measured_is_absent(tmp_path, monkeypatch):
+    plain = tiny_tokenizer(special=["<|endoftext|>", "<|pad|>"])
+    loaded = suite.LoadedModel("plain", tiny_model(plain), plain, None)
+
+    def refuse():
+        raise SandboxUnavailable("nothing here would hold it")
+
+    monkeypatch.setattr(suite, "capabilities", refuse)
+    monkeypatch.setattr(suite, "load_hub_tasks", lambda name: (_ for _ in ()).throw(OSError("no network")))
+    settings = SuiteSettings(prompts=1, new_tokens=8, humaneval=1, task_tokens=2, latency=False, extra=("mbpp",))
+    result = evaluate_model(loaded, settings=settings)
+    assert {"artifact_bytes", "humaneval", "infilling", "mbpp", "decode_ms"} <= result["absent"].keys()
+    assert "pass@1" not in json.dumps(result["rows"])
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match="neither a model's folder nor one GGUF file"):
+        load_model(tmp_path / "notes.txt")
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="`new_tokens` must be 8 or more"):
+        SuiteSettings(new_tokens=1)
+
+
+def test_the_recipe(monkeypatch, capsys):
+    recipe = Path(__file__).parent.parent / "recipes" / "evaluate_model.py"
+    assert len(recipe.read_text().splitlines()) <= 40
+    monkeypatch.setattr(sys, "argv", ["evaluate_model.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(recipe), run_name="__main__")
+    assert "--suite" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_lm_evaluation_harness_agrees(folder, tokenizer, monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loaded = load_model(folder)
+    peer = HFLM(
+        pretrained=loaded.model,
+        tokenizer=loaded.tokenizer,
+        device="cpu",
+        dtype="float32",
+        max_length=256,
+        batch_size=8,
+    )
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    names = ["codenas_bits_per_byte", "codenas_next_line"]
+    results = lm_eval.simple_evaluate(peer, tasks=names, task_manager=manager, bootstrap_iters=0, limit=30)["results"]
+    cuts = load_prompts("mid_file")[:30]
+    ours = score_texts(loaded.model, loaded.tokenizer, [cut.text + cut.reference for cut in cuts]).bits_per_byte
+    theirs = results["codenas_bits_per_byte"]["bits_per_byte,none"]
+    assert ours == pytest.approx(theirs, rel=0.005)
+    assert "exact_match,first_line" in results["codenas_next_line"]
