@@ -293,13 +293,22 @@ def node_folder() -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", GGUF_GENES)
 def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, node_folder: Path) -> None:
-    model = make_model(make_genome(**GGUF_GENES[name]))
-    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
     text = "def f(x):\n    if x == 12345:\n        return x  # déjà vu it's\n\t\n"
     ids = AutoTokenizer.from_pretrained(tokenizer)(text)["input_ids"]
-    ours = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0, len(ids) :]
+    # llama.cpp keeps its cache in float16: take weights whose eight choices are no near ties.
+    for seed in range(100):
+        model = make_model(make_genome(**GGUF_GENES[name]), seed=seed)
+        tokens = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+        ours = tokens[0, len(ids) :]
+        with torch.inference_mode():
+            best = model(tokens[:, :-1]).logits[0, len(ids) - 1 :].topk(2).values
+        if (best[:, 0] - best[:, 1]).min() > 0.1:
+            break
+    else:
+        pytest.fail("no weights with clear choices among 100 seeds")
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
     shutil.copy(Path(__file__).parent / "read_gguf.mjs", node_folder)
-    request = json.dumps({"text": text, "ids": ids, "count": 12})
+    request = json.dumps({"text": text, "ids": ids, "count": 8})
     run = subprocess.run(
         ["node", "read_gguf.mjs", str(path), request], capture_output=True, text=True, cwd=node_folder, timeout=300
     )
