@@ -237,7 +237,8 @@ def architecture_figure(table: Table) -> Figure:
     """An architecture from input to output: one bar per layer, as long as its parameters."""
     stack = _stack(table)
     widest = max((sum(part.get("num_parameters") or 0 for part in parts) for _, parts in stack), default=1) or 1
-    figure, (ax,) = new_figure(9.6, 0.36 * len(stack) + 0.8)
+    described = [" · ".join(part["what"] for part in parts if part["part"] != "norms") for _, parts in stack]
+    figure, (ax,) = new_figure(6.4 + 0.068 * max(map(len, described), default=0), 0.36 * len(stack) + 0.8)
     colors = {"attention": BLUE, "convolution": ORANGE, "feed-forward": GREEN, "embedding": PURPLE, "head": PURPLE}
     for y, (name, parts) in enumerate(stack):
         left = 0.0
@@ -252,15 +253,14 @@ def architecture_figure(table: Table) -> Figure:
                 ax.barh(y, max(width, 0.003), left=left, height=0.6, color=color, linewidth=0)
             left += width
         params, size = (sum(part.get(key) or 0 for part in parts) for key in ("num_parameters", "num_bytes"))
-        what = " · ".join(part["what"] for part in parts if part["what"] and part["part"] != "norms")
         ax.text(-0.02, y, name, ha="right", va="center", fontsize=8.5)
         if params:
-            ax.text(1.2, y, format_count(params), ha="right", va="center", fontsize=8.5, color=MUTED)
-            ax.text(1.38, y, format_bytes(size), ha="right", va="center", fontsize=8.5, color=MUTED)
-        ax.text(1.43, y, what, ha="left", va="center", fontsize=8.5)
+            ax.text(1.22, y, format_count(params), ha="right", va="center", fontsize=8.5, color=MUTED)
+            ax.text(1.44, y, format_bytes(size), ha="right", va="center", fontsize=8.5, color=MUTED)
+        ax.text(1.5, y, described[y], ha="left", va="center", fontsize=8.5)
     for kind in dict.fromkeys(row["part"] for row in table.rows if row["part"] in colors and row["part"] != "head"):
         ax.bar(0, 0, color=colors[kind], label=kind)
-    ax.set_xlim(-0.02, 1.44)
+    ax.set_xlim(-0.02, 1.51)
     ax.set_ylim(len(stack) - 0.4, -0.6)
     ax.axis("off")
     ax.set_title(f"{table.title}: {table.note.rstrip('.')}")
