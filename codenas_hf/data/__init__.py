@@ -3,6 +3,7 @@
 from .corpus import Corpus, CorpusSettings, build_corpus
 from .filters import FilterSettings
 from .ngram import ngram_bits_per_byte
+from .overview import overview
 from .prepare import PreparedData, prepare_data
 from .storage import DataError
 from .streams import HubSettings
@@ -23,5 +24,6 @@ __all__ = [
     "build_tokenizer",
     "build_tokens",
     "ngram_bits_per_byte",
+    "overview",
     "prepare_data",
 ]

@@ -347,7 +347,8 @@ def _examine(
         return False
 
     def job(number: int, batch: tuple[SourceFile, ...]) -> PartJob:
-        return PartJob(number, batch, place, hashes, settings.filters, settings.licences, settings.window_lines)
+        near = settings.near_threshold is not None
+        return PartJob(number, batch, place, hashes, settings.filters, settings.licences, settings.window_lines, near)
 
     parts = run_parts(split_into_parts(files), job=job, folder=place, workers=workers, enough=enough)
     if last is not None:

@@ -67,16 +67,23 @@ class Fingerprint:
     body: int
 
 
-def fingerprint(text: str, *, window_lines: int) -> Fingerprint:
-    """Fingerprints one text in one pass over its tokens."""
-    codes = token_codes(text)
+def fingerprint(text: str, *, window_lines: int, near: bool = True, words: bool = True) -> Fingerprint:
+    """Fingerprints one text in one pass over its tokens.
+
+    Args:
+        text: the text.
+        window_lines: lines of a window; 0 leaves the windows out.
+        near: hash what near-duplicates and renamed copies are found by.
+        words: hash what benchmark text is found by.
+    """
+    codes = token_codes(text) if near or words else np.zeros(0, np.uint64)
     plain = codes & _LOW
     renamed = np.where(codes & _IDENTIFIER, np.uint64(1), plain)
     windows, body = line_windows(text, window_lines)
     return Fingerprint(
-        shingles=np.unique(runs(plain, SHINGLE_WORDS)),
-        clones=np.unique(runs(renamed, CLONE_WORDS)),
-        words=runs(plain[(codes & _WORD) != 0], BENCHMARK_WORDS),
+        shingles=np.unique(runs(plain, SHINGLE_WORDS)) if near else plain[:0],
+        clones=np.unique(runs(renamed, CLONE_WORDS)) if near else plain[:0],
+        words=runs(plain[(codes & _WORD) != 0], BENCHMARK_WORDS) if words else plain[:0],
         windows=windows,
         body=body,
     )

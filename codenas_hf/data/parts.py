@@ -43,6 +43,7 @@ class PartJob:
         folder: where the part's files go.
         benchmarks: npz file with the benchmark hashes.
         filters, licences, window_lines: see `CorpusSettings`.
+        near: whether near-duplicates will be looked for.
     """
 
     number: int
@@ -52,6 +53,7 @@ class PartJob:
     filters: FilterSettings
     licences: tuple[str, ...]
     window_lines: int
+    near: bool
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def examine_part(job: PartJob) -> None:
         if verdict.text is None:
             _count(counts, str(verdict.reason), len(raw))
             continue
-        found = fingerprint(verdict.text, window_lines=job.window_lines)
+        found = fingerprint(verdict.text, window_lines=job.window_lines, near=job.near, words=bool(benchmarks))
         benchmark = contaminated(found.words, benchmarks)
         if benchmark is not None:
             _count(counts, f"benchmark: {benchmark}", len(raw))

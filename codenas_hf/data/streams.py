@@ -19,6 +19,7 @@ class HubSettings:
 
     Args:
         name: configuration of the dataset, when it has several.
+        data_dir: folder of the dataset, when it keeps languages in folders.
         split: its split.
         revision: branch, tag or commit; a commit makes the corpus reproducible.
         text_column: the source text.
@@ -30,6 +31,7 @@ class HubSettings:
     """
 
     name: str | None = None
+    data_dir: str | None = None
     split: str = "train"
     revision: str | None = None
     text_column: str = "content"
@@ -57,7 +59,12 @@ def open_stream(source: str, settings: HubSettings) -> Any:
     identifier = source.removeprefix("hub:")
     try:
         stream = datasets.load_dataset(
-            identifier, settings.name, split=settings.split, revision=settings.revision, streaming=True
+            identifier,
+            settings.name,
+            data_dir=settings.data_dir,
+            split=settings.split,
+            revision=settings.revision,
+            streaming=True,
         )
         columns = list(stream.features or next(iter(stream.take(1)), {}))
     except Exception as error:  # the Hub client raises a dozen unrelated types
@@ -80,7 +87,7 @@ def stream_identity(source: str, stream: Any, settings: HubSettings) -> str:
     """What tells this dataset from another version of it: the files that it resolves to, where they are known."""
     info = getattr(stream, "info", None)
     checksums = sorted(getattr(info, "download_checksums", None) or {})
-    return content_key([source, settings.name, settings.split, settings.revision, checksums])
+    return content_key([source, settings.name, settings.data_dir, settings.split, settings.revision, checksums])
 
 
 def stream_files(source: str, stream: Any, settings: HubSettings) -> Iterator[SourceFile]:

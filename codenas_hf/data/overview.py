@@ -1,0 +1,73 @@
+"""What a corpus is made of, as Markdown: the same tables in the documentation and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .corpus import Corpus
+from .prepare import PreparedData
+
+
+def overview(data: PreparedData) -> str:
+    """Sources, filters, duplicates, decontamination, split and vocabularies of prepared data, as Markdown."""
+    vocabularies = []
+    for size in data.vocab_sizes:
+        train, validation = (data.tokens(size, split) for split in ("train", "validation"))
+        per_token = f"{train.bytes_per_token:.3f}", f"{validation.bytes_per_token:.3f}"
+        vocabularies.append((f"{size:,}", f"{train.num_tokens:,}", f"{validation.num_tokens:,}", *per_token))
+    head = ("vocabulary", "training tokens", "validation tokens", "bytes per token, training", "validation")
+    return f"{corpus_overview(data.corpus)}\n**Vocabularies**\n\n{_table(head, vocabularies)}"
+
+
+def corpus_overview(corpus: Corpus) -> str:
+    """Sources, filters, duplicates, decontamination and split of a corpus, as Markdown."""
+    report = corpus.report
+    kept = {"passed all filters": report["passed_filters"], "not needed": report["beyond_max_bytes"]}
+    leakage = {"shares a window of lines with training": report["leakage"]["dropped"]}
+    duplicates = {f"duplicate: {name}": count for name, count in report["duplicates"].items()}
+    sources = [
+        (name, f"{count['files']:,}", _megabytes(count["bytes"]), f"{count['projects']:,}")
+        for name, count in report["sources"].items()
+    ]
+    splits = [
+        (name, f"{count['files']:,}", _megabytes(count["bytes"]), f"{count['projects']:,}")
+        for name, count in report["split"].items()
+    ]
+    counted = ("files", "MB")
+    notes = [f"- {name}: {note}" for name, note in report["benchmarks"].items()]
+    masked = ", ".join(f"{count:,} {kind}" for kind, count in report["masked"].items()) or "nothing"
+    parts = [
+        f"Corpus `{corpus.digest[:12]}`, built in {report['seconds']:.0f} s.",
+        "**Sources**",
+        _table(("source", *counted, "projects"), sources),
+        "**Dropped before and while reading**",
+        _table(("reason", *counted), _counts(report["dropped"])),
+        f"Masked in what is kept: {masked}.",
+        "**Licences that were refused**",
+        _table(("licence", *counted), _counts(report["refused_licences"])),
+        "**Kept, and dropped by comparing files**",
+        _table(("outcome", *counted), _counts(kept | duplicates | leakage)),
+        f"Windows of {report['leakage']['window_lines']} lines that validation still shares with training: "
+        f"{report['leakage'].get('left', 'not checked')}.",
+        "**Benchmarks that it is cleaned of**",
+        "\n".join(notes) or "none",
+        "**Split by project**",
+        _table(("split", *counted, "projects"), splits),
+        "**Licences of what is kept**",
+        _table(("licence", *counted), _counts(report["licences"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _counts(counts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [(name, f"{count['files']:,}", _megabytes(count["bytes"])) for name, count in counts.items()]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
