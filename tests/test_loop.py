@@ -242,7 +242,7 @@ def test_settings_refuse_what_cannot_work(changes: dict[str, Any], match: str) -
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """DDP over gloo: ranks end bit-equal, and close to one process with the same global batch."""
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
     done = subprocess.run(
         [*command, str(here / "training_ranks.py"), str(tmp_path)],

@@ -360,7 +360,7 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
     decay_from = 1 - optim.decay_share if optim.schedule == "stable" else -1.0
     checkpoint = folder / CONSTANT if folder is not None and progress.decayed else None
     origin = time.perf_counter() - progress.seconds
-    saved, step_seconds = time.perf_counter(), 0.0
+    saved, step_seconds = progress.seconds, 0.0
     while not loop.finished(step_seconds):
         share = loop.share()
         if not progress.decayed and share >= decay_from:
@@ -368,9 +368,10 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
                 loop.save(folder / CONSTANT)
                 checkpoint = folder / CONSTANT
             progress.decayed, progress.budget = True, loop.budget.to_dict()
-        elif folder is not None and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+        elif folder is not None and progress.seconds - saved > 60 * settings.checkpoint_minutes:
+            # By the common clock: processes that disagreed here would wait for each other for ever.
             loop.save(folder / f"step-{progress.step}")
-            saved = time.perf_counter()
+            saved = progress.seconds
         factor = rate_factor(share, progress.step, settings=optim, planned_steps=loop.expected_steps(step_seconds))
         loss, _ = loop.step(factor)
         loop.losses.append(loss)
