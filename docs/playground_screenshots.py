@@ -19,7 +19,7 @@ from chooser import PlaygroundSettings, find_models  # noqa: E402
 from interface import Page, launch_options  # noqa: E402
 
 PICTURES = {
-    "playground-wide": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "playground-wide": {"viewport": {"width": 1280, "height": 960}, "color_scheme": "light"},
     "playground-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2},
 }
 

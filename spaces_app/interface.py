@@ -14,7 +14,7 @@ from display import hint_html, panel_html, waiting_html
 from endpoints import add_endpoints
 from picture import about_html, card_markdown
 from sessions import Sessions
-from shots import apply_picks, read_examples
+from shots import apply_picks, read_examples, with_line_end
 
 from codenas_hf.evaluation.decode import SHIPPED
 
@@ -59,8 +59,8 @@ def notice_html(settings: PlaygroundSettings) -> str:
     if find_models(settings):
         return ""
     more = (
-        "<p>Or name a model above: a folder that <code>save_pretrained</code> wrote, or a Hub id such as "
-        "<code>bigcode/tiny_starcoder_py</code>; it is fetched when you press Complete.</p>"
+        "<p>Or name a model below: a folder that <code>save_pretrained</code> wrote, or a Hub id such as "
+        "<code>HuggingFaceTB/SmolLM2-135M</code>; it is fetched when you press Complete.</p>"
         if settings.any_model
         else "<p>Whoever runs this playground can name models with <code>--model</code>.</p>"
     )
@@ -145,13 +145,13 @@ class Page:
             self.start_buttons = [gr.Button(start["title"], size="sm", min_width=0) for start in self.starts]
         start = self.starts[0]
         self.prompt = gr.Code(
-            start["prompt"], language="python", label="Prompt", lines=9, max_lines=22, elem_id="prompt", buttons=[]
+            start["prompt"], language="python", label="Prompt", lines=6, max_lines=22, elem_id="prompt", buttons=[]
         )
         with gr.Row(elem_id="actions"):
             self.go = gr.Button("Complete", variant="primary", scale=3, min_width=120, elem_id="complete")
             self.halt = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
             self.cancel = gr.Button("Cancel", visible="hidden", elem_id="cancel")
-            self.marker = gr.Button("Mark a gap to fill", scale=2, min_width=140, elem_id="marker")
+            self.marker = gr.Button("Mark a gap", scale=2, min_width=110, elem_id="marker")
         with gr.Row(equal_height=True, visible=False, elem_id="hint") as self.hint_row:
             self.hint = gr.HTML(scale=4, min_width=240)
             self.add = gr.Button("Add two examples", size="sm", scale=1, min_width=130, elem_id="add")
@@ -265,7 +265,7 @@ class Page:
         try:
             prepared = prepare(
                 CompletionRequest(
-                    prompt=prompt or "",
+                    prompt=with_line_end(prompt or ""),
                     examples=examples or "",
                     max_new_tokens=length,
                     temperature=temperature,

@@ -24,3 +24,11 @@ def apply_picks(text: str, picked: list[str], shots: dict[str, str]) -> str:
             text = text.replace(code, "")
     blocks = [block.strip("\n") for block in text.split("\n\n\n") if block.strip()]
     return "\n\n\n".join(blocks) + "\n" if blocks else ""
+
+
+def with_line_end(prompt: str) -> str:
+    """The prompt with a line end where its last line is a whole header or docstring.
+
+    Gradio's code editor takes the last line end off what a button puts into it; small models would go on in that line.
+    """
+    return f"{prompt}\n" if prompt.endswith((":", '"""', "'''")) else prompt

@@ -17,7 +17,7 @@ from completion import FILL, Completer, CompletionRequest, Progress, prepare
 from display import code_html, hint_html, measures_html, panel_html
 from picture import about_html, card_markdown, facts_of, parts_of
 from playground_server import CODE, make_runs, text_of
-from shots import apply_picks, read_examples
+from shots import apply_picks, read_examples, with_line_end
 
 HEADER = "def total(numbers):\n"
 
@@ -207,6 +207,13 @@ def test_measured_values_come_from_the_record(completer: Completer) -> None:
     card = card_markdown(replace(loaded, card="---\na: b\n---\n# Hello\n![x](y.png)\n"))
     assert card == "# Hello"
     assert card_markdown(replace(loaded, card="")) == "This model has no card."
+
+
+def test_whole_header_or_docstring_is_continued_on_a_new_line() -> None:
+    assert with_line_end("def f():") == "def f():\n"
+    assert with_line_end('def f():\n    """Doc."""') == 'def f():\n    """Doc."""\n'
+    for prompt in ("x =", "def f():\n", "", "x = [1,"):
+        assert with_line_end(prompt) == prompt
 
 
 def test_picks_change_only_what_was_picked() -> None:
