@@ -242,7 +242,12 @@ def build_corpus(
             # The sources share `max_bytes` by their number; those with files draw from one list.
             share = None if settings.max_bytes is None else settings.max_bytes // len(settings.sources)
             candidates = list(_eligible(itertools.chain.from_iterable(listing), settings, ledger))
-            small = sum(file.size for file in candidates) < 2 * PART_BYTES and not streams
+            work_bytes = sum(file.size for file in candidates)
+            if settings.max_bytes is not None:
+                work_bytes = min(work_bytes, 2 * settings.max_bytes)
+            # Starting workers takes some seconds: they are for work that takes longer.
+            heavy = settings.filters.must_parse or settings.near_threshold is not None
+            small = work_bytes < PART_BYTES * (4 if heavy else 40) and not streams
             processes = 1 if small else workers or available_workers()
             parts: list[Part] = []
             if listing:
