@@ -50,7 +50,7 @@ def measure(name: str, source: Path | str, *, settings: SuiteSettings, folder: P
         folder=progress,
         on_part=lambda part, seconds: print(f"{name}: {part} {seconds:.0f} s", flush=True),
     )
-    tasks = load_humaneval()[:40]
+    tasks = load_humaneval()[: min(40, settings.humaneval or 40)]
     texts = [task.prompt + task.solution for task in tasks]
     row: dict[str, Any] = {"model": name}
     for item in result["rows"]:

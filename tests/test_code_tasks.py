@@ -36,7 +36,7 @@ def test_the_set_and_its_lines(tasks):
         assert gap.prompt + gap.solution + gap.suffix == whole.prompt + whole.solution
 
 
-@pytest.mark.parametrize("index", [0, 32, 38, 50, 151])
+@pytest.mark.parametrize("index", [0, 32, 50])
 def test_a_persons_answer_passes_and_none_does_not(tasks, index):
     task = tasks[index]
     assert check_answer(task, task.solution, timeout_s=15).passed

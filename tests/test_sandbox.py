@@ -257,6 +257,7 @@ def test_ten_gigabytes(level, body):
     assert "MemoryError" in outcome.reason or "ended" in outcome.reason or "memory" in outcome.reason
 
 
+@pytest.mark.slow
 def test_memory_of_many_processes_is_counted_together():
     body = (
         "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n        x = b'x' * (100 * 2**20)\n"
@@ -420,6 +421,7 @@ def test_what_moves_out_of_a_program_is_harmless():
         assert checked.checks is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 @pytest.mark.parametrize("level_name", LEVELS)
 def test_unprivileged_users_are_held_too(tmp_path, level_name):

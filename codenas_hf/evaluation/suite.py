@@ -227,7 +227,7 @@ class _Run:
         cuts = load_prompts("mid_file", count=self.settings.prompts)
         score = score_texts(self.model, self.tokenizer, [cut.text + (cut.reference or "") for cut in cuts])
         self.rows.append(Row("mid_file/bits_per_byte", score.bits_per_byte, count=len(cuts)))
-        tasks = self._humaneval_tasks(None)
+        tasks = self._humaneval_tasks(self.settings.humaneval or None)
         if tasks:
             solutions, prompts = [task.solution for task in tasks], [task.prompt for task in tasks]
             score = score_texts(self.model, self.tokenizer, solutions, prompts=prompts)
