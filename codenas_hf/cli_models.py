@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .cli_words import Run, add_settings, fail, print_json, print_table, say, with_settings
+from .cli_words import Run, add_settings, print_json, print_table, say, with_settings
 from .evaluation.decode import DecodeSettings, stream
+from .evaluation.suite import SUITES, evaluate_model, format_table, load_model
 from .genome import Genome
 from .genome_file import read_genome
 from .modeling_codenas import CodeNASForCausalLM
@@ -26,22 +26,6 @@ from .search import Budget
 from .search_job import open_study
 from .settings import RunSettings, config_path
 from .training_job import prepare, train_genome
-
-
-def load_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """A model and its tokenizer from a folder or the Hub, in evaluation mode on the best device.
-
-    Raises:
-        FileNotFoundError: a path that is not there.
-    """
-    if name.startswith((".", "/", "runs/")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"no model folder {name}; `codenas status` lists what there is")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return torch.nn.Module.to(model, torch.device(device)).eval(), AutoTokenizer.from_pretrained(
-        name, trust_remote_code=trust_remote_code
-    )
 
 
 def find_genome(source: str) -> Genome:
@@ -94,12 +78,38 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
 
 def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas evaluate`."""
-    verb.add_argument("model", help="folder or Hub id")
+    verb.add_argument("model", help="folder, GGUF file or Hub id")
+    verb.add_argument("--suite", choices=sorted(SUITES), default="quick", help="how much (default: quick)")
+    verb.add_argument(
+        "--folder", type=Path, help="where evaluation.json and the completions go (default: the model's)"
+    )
+    verb.add_argument("--device", help="such as cuda (default: what there is)")
+    verb.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
+    verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:
-        return fail("not here yet")
+        loaded = load_model(
+            options.model, device=options.device or default_device(), trust_remote_code=options.trust_remote_code
+        )
+        folder = options.folder or (Path(options.model) if Path(options.model).is_dir() else None)
+        result = evaluate_model(
+            loaded,
+            settings=SUITES[options.suite],
+            folder=folder,
+            on_part=None if options.json else lambda name, seconds: say(f"{name}: {seconds:.0f} s"),
+        )
+        if options.json:
+            print_json(result)
+        else:
+            print(format_table(result))
+        return 0
 
     return run
+
+
+def default_device() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def complete_verb(verb: argparse.ArgumentParser) -> Run:
@@ -122,10 +132,10 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
             repetition_penalty=options.repetition_penalty,
             seed=options.seed,
         )
-        model, tokenizer = load_model(options.model, trust_remote_code=options.trust_remote_code)
+        loaded = load_model(options.model, device=default_device(), trust_remote_code=options.trust_remote_code)
 
         def answer(prompt: str) -> None:
-            for piece in stream(model, tokenizer, prompt, settings=settings, suffix=options.suffix):
+            for piece in stream(loaded.model, loaded.tokenizer, prompt, settings=settings, suffix=options.suffix):
                 print(piece, end="", flush=True)
             print(flush=True)
 

@@ -55,12 +55,13 @@ def genome_from_architecture(data: Mapping[str, Any]) -> Genome:
     """The genome of a JSON architecture of the earlier project.
 
     Dropout rates are no genes and are left out: they are settings of training. That project fed `quantization` and
-    `pruning_ratio` into an estimate of the size and changed no weight with them; here only what changes a model exists.
+    `pruning_ratio` into an estimate of the size and changed no weight; here only what changes a model exists.
 
     Raises:
         ValueError: a field is missing or unknown, or has a value that does not exist here.
     """
-    known = (*_NEEDED, "arch_type", "vocab_size", "max_seq_length", "quantization", "pruning_ratio", *_IGNORED)
+    others = ("arch_type", "vocab_size", "max_seq_length", "quantization", "pruning_ratio")
+    known = (*_NEEDED, *others, *_IGNORED)
     for name in data:
         if name not in known:
             raise ValueError(f"unknown field `{name}` of an architecture; known are {', '.join(known)}")
