@@ -166,6 +166,23 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in kept.values())
 
 
+def test_a_state_with_a_planted_nan_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gradient is looked at every few steps only, as on a GPU, saving looks too."""
+    monkeypatch.setattr("codenas_hf.training.loop.torch.isfinite", lambda value: torch.tensor(True))
+    model = tiny_model()
+
+    class Poison(FakeTokens):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            if step == 9:
+                with torch.no_grad():
+                    model.model.norm.weight[0] = math.nan
+            return super().batch(step, **arguments)
+
+    how = settings(checkpoint_minutes=1e-9, log_every=50)
+    with pytest.raises(DivergenceError, match=r"diverged at step 10 .*not finite.*step-9"):
+        train(model, Poison(), Budget("steps", 40), settings=how, folder=tmp_path)
+
+
 def test_a_budget_in_seconds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 5 %, whatever a step takes; the decay ends with the budget."""
     now = [100.0]

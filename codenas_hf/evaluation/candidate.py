@@ -169,7 +169,7 @@ class CandidateEvaluator:
                     settings=self.train,
                     folder=None if rung.keep is None else fresh / TRAINING,
                     resume_from=_training_state(previous),
-                    accelerator=Accelerator(cpu=device.type == "cpu"),
+                    accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
                 )
             with watch.on("save"):
                 # What is scored is what is shipped: the rounding to bfloat16 comes first.

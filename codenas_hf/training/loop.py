@@ -272,6 +272,10 @@ class _Loop:
     def save(self, folder: Path) -> None:
         """Writes a checkpoint from the main process."""
         self.progress.pending = [float(loss) for loss in self.losses]
+        # All processes must come to the same answer, or those that go on would wait for the others for ever.
+        total = torch.tensor(sum(self.progress.pending), device=self.accelerator.device)
+        if not math.isfinite(float(self.accelerator.reduce(total, "sum"))):
+            raise DivergenceError("a loss since the last point of the curve is not finite")
         if self.accelerator.is_main_process:
             save_checkpoint(folder, model=self.model, optimizers=self.optimizers, progress=self.progress)
             for old in folder.parent.glob("step-*"):
@@ -321,7 +325,8 @@ def train(
         DivergenceError: loss or gradient became infinite or not a number.
         ValueError: the checkpoint does not fit, or processes cannot share a step's sequences.
     """
-    accelerator = Accelerator() if accelerator is None else accelerator
+    # Number formats are `precision`'s business: what a launcher's configuration says must not change a result.
+    accelerator = Accelerator(mixed_precision="no") if accelerator is None else accelerator
     loop = _Loop(model, tokens, budget, settings, accelerator)
     if resume_from is not None:
         loop.resume(resume_from)
