@@ -1,7 +1,7 @@
-"""A whole search as a program, for tests that kill it: `python search_program.py FOLDER [name=value ...]`.
+"""A whole search as a program, for tests that kill it: `search_program.py FOLDER [name=value ...]`.
 
-Writes the records to FOLDER/records.json when it is done. Options: seconds, generations, population, keep, workers, storage,
-heartbeat, lease, disk, confirm.
+Writes the records to FOLDER/records.json when it is done. Options: seconds, generations, population, keep, workers,
+storage, heartbeat, lease, disk, confirm, far.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import light_codenas  # noqa: F401  # before codenas_hf
 from integer_space import Confirm, Evaluate, IntegerSpace
 
+from codenas_hf.search import members
 from codenas_hf.search.driver import run_search
 from codenas_hf.search.settings import Patience, SearchSettings, two_stage
 
@@ -19,6 +20,8 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     folder = Path(sys.argv[1])
     options = dict(word.split("=", 1) for word in sys.argv[2:])
+    if "far" in options:  # as if on another machine: this process cannot see the others, nor they this one
+        members.host_key = lambda: "far away"
     population = int(options.get("population", "8"))
     settings = SearchSettings(
         objectives=("a", "b"),

@@ -9,6 +9,7 @@ from .records import Budget, Evaluation, Evaluator, Genome, Policy, Rung, Space,
 from .result import RankCorrelation, SearchResult
 from .settings import Patience, SearchSettings, single_stage, two_stage
 from .study import IdentityError
+from .surrogate import Screened
 
 __all__ = [
     "Budget",
@@ -26,6 +27,7 @@ __all__ = [
     "RankCorrelation",
     "RegularizedEvolution",
     "Rung",
+    "Screened",
     "SearchResult",
     "SearchSettings",
     "SingleJobError",

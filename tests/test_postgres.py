@@ -1,0 +1,154 @@
+"""Two launchers share one study on a real PostgreSQL server; one is killed, the other finishes."""
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from integer_space import IntegerSpace
+from test_crash import log_of, straight, wait_until
+from test_driver import started
+
+from codenas_hf.search import SearchResult
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(600)]
+SPACE = IntegerSpace()
+OPTIONS = ("workers=2", "heartbeat=0.5", "lease=4", "generations=4")
+
+
+def binaries() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    return found[-1].parent if found else None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a fresh server on loopback, which ends with the tests."""
+    folder = binaries()
+    if folder is None:
+        pytest.skip("no PostgreSQL server program in /usr/lib/postgresql/*/bin: apt-get install postgresql")
+    home = Path(str(tmp_path_factory.mktemp("postgres")))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    run_as: list[str] = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        user = "postgres"
+        run_as = ["runuser", "-u", user, "--"]
+        shutil.chown(home, user)
+        for parent in home.parents:
+            with contextlib.suppress(PermissionError):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = home / "data"
+    command = [*run_as, str(folder / "initdb"), "-D", str(data), "-U", "search", "--auth=trust", "-E", "UTF8"]
+    subprocess.run(command, check=True, capture_output=True, cwd=home)
+    log = open(home.parent / "postgres.log", "w")
+    options = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={home}", "-p", str(port)]
+    process = subprocess.Popen(
+        [*run_as, str(folder / "postgres"), "-D", str(data), *options], stdout=log, stderr=log, cwd=home
+    )
+    try:
+        ready = [str(folder / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
+        wait_until(lambda: subprocess.run(ready, capture_output=True).returncode == 0)
+        yield f"postgresql+psycopg://search@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        log.close()
+
+
+@pytest.fixture
+def database(server: str, request: pytest.FixtureRequest) -> str:
+    """A fresh database for each test."""
+    from sqlalchemy import create_engine, text
+
+    name = request.node.name.replace("[", "_").replace("]", "").replace("-", "_")
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"'))
+    engine.dispose()
+    return server.rsplit("/", 1)[0] + f"/{name}"
+
+
+def launched(folder: Path, database: str, which: str, *options: str) -> subprocess.Popen[str]:
+    return started(folder, f"storage={database}", f"study={which}", f"records={which}.json", *OPTIONS, *options)
+
+
+def result_of(folder: Path, database: str) -> SearchResult:
+    return SearchResult.open(folder, space=SPACE, storage=database, name="killed")
+
+
+def records(folder: Path, which: str) -> Any:
+    return json.loads((folder / f"{which}.json").read_text())
+
+
+def test_two_launchers_share_a_study(tmp_path: Path, database: str) -> None:
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=4")
+    both = [launched(tmp_path, database, which, "seconds=0.5") for which in ("first", "second")]
+    for process in both:
+        output, errors = process.communicate(timeout=300)
+        assert output == "done\n", errors
+    assert records(tmp_path, "first") == records(tmp_path, "second") == expected
+    workers = [record.worker for record in result_of(tmp_path, database).records]
+    assert {worker.split(":")[1] for worker in workers if worker} == {str(process.pid) for process in both}
+    lines = log_of(tmp_path)
+    assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_the_other_launcher_finishes_when_the_main_one_is_gone(tmp_path: Path, database: str, how: str) -> None:
+    """Killed: its host sees that the process is gone. Frozen: only its missing heartbeats tell."""
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=4")
+    first = launched(tmp_path, database, "first", "seconds=0.5")
+    wait_until(lambda: len(log_of(tmp_path)) >= 2)
+    second = launched(tmp_path, database, "second", "seconds=0.5", *(["far=yes"] if how == "frozen" else []))
+    at = len(log_of(tmp_path))
+    wait_until(lambda: members(database) == 2 and len(log_of(tmp_path)) > at + 4)
+    os.killpg(first.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    output, errors = second.communicate(timeout=300)
+    assert output == "done\n", errors
+    assert "is gone" in errors
+    assert records(tmp_path, "second") == expected
+    os.killpg(first.pid, signal.SIGCONT)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = launched(tmp_path, database, "third")  # a finished search returns at once
+    assert third.communicate(timeout=100)[0] == "done\n"
+    assert records(tmp_path, "third") == expected
+
+
+def members(database: str) -> int:
+    study = optuna.load_study(storage=database, study_name="killed/members")
+    return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
+
+
+def test_heartbeats_keep_a_far_member_alive(tmp_path: Path, database: str) -> None:
+    """Without them the second launcher, which cannot see the first one's process, would take over after 4 s."""
+    first = launched(tmp_path, database, "first", "seconds=6", "population=3", "keep=1", "generations=1")
+    wait_until(lambda: (tmp_path / "first").exists() and members_or_none(database) == 1)
+    second = launched(tmp_path, database, "second", "seconds=6", "population=3", "keep=1", "generations=1", "far=yes")
+    time.sleep(1)
+    for process in (first, second):
+        output, errors = process.communicate(timeout=300)
+        assert output == "done\n", errors
+        assert "is gone" not in errors
+    lines = log_of(tmp_path)
+    assert len(lines) == len(set(lines)) == 5
+
+
+def members_or_none(database: str) -> int | None:
+    try:
+        return members(database)
+    except Exception:
+        return None
