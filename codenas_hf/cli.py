@@ -18,7 +18,7 @@ from .search import IdentityError, SingleJobError
 from .strict_yaml import SettingsError
 
 # What a user can mend: one line, no traceback. Anything else is a bug of ours and shows where it happened.
-USER_ERRORS = (SettingsError, DataError, IdentityError, SingleJobError, PublishError, FileNotFoundError, ValueError)
+USER_ERRORS = (SettingsError, DataError, IdentityError, SingleJobError, PublishError, OSError, ValueError)
 
 VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "corpus": (cli_studies.corpus, "build the corpus and print its report"),

@@ -65,10 +65,10 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--out", type=Path, help="release folder (default: runs/<genome id>)")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
-        genome = find_genome(options.genome)
+        genome, budget = find_genome(options.genome), Budget.parse(options.budget)
         out = options.out or settings.folder / genome.genome_id
         data = prepare(settings, vocab_sizes=[genome.vocab_size])
-        folder = train_genome(genome, Budget.parse(options.budget), folder=out, settings=settings, data=data, say=say)
+        folder = train_genome(genome, budget, folder=out, settings=settings, data=data, say=say)
         say(f"released  {folder}")
         say(f"try it    codenas complete {folder}")
         return 0

@@ -1,0 +1,100 @@
+"""The command line: help that teaches, bad input in one line, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codenas_hf.cli import VERBS, build_parser, main
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert VERBS[verb][1][1:] in " ".join(text.split())
+
+
+def test_every_verb_of_the_plan_is_there() -> None:
+    assert set(VERBS) == set(
+        "corpus tokenizer search train evaluate complete status compare plot show export publish".split()
+    )
+    assert build_parser().prog == "codenas"
+
+
+def test_settings_are_shown_and_nothing_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "limits.bytes=4MB", "--config", "smoke", "--show-settings"]) == 0
+    text = capsys.readouterr().out
+    assert "bytes: 4000000" in text
+    assert "study: smoke" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "serch.seed=1"], "codenas search: `serch` is not a setting; did you mean `search`?"),
+        (["search", "--config", "nosuch"], "no settings file nosuch"),
+        (["search", "space=nosuch"], "no settings file spaces/nosuch; there are"),
+        (["search", "device=cuda"], "torch sees no GPU here"),
+        (["search", "corpus.sources=[/nosuch]"], "/nosuch"),
+        (["train", "nosuch"], "no settings file genomes/nosuch; there are"),
+        (["train", "llama_tiny", "--budget", "soon"], "a budget reads like '300 steps'"),
+        (["complete", "./nosuch"], "nosuch"),
+        (["evaluate", "./nosuch"], "nosuch"),
+        (["compare", "nosuch"], "nosuch has no record.json"),
+        (["show", "nosuch"], "nosuch has no config.json"),
+        (["plot", "nosuch"], "no study in nosuch"),
+        (["publish", "nosuch", "--repo-id", "me/x", "--dry-run"], "nosuch is no release"),
+        (["export", "nosuch", "--out", "x.gguf"], "nosuch has no record.json"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_no_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 1
+    assert "`codenas search` starts one" in capsys.readouterr().err
+
+
+def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codenas_hf.cli_studies.search", stopped)
+    assert main(["search"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_what_is_no_users_mistake_shows_where_it_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("a bug of ours")
+
+    monkeypatch.setattr("codenas_hf.cli_studies.search", broken)
+    with pytest.raises(AttributeError, match="a bug of ours"):
+        main(["search"])
+
+
+def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, bits in (("a", 2.5), ("b", 2.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "record.json").write_text(json.dumps({"measured": {"bits_per_byte": bits}}))
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    assert "2.5" in text
+    assert "next-token" not in text  # nobody measured it
