@@ -1,7 +1,7 @@
 """What a vocabulary and its pre-tokenizer buy: `python -m benchmarks.vocabularies`.
 
 For each: bytes per token on held-out projects, and bits per byte of one small Llama that has read the same bytes of
-the same text with each. Larger vocabularies make a larger model, which the table shows. Resumable: finished rows are kept.
+the same text with each. A larger vocabulary makes a larger model, which the table shows. Resumable, row by row.
 """
 
 from __future__ import annotations

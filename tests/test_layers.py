@@ -39,6 +39,10 @@ INSIDE = {
         *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
         *("schedule", "result", "workers", "progress", "driver"),
     ],
+    "data": [
+        *("storage", "licences", "filters", "sources", "archives", "streams", "dedup", "contamination", "ledger"),
+        *("parts", "selection", "shards", "corpus", "tokenizer", "nested", "tokens", "ngram", "prepare", "overview"),
+    ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
 }
 
