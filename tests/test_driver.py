@@ -28,9 +28,9 @@ from codenas_hf.search import (
     single_stage,
     two_stage,
 )
-from codenas_hf.search.driver import superseded
 from codenas_hf.search.journal import JobLock
 from codenas_hf.search.progress import Progress, duration
+from codenas_hf.search.schedule import superseded
 from codenas_hf.search.study import Snapshot
 
 SPACE = IntegerSpace()

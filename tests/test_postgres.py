@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import pytest
 from integer_space import IntegerSpace
 from test_crash import log_of, straight, wait_until
@@ -63,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until(lambda: subprocess.run(ready, capture_output=True).returncode == 0)
         yield f"postgresql+psycopg://search@127.0.0.1:{port}/postgres"
     finally:
-        process.send_signal(signal.SIGTERM)
+        subprocess.run([*run_as, str(folder / "pg_ctl"), "-D", str(data), "stop", "-m", "fast"], cwd=home, check=True)
         process.wait(timeout=60)
         log.close()
 
@@ -131,6 +132,22 @@ def test_the_other_launcher_finishes_when_the_main_one_is_gone(tmp_path: Path, d
 def members(database: str) -> int:
     study = optuna.load_study(storage=database, study_name="killed/members")
     return len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, database: str) -> None:
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=4")
+    process = launched(tmp_path, database, "first", "seconds=0.3")
+    wait_until(lambda: len(log_of(tmp_path)) >= 4)
+    with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:
+        # Every connection but this one ends, and no new one is let in for two seconds.
+        name = database.rsplit("/", 1)[1]
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        time.sleep(2)
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    output, errors = process.communicate(timeout=300)
+    assert output == "done\n", errors
+    assert records(tmp_path, "first") == expected
 
 
 def test_heartbeats_keep_a_far_member_alive(tmp_path: Path, database: str) -> None:

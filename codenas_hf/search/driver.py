@@ -17,13 +17,12 @@ from .evolution import GeneticPolicy
 from .journal import JobLock
 from .members import Members, parent_key
 from .objectives import Objectives
-from .pareto import front
 from .progress import Progress
-from .records import Evaluation, Evaluator, Policy, TrialRecord
+from .records import Evaluator, Policy
 from .result import SearchResult
-from .schedule import Schedule
+from .schedule import Schedule, superseded
 from .settings import SearchSettings, World
-from .study import Claim, Snapshot, Study, open_storage
+from .study import SERVER_ERRORS, Claim, Snapshot, Study, open_storage
 from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 
 logger = logging.getLogger(__name__)
@@ -141,7 +140,9 @@ def _enter(
         lock = JobLock(folder / LOCK_FILE)
         lock.acquire()
         stack.callback(lock.release)
-    storage = open_storage(settings.storage, folder=folder, full_disk_wait_s=patience.full_disk_s)
+    storage = open_storage(
+        settings.storage, folder=folder, full_disk_wait_s=patience.full_disk_s, lease_s=patience.lease_s
+    )
     study = Study(
         storage,
         name=settings.name or folder.name,
@@ -200,6 +201,7 @@ class _Search:
     workers: int
     progress: Progress
     discarded: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    unrecorded: list[Outcome] = dataclasses.field(default_factory=list)
 
     def finished(self) -> bool:
         """Whether as many generations were finished before, and confirmed if that is asked for."""
@@ -248,28 +250,46 @@ class _Search:
             yield pool
         finally:
             for claim in pool.close():
-                self.study.release(claim)
+                try:
+                    self.study.release(claim)
+                except (OSError, *SERVER_ERRORS) as error:  # what ended the search may be the storage itself
+                    logger.warning("A trial was not given back to the queue, the next start does that: %s", error)
 
     def _evaluate(self, pool: Pool) -> None:
-        """Evaluates until everything is proposed, promoted and finished."""
+        """Evaluates until everything is proposed, promoted and finished; waits for a server that is away."""
         idle = _IDLE_S[0]
+        well = time.monotonic()
         while True:
-            self._check_stop(idle=not pool.busy)
-            snapshot = self._lead() if self.members.leads() else self.study.snapshot()
-            self.progress.update(snapshot, pool.busy)
-            if self.schedule.done(snapshot) or self.finished():
-                return
-            while pool.free and not self.stop.count:
-                claim = self.study.claim(member=self.members.number, worker=self.members.worker)
-                if claim is None:
-                    break
-                self._start(pool, claim)
-            outcomes = pool.poll(idle if pool.free else _BUSY_S)
-            for outcome in outcomes:
-                self._record(outcome)
-            idle = _IDLE_S[0] if outcomes else min(2 * idle, _IDLE_S[1])
-            if not outcomes and not pool.busy:
-                self._check_leader()
+            self._check_stop(idle=not pool.busy and not self.unrecorded)
+            try:
+                if self._turn(pool):
+                    return
+                if not pool.busy:
+                    self._check_leader()
+                well = time.monotonic()
+            except SERVER_ERRORS as error:
+                if time.monotonic() - well > self.settings.patience.server_s:
+                    raise
+                logger.warning("The database server does not answer, trying again: %s", str(error).splitlines()[0])
+                time.sleep(1.0)
+            self.unrecorded += pool.poll(idle if pool.free else _BUSY_S)
+            idle = _IDLE_S[0] if self.unrecorded else min(2 * idle, _IDLE_S[1])
+
+    def _turn(self, pool: Pool) -> bool:
+        """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
+        while self.unrecorded:
+            self._record(self.unrecorded[0])
+            self.unrecorded.pop(0)
+        snapshot = self._lead() if self.members.leads() else self.study.snapshot()
+        self.progress.update(snapshot, pool.busy)
+        if self.schedule.done(snapshot) or self.finished():
+            return True
+        while pool.free and not self.stop.count:
+            claim = self.study.claim(member=self.members.number, worker=self.members.worker)
+            if claim is None:
+                break
+            self._start(pool, claim)
+        return False
 
     def _lead(self) -> Snapshot:
         living = self.members.living()
@@ -348,35 +368,3 @@ class _Search:
                 discard(evaluation)
             except Exception as error:
                 logger.warning("Trial %d of rung %d was not discarded: %s", record.number, record.rung, error)
-
-
-def superseded(
-    snapshot: Snapshot, *, confirming: bool, objectives: Objectives
-) -> list[tuple[TrialRecord, Evaluation]]:
-    """Evaluations whose candidates can no longer be promoted from there or win there.
-
-    Below the last rung: those that were not promoted, and those whose next evaluation is finished, once a higher rung
-    has a feasible outcome. At the last rung: those that are dominated, unless confirmations may still change values.
-    """
-    result: list[tuple[TrialRecord, Evaluation]] = []
-    last = len(snapshot.rungs) - 1
-    feasible = [any(r.evaluation is not None and r.evaluation.feasible for r in rung) for rung in snapshot.rungs]
-    for rung, records in enumerate(snapshot.rungs[:-1]):
-        if not any(feasible[rung + 1 :]):
-            continue
-        following = {record.parent: record for record in snapshot.rungs[rung + 1]}
-        for record in records:
-            if record.evaluation is None or f"promoted:{rung + 1}:{record.generation}" not in snapshot.facts:
-                continue
-            after = following.get(record.number)
-            if after is not None and after.state in ("waiting", "running"):
-                continue
-            kept = after.evaluation.checkpoint if after is not None and after.evaluation is not None else None
-            if kept is None or kept != record.evaluation.checkpoint:
-                result.append((record, record.evaluation))
-    if not confirming and feasible[last]:
-        done = [record for record in snapshot.rungs[last] if record.evaluation is not None]
-        evaluations = [record.evaluation for record in done if record.evaluation is not None]
-        best = set(front(objectives.matrix(evaluations), objectives.violation(evaluations)).tolist())
-        result += [(done[i], evaluation) for i, evaluation in enumerate(evaluations) if i not in best]
-    return result

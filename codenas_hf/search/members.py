@@ -72,7 +72,10 @@ class Members:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
-        self._end(self._trial_id)
+        try:
+            self._end(self._trial_id)
+        except Exception as error:  # a full disk or a server that is away: the others see that this process is gone
+            logger.warning("This process could not take itself out of the study: %s", error)
 
     def clear(self) -> None:
         """Takes out everybody: only for the one job that holds a journal's lock."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .objectives import Frame
-from .pareto import survival_order
-from .records import Genome, Policy, TrialRecord
+from .objectives import Frame, Objectives
+from .pareto import front, survival_order
+from .records import Evaluation, Genome, Policy, TrialRecord
 from .settings import SearchSettings
 from .study import Snapshot, Study
 
@@ -216,4 +216,36 @@ def closed_generations(snapshot: Snapshot) -> list[int]:
         unfinished = Counter(record.generation for record in records if record.state in ("waiting", "running"))
         limit = min([opened, *unfinished])
         result.append(limit if rung == 0 else min(limit, result[-1]))
+    return result
+
+
+def superseded(
+    snapshot: Snapshot, *, confirming: bool, objectives: Objectives
+) -> list[tuple[TrialRecord, Evaluation]]:
+    """Evaluations whose candidates can no longer be promoted from there or win there.
+
+    Below the last rung: those that were not promoted, and those whose next evaluation is finished, once a higher rung
+    has a feasible outcome. At the last rung: those that are dominated, unless confirmations may still change values.
+    """
+    result: list[tuple[TrialRecord, Evaluation]] = []
+    last = len(snapshot.rungs) - 1
+    feasible = [any(r.evaluation is not None and r.evaluation.feasible for r in rung) for rung in snapshot.rungs]
+    for rung, records in enumerate(snapshot.rungs[:-1]):
+        if not any(feasible[rung + 1 :]):
+            continue
+        following = {record.parent: record for record in snapshot.rungs[rung + 1]}
+        for record in records:
+            if record.evaluation is None or f"promoted:{rung + 1}:{record.generation}" not in snapshot.facts:
+                continue
+            after = following.get(record.number)
+            if after is not None and after.state in ("waiting", "running"):
+                continue
+            kept = after.evaluation.checkpoint if after is not None and after.evaluation is not None else None
+            if kept is None or kept != record.evaluation.checkpoint:
+                result.append((record, record.evaluation))
+    if not confirming and feasible[last]:
+        done = [record for record in snapshot.rungs[last] if record.evaluation is not None]
+        evaluations = [record.evaluation for record in done if record.evaluation is not None]
+        best = set(front(objectives.matrix(evaluations), objectives.violation(evaluations)).tolist())
+        result += [(done[i], evaluation) for i, evaluation in enumerate(evaluations) if i not in best]
     return result

@@ -51,6 +51,7 @@ class Patience:
         heartbeat_s: seconds between the signs of life of a process, on a server database.
         lease_s: without a sign of life for so long, a process counts as dead.
         full_disk_s: how long a write to the journal waits for space on a full disk.
+        server_s: how long a database server may be away.
         start_s: how long a rank waits for rank 0 to open the study.
 
     Raises:
@@ -62,10 +63,11 @@ class Patience:
     heartbeat_s: float = 5.0
     lease_s: float = 30.0
     full_disk_s: float = 60.0
+    server_s: float = 300.0
     start_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("redraws", "kills", "full_disk_s", "start_s"):
+        for name in ("redraws", "kills", "full_disk_s", "server_s", "start_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`patience.{name}` must be 0 or more, got {getattr(self, name)}")
         if not 0 < 2 * self.heartbeat_s < self.lease_s:

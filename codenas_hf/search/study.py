@@ -19,9 +19,10 @@ from typing import Any, cast
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from .journal import GuardedJournal
 from .objectives import Objectives
@@ -29,6 +30,7 @@ from .records import Evaluation, Genome, Space, State, TrialRecord
 
 logger = logging.getLogger(__name__)
 
+SERVER_ERRORS = (StorageInternalError, SQLAlchemyError)
 JOURNAL_FILE = "study.journal"
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -79,20 +81,28 @@ class Snapshot:
         return tuple(record for rung in self.rungs for record in rung)
 
 
-def open_storage(url: str | None, *, folder: Path, full_disk_wait_s: float = 60.0) -> BaseStorage:
+def open_storage(
+    url: str | None, *, folder: Path, full_disk_wait_s: float = 60.0, lease_s: float = 30.0
+) -> BaseStorage:
     """The storage at `url`, or the guarded journal file in `folder`.
 
     Args:
         url: any Optuna storage URL, such as `postgresql+psycopg://user@host/database`; None means the journal.
         folder: the folder of the search; created when missing.
         full_disk_wait_s: how long a write to the journal waits for space.
+        lease_s: PostgreSQL ends a transaction whose process stood still for so long; else a frozen machine would hold
+            its locks, and with them everybody else, for hours.
     """
     if url is None:
         folder.mkdir(parents=True, exist_ok=True)
         return JournalStorage(GuardedJournal(folder / JOURNAL_FILE, full_disk_wait_s=full_disk_wait_s))
+    arguments: dict[str, Any] = {}
+    if url.startswith("postgresql"):
+        limit = f"-c idle_in_transaction_session_timeout={int(1000 * lease_s)}"
+        arguments = {"pool_pre_ping": True, "connect_args": {"options": limit}}
     for attempt in range(5):
         try:
-            return optuna.storages.get_storage(url)
+            return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))
         except Exception:  # two launchers may create the tables at the same moment; the second attempt finds them
             if attempt == 4:
                 raise
@@ -235,7 +245,7 @@ class Study:
                         continue
                 except UpdateFinishedTrialError:
                     continue
-                self._attribute(trial._trial_id, "claim", {"member": member, "worker": worker})
+                self.storage.set_trial_user_attr(trial._trial_id, "claim", {"member": member, "worker": worker})
                 claimed = self.storage.get_trial(trial._trial_id)
                 record = self._record(claimed)
                 return Claim(record, trial._trial_id, queue, self._previous(queue, record))
@@ -287,7 +297,7 @@ class Study:
         # The outcome is written before the state: a crash in between leaves a running trial with an outcome, which
         # `recover` finishes without repeating the evaluation.
         try:
-            self._attribute(trial_id, kind, outcome)
+            self.storage.set_trial_user_attr(trial_id, kind, outcome)
             if kind == "failure":
                 self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                 return
@@ -303,15 +313,6 @@ class Study:
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             logger.debug("Trial %d was finished meanwhile.", trial_id)
-
-    def _attribute(self, trial_id: int, key: str, value: Any) -> None:
-        for attempt in range(3):
-            try:
-                return self.storage.set_trial_user_attr(trial_id, key, value)
-            except StorageInternalError:  # the server was away for a moment
-                if attempt == 2:
-                    raise
-                time.sleep(0.5)
 
     # Reading
 
