@@ -108,7 +108,13 @@ def test_assigned_secrets_are_masked_and_placeholders_are_not():
 
 def test_emails_are_masked_and_matrix_products_are_not():
     assert mask_emails("# by Ann Lee <ann.lee@work.co.uk>") == ("# by Ann Lee <<EMAIL>>", 1)
-    for harmless in ("y = weight@data.me(1)", "y = a@b.T", "# mail user@example.com", "# noreply@github.com"):
+    for harmless in (
+        "y = weight@data.me(1)",
+        "y = a@b.T",
+        "# mail user@example.com",
+        "# noreply@github.com",
+        "sk-ssh@openssh.com",
+    ):
         assert mask_emails(harmless) == (harmless, 0)
 
 

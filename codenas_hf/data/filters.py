@@ -112,7 +112,7 @@ _EMAIL = re.compile(
     r"(?![A-Za-z0-9_(\[=-]|\.[A-Za-z])"
 )
 _IMPERSONAL = re.compile(
-    r"(?i)@(?:[\w.-]+\.)?(?:example|test|domain|localhost|foo|bar|python)\.\w+$|^(?:noreply|no-reply)@"
+    r"(?i)@(?:[\w.-]+\.)?(?:example|test|domain|localhost|foo|bar|python|openssh)\.\w+$|^(?:noreply|no-reply)@"
 )
 
 
