@@ -136,17 +136,6 @@ class CodeNASConfig(PreTrainedConfig):
 
     model_type = "codenas"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
-        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
     base_model_pp_plan: ClassVar[dict[str, Any] | None] = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -199,8 +188,20 @@ class CodeNASConfig(PreTrainedConfig):
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
         super().__post_init__(**kwargs)
+        self.base_model_tp_plan = self._tensor_parallel_plan()  # type: ignore[misc]
         # huggingface_hub would run this next, but wrap the error in a class that is no ValueError.
         self.validate_architecture()
+
+    def _tensor_parallel_plan(self) -> dict[str, Any]:
+        """How tensor parallelism splits the model: only the modules that it has. Convolutions stay whole."""
+        plan = {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}
+        plan |= {"layers.*.self_attn.o_proj": "rowwise"}
+        plan |= {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
+        if self.qk_norm:
+            plan |= {f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+        if any(layer.mlp_type == "gated" for layer in self.per_layer_config):
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        return plan
 
     def __eq__(self, other: object) -> bool:
         # The dataclass would compare fields one by one, which is refused where layers differ.

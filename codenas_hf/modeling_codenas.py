@@ -384,6 +384,8 @@ class CodeNASModel(CodeNASPreTrainedModel):
                 if kind != "conv"
             }
             self.rotary_emb = nn.ModuleDict({str(d): CodeNASRotaryEmbedding(c) for d, c in by_width.items()})
+        pairs = zip(config.per_layer_config, config.layer_types, strict=True)
+        self._narrowest_head = min(layer.head_dim for layer, kind in pairs if kind != "conv")
         if config.residual_scalars:
             self.residual_scale = nn.Parameter(torch.ones(config.num_hidden_layers))
             self.embedding_scale = nn.Parameter(torch.full((config.num_hidden_layers,), 0.1))
@@ -414,10 +416,10 @@ class CodeNASModel(CodeNASPreTrainedModel):
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
-        self._refuse_backend()
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
+        self._refuse_backend(inputs_embeds.device.type)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         masks, documents = self._masks(inputs_embeds, attention_mask, past_key_values, position_ids)
@@ -497,7 +499,7 @@ class CodeNASModel(CodeNASPreTrainedModel):
         key = torch.arange(key_length, device=device) + offset
         return (key[None, :] - query[:, None])[None]
 
-    def _refuse_backend(self) -> None:
+    def _refuse_backend(self, device: str) -> None:
         """A backend that cannot express a gene would answer with another model's numbers."""
         backend, config = self.config._attn_implementation, self.config
         if config.position_embedding_type == "alibi" and backend not in _TAKES_POSITION_BIAS:
@@ -505,6 +507,9 @@ class CodeNASModel(CodeNASPreTrainedModel):
                 f"attn_implementation {backend!r} cannot express the bias of `position_embedding_type` 'alibi'; "
                 f"use one of {', '.join(_TAKES_POSITION_BIAS)}"
             )
+        if backend == "flex_attention" and device == "cpu" and self._narrowest_head < 32:
+            # Found with torch 2.13: heads of 16 give wrong numbers or NaN there, for stock Llama as well.
+            raise ValueError(f"flex_attention on a CPU needs `head_dim` 32 or more, got {self._narrowest_head}")
         if backend == "vllm":
             reasons = {
                 "layer_repeats": config.layer_repeats > 1,

@@ -259,6 +259,20 @@ def test_flash_attention_is_refused_where_it_would_drop_the_bias() -> None:
         model.set_attn_implementation("flash_attention_2")
 
 
+def test_flex_attention_is_refused_where_it_is_wrong() -> None:
+    model = make_model(make_genome(head_dim=16))
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="flex_attention on a CPU needs `head_dim` 32 or more, got 16"):
+        logits(model, tokens())
+
+
+def test_the_tensor_parallel_plan_names_what_is_there() -> None:
+    for name in ("llama", "relu2", "qk_norm", "per layer"):
+        model = make_model(make_genome(**GENES[name]))
+        modules = {key.replace(f".{i}.", ".*.") for i in range(4) for key, _ in model.model.named_modules()}
+        assert set(model.config.base_model_tp_plan) <= modules, name
+
+
 def test_needs_exactly_one_input() -> None:
     with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
         make_model(make_genome()).model()
