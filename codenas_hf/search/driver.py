@@ -277,6 +277,7 @@ class _Search:
 
     def _turn(self, pool: Pool) -> bool:
         """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
+        self._claim(pool)  # what waits already starts first: a worker must not stand still while records are written
         while self.unrecorded:
             self._record(self.unrecorded[0])
             self.unrecorded.pop(0)
@@ -284,12 +285,15 @@ class _Search:
         self.progress.update(snapshot, pool.busy)
         if self.schedule.done(snapshot) or self.finished():
             return True
+        self._claim(pool)
+        return False
+
+    def _claim(self, pool: Pool) -> None:
         while pool.free and not self.stop.count:
             claim = self.study.claim(member=self.members.number, worker=self.members.worker)
             if claim is None:
-                break
+                return
             self._start(pool, claim)
-        return False
 
     def _lead(self) -> Snapshot:
         living = self.members.living()

@@ -322,8 +322,7 @@ class Study:
         for queue in range(self.rungs + 1):
             seen: dict[tuple[int, str], TrialRecord] = {}
             for trial in self.storage.get_all_trials(self._studies[queue], deepcopy=False):
-                record = self._record(trial)
-                seen.setdefault((record.rung, record.genome.genome_id), record)
+                seen.setdefault((trial.user_attrs["rung"], trial.user_attrs["genome_id"]), self._record(trial))
             rungs.append(tuple(seen.values()))
         return Snapshot(rungs=tuple(rungs[:-1]), confirmed=rungs[-1], facts=self.facts())
 
