@@ -69,6 +69,8 @@ def test_columns_and_report(tmp_path):
     corpus = build(tmp_path / "src", tmp_path / "out")
     train, validation = corpus.split("train"), corpus.split("validation")
     assert train.column_names == ["text", "path", "project", "licence", "sha256"]
+    # The order depends on the texts only, and mixes the projects.
+    assert list(train["sha256"]) == sorted(train["sha256"])
     assert not set(train["project"]) & set(validation["project"])
     assert set(validation["project"]) == set(corpus.report["validation_projects"])
     assert len(train) + len(validation) == 40 == corpus.report["passed_filters"]["files"]
