@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .cli_words import Run, add_settings, fail, print_json, print_table, say, with_settings
-from .data import build_corpus, prepare_data
+from .data import overview
 from .hardware import is_main_process
 from .release.hub import Published, publish
 from .report.cells import Column, Table
 from .search_job import load_space, open_study, report_study, search
 from .settings import RunSettings
+from .training_job import prepare
 
 
 def corpus(verb: argparse.ArgumentParser) -> Run:
@@ -22,12 +23,11 @@ def corpus(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--json", action="store_true", help="the whole report as JSON")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
-        built = build_corpus(settings.corpus, folder=settings.folder / "data" / "corpus")
+        data = prepare(settings, vocab_sizes=load_space(settings.space).vocab_sizes)
         if options.json:
-            print_json(built.report)
+            print_json(data.corpus.report)
         else:
-            print(f"corpus    {built.folder} ({built.digest[:12]})")
-            print_json(built.report)
+            print(overview(data))
         return 0
 
     return with_settings(job)
@@ -41,12 +41,7 @@ def tokenizer(verb: argparse.ArgumentParser) -> Run:
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
         sizes = options.vocab or load_space(settings.space).vocab_sizes
-        data = prepare_data(
-            corpus=settings.corpus,
-            tokenizer=settings.tokenizer,
-            vocab_sizes=sizes,
-            folder=(settings.folder / "data").resolve(),
-        )
+        data = prepare(settings, vocab_sizes=sizes)
         rows = [
             {
                 "vocab_size": size,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,7 +23,7 @@ class Hardware:
         count: GPUs, or cores that this process may run on.
     """
 
-    device: str
+    device: Literal["cpu", "cuda"]
     name: str
     count: int
 

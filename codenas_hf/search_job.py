@@ -104,12 +104,17 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
     result = run_search(
         space,
         CandidateEvaluator(
-            data=data, train=settings.train, settings=settings.candidate, latency=latency, folder=trials
+            data=data,
+            train=settings.train,
+            settings=settings.candidate,
+            latency=latency,
+            folder=trials,
+            device=hardware.device,
         ),
         folder=folder,
         settings=engine,
         policy=_policy(settings, space),
-        confirm=LatencyConfirmer(data=data, settings=settings.candidate, folder=trials),
+        confirm=LatencyConfirmer(data=data, settings=settings.candidate, folder=trials, device=hardware.device),
         preload=("torch", "transformers", "codenas_hf.evaluation.candidate"),
     )
     if not main:

@@ -6,9 +6,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from .data.tokenizer import END_OF_TEXT, PAD
 from .evaluation.candidate import ARTIFACT
 from .evaluation.latency import default_protocol
 from .evaluation.measure import leak_gate, score_windows
+from .evaluation.prompts import PromptKind, prompt_file
 from .evaluation.provenance import provenance
 from .evaluation.timing import measure_latency
 from .genome import Genome
@@ -47,13 +48,16 @@ def write_json(path: Path, data: Any) -> None:
 def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int]) -> PreparedData:
     """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
 
-    Of the processes of a job on one machine one builds and the others then find it.
+    Of the processes of a job on one machine one builds and the others then find it. Where the corpus is cleaned of
+    benchmarks it is cleaned of this project's own prompts too.
     """
     folder = (settings.folder / "data").resolve()
+    corpus = settings.corpus
+    if corpus.benchmarks:
+        prompts = tuple(str(prompt_file(kind)) for kind in get_args(PromptKind))
+        corpus = replace(corpus, benchmarks=(*corpus.benchmarks, *prompts))
     with exclusively(folder / ".lock"):
-        return prepare_data(
-            corpus=settings.corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder
-        )
+        return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
 
 
 def new_model(genome: Genome, *, settings: RunSettings, seed: int) -> CodeNASForCausalLM:

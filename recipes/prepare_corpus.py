@@ -10,9 +10,10 @@ A search with the same corpus settings and folder finds what this has made.
 import argparse
 from pathlib import Path
 
-from codenas_hf.data import overview, prepare_data
+from codenas_hf.data import overview
 from codenas_hf.settings import RunSettings
 from codenas_hf.strict_yaml import load
+from codenas_hf.training_job import prepare
 
 VOCABULARIES = (2048, 4096, 8192, 16384)
 ALL = Path(__file__).parent.parent / "configs" / "corpus" / "whole_machine.yaml"
@@ -23,10 +24,4 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="name=value")
     options = parser.parse_args()
     settings = load(RunSettings, options.config, overrides=options.overrides)
-    data = prepare_data(
-        corpus=settings.corpus,
-        tokenizer=settings.tokenizer,
-        vocab_sizes=VOCABULARIES,
-        folder=(settings.folder / "data").resolve(),
-    )
-    print(overview(data))
+    print(overview(prepare(settings, vocab_sizes=VOCABULARIES)))
