@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ..data import PreparedData
 from ..data.tokenizer import END_OF_TEXT, PAD
@@ -146,6 +147,7 @@ class CandidateEvaluator:
         Raises:
             LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
         """
+        disable_progress_bar()  # of saving and loading weights; the search has a display of its own
         watch = _Stopwatch()
         device = _unstarted_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
@@ -284,6 +286,7 @@ class LatencyConfirmer:
         """
         if previous is None or previous.checkpoint is None or not (previous.checkpoint / ARTIFACT).is_dir():
             raise FileNotFoundError(f"no artifact of {genome.genome_id} to time; its checkpoint was discarded")
+        disable_progress_bar()  # of saving and loading weights; the search has a display of its own
         watch = _Stopwatch()
         device = _unstarted_device(self.device)
         with watch.on("build"):
