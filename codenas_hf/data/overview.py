@@ -38,7 +38,7 @@ def corpus_overview(corpus: Corpus) -> str:
     notes = [f"- {name}: {note}" for name, note in report["benchmarks"].items()]
     masked = ", ".join(f"{count:,} {kind}" for kind, count in report["masked"].items()) or "nothing"
     parts = [
-        f"Corpus `{corpus.digest[:12]}`, built in {report['seconds']:.0f} s.",
+        f"Corpus `{corpus.digest[:12]}`.",
         "**Sources**",
         _table(("source", *counted, "projects"), sources),
         "**Dropped before and while reading**",
