@@ -17,7 +17,7 @@ import optuna
 import psycopg
 import pytest
 from integer_space import IntegerSpace
-from test_crash import log_of, straight, wait_until
+from test_crash import children_of, log_of, straight, wait_until
 from test_driver import started
 
 from codenas_hf.search import SearchResult
@@ -116,14 +116,19 @@ def test_the_other_launcher_finishes_when_the_main_one_is_gone(tmp_path: Path, d
     second = launched(tmp_path, database, "second", "seconds=0.5", *(["far=yes"] if how == "frozen" else []))
     at = len(log_of(tmp_path))
     wait_until(lambda: members(database) == 2 and len(log_of(tmp_path)) > at + 4)
-    os.killpg(first.pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-    output, errors = second.communicate(timeout=300)
+    below = children_of(first.pid)  # each is a group of its own
+    for pid in (first.pid, *below):
+        os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    try:
+        output, errors = second.communicate(timeout=300)
+    finally:
+        for pid in (first.pid, *below):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        first.communicate()
     assert output == "done\n", errors
     assert "is gone" in errors
     assert records(tmp_path, "second") == expected
-    os.killpg(first.pid, signal.SIGCONT)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
     third = launched(tmp_path, database, "third")  # a finished search returns at once
     assert third.communicate(timeout=100)[0] == "done\n"
     assert records(tmp_path, "third") == expected

@@ -38,6 +38,7 @@ RANK_PREFIX = "TORCHELASTIC_"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MEMORY_POLL_S = 0.25
 _PR_SET_PDEATHSIG = 1
+_START_TRIES = 5
 _SERVER_GONE = 255  # what multiprocessing says when the server of children was killed, and its children with it
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -181,8 +182,15 @@ class Pool:
     def _fill(self) -> None:
         while len(self._spare) < max(1, self.free):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(self._evaluator, theirs, self._environment))
-            process.start()
+            for attempt in range(_START_TRIES):
+                process = self._context.Process(target=_serve, args=(self._evaluator, theirs, self._environment))
+                try:
+                    process.start()
+                    break
+                except (EOFError, ConnectionError):  # the server of children was killed just now: a new one comes
+                    if attempt == _START_TRIES - 1:
+                        raise
+                    time.sleep(0.1)
             theirs.close()
             self._spare.append(_Child(process, ours))
 
