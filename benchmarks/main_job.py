@@ -66,7 +66,7 @@ def outside_training(result: SearchResult) -> float:
 def per_hour(folder: Path, *, workers: int) -> float:
     """Evaluations an hour of a short search with so many workers, by the clock between first and last evaluation."""
     study = f"workers_{workers}"
-    words = (f"study={study}", "search.generations=1", "search.population=12", "search.budgets=[50 steps]")
+    words = (f"study={study}", "search.generations=1", "search.population=12", "search.budgets=[40 steps]")
     seconds = run(folder, *words, "search.keep=[]", f"search.workers_per_rank={workers}")
     result, _ = open_study(folder / study)
     busy = sum(sum(r.evaluation.seconds.values()) for r in result.records if r.evaluation is not None)

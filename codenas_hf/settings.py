@@ -107,7 +107,7 @@ class LadderSettings:
 
     population: int = 12
     generations: int = 4
-    budgets: tuple[Budget, ...] = (Budget("steps", 50), Budget("steps", 300))
+    budgets: tuple[Budget, ...] = (Budget("steps", 40), Budget("steps", 240))
     keep: tuple[int, ...] = (3,)
     audit: int = 1
     policy: PolicyName = "genetic"
