@@ -13,6 +13,7 @@ from codenas_hf.search.evolution import (
     OptunaPolicy,
     RandomPolicy,
     RegularizedEvolution,
+    Seeded,
     draw_new,
 )
 from codenas_hf.search.objectives import Objectives
@@ -129,6 +130,18 @@ def test_only_the_young_are_parents_in_regularized_evolution() -> None:
     policy = RegularizedEvolution(objectives=OBJECTIVES, population=5, sample=2)
     children = policy.propose([*old, *young], space=SPACE, n=10, rng=np.random.default_rng(0))
     assert min(genome.y for genome in children if isinstance(genome, Point)) > 10
+
+
+def test_given_genomes_come_first_and_only_once() -> None:
+    given = tuple(Point(x, 31) for x in range(14, 20))
+    policy = Seeded(policy=RandomPolicy(), genomes=given)
+    first = policy.propose([], space=SPACE, n=4, rng=np.random.default_rng(0))
+    assert first == list(given[:4])
+    known = [TrialRecord(i, genome, 0, "waiting") for i, genome in enumerate(first)]
+    then = policy.propose(known, space=SPACE, n=4, rng=np.random.default_rng(0))
+    assert then[:2] == list(given[4:])
+    assert not set(then[2:]) & set(given)
+    assert len(then) == 4
 
 
 def test_a_small_space_ends() -> None:

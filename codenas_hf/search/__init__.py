@@ -1,7 +1,7 @@
 """The engine: evolution that is durable, deterministic and never idle. It imports nothing of ours from elsewhere."""
 
 from .driver import run_search
-from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution
+from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution, Seeded
 from .journal import SingleJobError
 from .objectives import Frame, Objectives
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
@@ -30,6 +30,7 @@ __all__ = [
     "Screened",
     "SearchResult",
     "SearchSettings",
+    "Seeded",
     "SingleJobError",
     "Space",
     "TrialRecord",

@@ -23,6 +23,7 @@ from .result import SearchResult
 from .schedule import Schedule, superseded
 from .settings import SearchSettings, World
 from .study import SERVER_ERRORS, Claim, Snapshot, Study, open_storage
+from .surrogate import Screened
 from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def run_search(
             from that outcome or win with it, so that checkpoints can be deleted; what it raises is logged.
         folder: of the search; holds the journal and the lock. Another search in it raises.
         settings: everything else.
-        policy: proposes; `GeneticPolicy` when None.
+        policy: proposes; `GeneticPolicy`, screened by a surrogate, when None.
         confirm: called as `confirm(genome, rung, previous)` after the last rung while nothing else runs, one at a
             time, for each member of the front until all are confirmed. Its evaluation replaces the member's; where it
             has no checkpoint it keeps the previous one. A member whose confirmation fails leaves the front.
@@ -73,7 +74,8 @@ def run_search(
     folder = Path(folder).resolve()
     objectives = settings.build_objectives()
     if policy is None:
-        policy = GeneticPolicy(objectives=objectives, parents=max(2, settings.population))
+        genetic = GeneticPolicy(objectives=objectives, parents=max(2, settings.population))
+        policy = Screened(policy=genetic, objectives=objectives)
     identity = settings.identity_of(space=space, policy=policy)
     with ExitStack() as stack:
         stop = stack.enter_context(_stopping(folder))

@@ -14,7 +14,7 @@ from optuna.trial import TrialState, create_trial
 
 from .objectives import Objectives
 from .pareto import survival_order
-from .records import Evaluation, Genome, TrialRecord
+from .records import Evaluation, Genome, Policy, TrialRecord
 
 _TRIES = 100
 
@@ -122,6 +122,26 @@ class RegularizedEvolution:
             return genome
 
         return draw_new(child, records, n=n, again=lambda genome: space.mutate(genome, rng))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """Another policy, after some given genomes.
+
+    Args:
+        policy: proposes once all of `genomes` are known.
+        genomes: proposed first, in this order.
+    """
+
+    policy: Policy
+    genomes: tuple[Genome, ...]
+
+    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
+        """At most `n` new genomes."""
+        known = {record.genome.genome_id for record in records}
+        given = [genome for genome in self.genomes if genome.genome_id not in known][:n]
+        pending = [TrialRecord(number=-1, genome=genome, rung=0, state="waiting") for genome in given]
+        return given + self.policy.propose([*records, *pending], space=space, n=n - len(given), rng=rng)
 
 
 @dataclass(frozen=True, kw_only=True)
