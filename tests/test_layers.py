@@ -37,7 +37,7 @@ LAYERS = [
 INSIDE = {
     "search": [
         *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
-        *("schedule", "result", "workers", "progress", "driver"),
+        *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
     "data": [
         *("storage", "licences", "filters", "sources", "archives", "streams", "dedup", "contamination", "ledger"),

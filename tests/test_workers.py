@@ -222,3 +222,44 @@ def test_a_child_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["KEPT"] == "yes"
     assert environment["OMP_NUM_THREADS"] == "3"
     assert not [name for name in environment if "RANK" in name or "MASTER" in name or "TORCHELASTIC" in name]
+
+
+COUNTING = """
+import sys
+sys.path[:0] = {path!r}
+import light_codenas
+from pathlib import Path
+with open({file!r}, "a") as file:
+    file.write(__name__ + "\\n")
+from integer_space import Evaluate, Point
+from codenas_hf.search.records import Budget, Rung
+from codenas_hf.search.workers import Pool
+if __name__ == "__main__":
+    pool = Pool(Evaluate(), workers=2, preload=["light_codenas", "integer_space"])
+    for x in range(6):
+        pool.start(x, Point(x, 0), rung=Rung(0, Budget("steps", 1)), previous=None)
+        while pool.busy:
+            assert all(outcome.evaluation is not None for outcome in pool.poll(1.0))
+    pool.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["path", "module"])
+def test_the_main_program_is_imported_once_for_all_children(tmp_path: Path, how: str) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING.format(path=sys.path, file=str(tmp_path / "imports")))
+    command = [str(tmp_path / "counting.py")] if how == "path" else ["-m", "counting"]
+    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path, timeout=100)
+    assert (tmp_path / "imports").read_text().split() == ["__main__", "__mp_main__"]
+
+
+def test_a_main_program_that_cannot_be_imported_again_is_an_outcome(tmp_path: Path) -> None:
+    """No guard: the program starts processes while children import it."""
+    program = COUNTING.format(path=sys.path, file=str(tmp_path / "imports")).replace(
+        'if __name__ == "__main__"', "if True"
+    )
+    program = program.replace("assert all(outcome.evaluation is not None", "print([outcome.failure")
+    program = program.replace("for outcome in pool.poll(1.0))", "for outcome in pool.poll(1.0)])")
+    (tmp_path / "counting.py").write_text(program)
+    done = subprocess.run([sys.executable, str(tmp_path / "counting.py")], capture_output=True, text=True, timeout=100)
+    assert "the process ended before it returned an evaluation: exit code 1" in done.stdout
+    assert "freeze_support" in done.stderr  # Python's own advice: guard the main program

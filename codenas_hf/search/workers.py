@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from . import main_program
 from .records import Evaluation, Evaluator, Genome, Rung
 
 logger = logging.getLogger(__name__)
@@ -114,8 +115,7 @@ class Pool:
         self._limits = limits
         self._environment = child_environment(environment or {})
         self._context = multiprocessing.get_context("forkserver")
-        # The main program as well: every child would import it again.
-        self._context.set_forkserver_preload(["__main__", *preload, __name__])
+        self._context.set_forkserver_preload([*preload, main_program.__name__, __name__])
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
         self._gone: list[_Child] = []
@@ -274,7 +274,8 @@ def _start_server(environment: Mapping[str, str]) -> None:
     """Starts the server of children in their environment: thread counts are read when numpy and torch are imported."""
     saved = dict(os.environ)
     # Python 3.11 does not tell the server where we import from, and then skips what it cannot preload in silence.
-    _replace_environment({**environment, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)})
+    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+    _replace_environment({**environment, "PYTHONPATH": path, main_program.VARIABLE: main_program.describe()})
     try:
         forkserver.ensure_running()
     finally:
