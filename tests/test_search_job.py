@@ -137,6 +137,7 @@ def test_from_files_to_a_winner(straight: tuple[Path, str], tiny_corpus_folder: 
     assert record["measured"]["bits_per_byte"] > 0
     result, _ = open_study(study)
     assert result.finished
+    assert result.objectives.names[0] == "bits_per_byte"  # the order survives the storage
     assert result.winner is not None
     assert record["genome_id"] == result.winner.genome.genome_id
     for trial in result.records:

@@ -179,7 +179,7 @@ class Study:
         Raises:
             IdentityError: another identity is stored; the message names what differs.
         """
-        given = json.loads(json.dumps(identity, sort_keys=True))
+        given = json.loads(json.dumps(identity))
         stored = self.facts().get("identity")
         if stored is None:
             if create:
