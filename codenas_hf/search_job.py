@@ -265,7 +265,7 @@ def engine_settings(
         rungs=ladder.rungs,
         weights=to_mapping(settings.weights),
         limits=limits,
-        ideal={name: min(low, reference[name] / 2) for name, (low, _) in corners.items()},
+        ideal={n: low if low < reference[n] else reference[n] / 2 for n, (low, _) in corners.items()},
         reference=reference,
         seed=ladder.seed,
         lag=ladder.lag,
