@@ -204,7 +204,10 @@ class CodeNASAttention(nn.Module):
             key, value = past_key_values.update(key, value, depth)
         if alibi_distance is not None:
             slopes = self.slopes.to(query.dtype)[None, :, None, None]
-            kwargs["position_bias"] = slopes * alibi_distance[:, None, :, : key.shape[2]].to(query.dtype)
+            bias = slopes * alibi_distance[:, None, :, : key.shape[2]].to(query.dtype)
+            if self.config._attn_implementation == "flex_attention":
+                bias = bias.expand(query.shape[0], -1, -1, -1)  # it indexes the batch, where the others broadcast
+            kwargs["position_bias"] = bias
         if self.sliding_window is not None:
             kwargs["sliding_window"] = self.sliding_window
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -427,6 +430,8 @@ class CodeNASModel(CodeNASPreTrainedModel):
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             positions = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
+            if self.config.position_embedding_type == "learned":
+                self._check_length(inputs_embeds.shape[1] + past)
         else:
             positions = position_ids
 
@@ -498,6 +503,14 @@ class CodeNASModel(CodeNASPreTrainedModel):
         query = torch.arange(length, device=device) + past
         key = torch.arange(key_length, device=device) + offset
         return (key[None, :] - query[:, None])[None]
+
+    def _check_length(self, length: int | torch.Tensor) -> None:
+        """Learned positions end. A static cache counts on the device: reading it would break the graph."""
+        if not isinstance(length, torch.Tensor) and length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"the text has {length} tokens, but the model learned {self.config.max_position_embeddings} positions "
+                f"(`max_position_embeddings`); cut it"
+            )
 
     def _refuse_backend(self, device: str) -> None:
         """A backend that cannot express a gene would answer with another model's numbers."""

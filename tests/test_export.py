@@ -295,14 +295,15 @@ def node_folder() -> Path:
 def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, node_folder: Path) -> None:
     text = "def f(x):\n    if x == 12345:\n        return x  # déjà vu it's\n\t\n"
     ids = AutoTokenizer.from_pretrained(tokenizer)(text)["input_ids"]
-    # llama.cpp keeps its cache in float16: take weights whose eight choices are no near ties.
+    # llama.cpp keeps its cache in float16: take weights whose eight choices are no near
+    # ties, and not the end of text, at which llama.cpp stops.
     for seed in range(100):
         model = make_model(make_genome(**GGUF_GENES[name]), seed=seed)
         tokens = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None)
         ours = tokens[0, len(ids) :]
         with torch.inference_mode():
             best = model(tokens[:, :-1]).logits[0, len(ids) - 1 :].topk(2).values
-        if (best[:, 0] - best[:, 1]).min() > 0.1:
+        if 0 not in ours.tolist() and (best[:, 0] - best[:, 1]).min() > 0.1:
             break
     else:
         pytest.fail("no weights with clear choices among 100 seeds")

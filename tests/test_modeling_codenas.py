@@ -273,6 +273,13 @@ def test_the_tensor_parallel_plan_names_what_is_there() -> None:
         assert set(model.config.base_model_tp_plan) <= modules, name
 
 
+def test_learned_positions_end() -> None:
+    model = make_model(make_genome(**GENES["learned"]))
+    assert logits(model, tokens(64)).shape[1] == 64
+    with pytest.raises(ValueError, match=r"the text has 65 tokens, but the model learned 64 positions"):
+        logits(model, tokens(65))
+
+
 def test_needs_exactly_one_input() -> None:
     with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
         make_model(make_genome()).model()

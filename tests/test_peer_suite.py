@@ -25,6 +25,7 @@ STUBS = {
 NOT_FOR_US: dict[str, tuple[str, str]] = {
     "test_attention_outputs": ("ConvAndSlidingTest", "it counts one attention matrix a layer; a convolution has none"),
     "test_model_rope_scaling": ("AlibiTest LearnedLayerNormTest", "these models have no rotary embedding"),
+    "test_model_rope_scaling_frequencies": ("PerLayerTest", "it reads config.head_dim, which has no one value there"),
     "test_generation_tester_mixin_inheritance": (
         "*",
         "the generation mixin is not in the sdist: a stub stands for it",

@@ -143,7 +143,8 @@ def test_default_spaces_are_stock(path: Path) -> None:
         assert name is not None, reasons
 
 
-def test_limits_screen_and_say_why() -> None:
+def test_limits_screen_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codenas_hf.space._DRAWS", 200)
     space, rng = SearchSpace(SMALL["plain"][0]), np.random.default_rng(0)
     sizes = sorted(genome.artifact_bytes() for genome in space.enumerate())
     limit = sizes[len(sizes) // 2]
