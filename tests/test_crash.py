@@ -146,7 +146,7 @@ class Assault:
 
 
 @pytest.mark.timeout(400)  # seconds on a machine of its own, minutes on a crowded one
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_few_kills(tmp_path: Path, ranks: int) -> None:
     options = ("seconds=0.3", "generations=3", f"workers={3 - ranks}")
     expected = straight(tmp_path / "straight", "seconds=0", "generations=3")

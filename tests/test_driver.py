@@ -263,9 +263,9 @@ def test_ctrl_c(tmp_path: Path, presses: int) -> None:
     result = SearchResult.open(tmp_path / "study", space=SPACE, name="killed")
     assert not result.finished
     states = [record.state for record in result.records]
-    assert "running" not in states
     lines = (tmp_path / "log").read_text().splitlines()
-    if presses == 1:
+    if presses == 1:  # a second press may come while a trial is claimed; the next start puts that one back
+        assert "running" not in states
         assert states.count("complete") == len(lines)  # what ran was finished and kept
         assert "Press Ctrl-C again" in errors
     with started(tmp_path, "seconds=0", "generations=2") as process:
