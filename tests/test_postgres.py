@@ -143,15 +143,16 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, databas
     expected = straight(tmp_path / "straight", "seconds=0", "generations=4")
     process = launched(tmp_path, database, "first", "seconds=0.3")
     wait_until(lambda: len(log_of(tmp_path)) >= 4)
-    with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:
-        # Every connection but this one ends, and no new one is let in for two seconds.
-        name = database.rsplit("/", 1)[1]
+    server, name = database.replace("+psycopg", "").rsplit("/", 1)
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        # Every connection to the study ends, and no new one is let in for two seconds.
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
         time.sleep(2)
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     output, errors = process.communicate(timeout=300)
     assert output == "done\n", errors
+    assert "The database server does not answer, trying again" in errors
     assert records(tmp_path, "first") == expected
 
 
