@@ -61,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
     """
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    # argparse takes the words of a list only up to the next option; name=value may stand anywhere.
+    options, late = parser.parse_known_args(argv)
+    strange = [word for word in late if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
+    if strange:
+        parser.error(f"`codenas {options.verb}` does not understand: {' '.join(strange)}; see --help")
+    if late:
+        options.overrides += late
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

@@ -35,6 +35,17 @@ def test_settings_are_shown_and_nothing_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "llama_tiny", "--budget", "3 steps", "search.seed=7", "--show-settings", "study=x"]) == 0
+    text = capsys.readouterr().out
+    assert "seed: 7" in text
+    assert "study: x" in text
+    for words in (["search", "--nosuch"], ["status", "runs", "a=b"], ["search", "--fresh", "stray"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert words[-1] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
