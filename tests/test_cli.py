@@ -40,7 +40,7 @@ def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None
     text = capsys.readouterr().out
     assert "seed: 7" in text
     assert "study: x" in text
-    for words in (["search", "--nosuch"], ["status", "runs", "a=b"], ["search", "--fresh", "stray"]):
+    for words in (["search", "--nosuch"], ["status", "runs", "a=b"]):
         with pytest.raises(SystemExit):
             main(words)
         assert words[-1] in capsys.readouterr().err
