@@ -84,13 +84,14 @@ def test_a_full_disk_leaves_the_journal_as_it_was_and_waits_for_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "j"
-    study = study_in(path, full_disk_wait_s=0.2)
+    study = study_in(path, full_disk_wait_s=0)
     finish(study, 0.0)
     before, room = path.read_bytes(), [30]
     monkeypatch.setattr("codenas_hf.search.journal.open", lambda *a, **k: _Short(open(*a, **k), room), raising=False)
     with pytest.raises(OSError, match="free some space and run the same command again"):
         study.ask()
     assert path.read_bytes() == before
+    study = study_in(path, full_disk_wait_s=5)
     calls = iter([0, 0, 1 << 20])
     monkeypatch.setattr("codenas_hf.search.journal.time.sleep", lambda _: room.__setitem__(0, next(calls)))
     finish(study, 1.0)
