@@ -91,9 +91,9 @@ def test_a_full_disk_leaves_the_journal_as_it_was_and_waits_for_space(
     with pytest.raises(OSError, match="free some space and run the same command again"):
         study.ask()
     assert path.read_bytes() == before
-    study = study_in(path, full_disk_wait_s=5)
     calls = iter([0, 0, 1 << 20])
     monkeypatch.setattr("codenas_hf.search.journal.time.sleep", lambda _: room.__setitem__(0, next(calls)))
+    study = study_in(path, full_disk_wait_s=5)
     finish(study, 1.0)
     assert [t.value for t in study_in(path).trials] == [0.0, 1.0]
 

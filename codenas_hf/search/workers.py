@@ -120,7 +120,8 @@ class Pool:
         self._spare: list[_Child] = []
         self._gone: list[_Child] = []
         _start_server(self._environment)
-        self._fill()
+        for _ in range(workers):
+            self._add_spare()
 
     @property
     def free(self) -> int:
@@ -140,7 +141,6 @@ class Pool:
     def start(self, task: Any, genome: Genome, *, rung: Rung, previous: Evaluation | None) -> None:
         """Starts an evaluation. `task` comes back in its `Outcome`."""
         self._launch(task, (genome, rung, previous), kills=0)
-        self._fill()
 
     def poll(self, timeout: float) -> list[Outcome]:
         """Waits at most `timeout` seconds for an outcome; returns those that are there, in the order of starting.
@@ -155,7 +155,10 @@ class Pool:
         now = time.monotonic()
         nearest = min(child.deadline for child in self._busy) - now
         pause = _MEMORY_POLL_S if self._limits.memory_bytes is not None else math.inf
-        ready = wait([child.connection for child in self._busy], max(0.0, min(timeout, nearest, pause)))
+        connections = [child.connection for child in self._busy]
+        while len(self._spare) < self._workers and not wait(connections, 0):  # only while nobody waits for us
+            self._add_spare()
+        ready = wait(connections, max(0.0, min(timeout, nearest, pause)))
         outcomes = []
         for child in list(self._busy):
             if child.connection in ready:
@@ -179,24 +182,23 @@ class Pool:
         self._busy, self._spare, self._gone = [], [], []
         return running
 
-    def _fill(self) -> None:
-        while len(self._spare) < max(1, self.free):
-            ours, theirs = self._context.Pipe()
-            for attempt in range(_START_TRIES):
-                process = self._context.Process(target=_serve, args=(self._evaluator, theirs, self._environment))
-                try:
-                    process.start()
-                    break
-                except (EOFError, ConnectionError):  # the server of children was killed just now: a new one comes
-                    if attempt == _START_TRIES - 1:
-                        raise
-                    time.sleep(0.1)
-            theirs.close()
-            self._spare.append(_Child(process, ours))
+    def _add_spare(self) -> None:
+        ours, theirs = self._context.Pipe()
+        for attempt in range(_START_TRIES):
+            process = self._context.Process(target=_serve, args=(self._evaluator, theirs, self._environment))
+            try:
+                process.start()
+                break
+            except (EOFError, ConnectionError):  # the server of children was killed just now: a new one comes
+                if attempt == _START_TRIES - 1:
+                    raise
+                time.sleep(0.1)
+        theirs.close()
+        self._spare.append(_Child(process, ours))
 
     def _launch(self, task: Any, job: tuple[Genome, Rung, Evaluation | None], *, kills: int) -> None:
         if not self._spare:
-            self._fill()
+            self._add_spare()
         child = self._spare.pop(0)
         child.task, child.job, child.kills = task, job, kills
         child.deadline = time.monotonic() + (self._limits.seconds or math.inf)
