@@ -389,4 +389,8 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
         step_seconds = taken if not step_seconds else 0.9 * step_seconds + 0.1 * taken
         if progress.step % settings.log_every == 0:
             loop.log(factor)
+    if folder is not None and checkpoint is None and decay_from >= 0:
+        # So few steps that none fell into the decay: the state is constant to its end.
+        loop.save(folder / CONSTANT)
+        checkpoint = folder / CONSTANT
     return checkpoint
