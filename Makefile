@@ -23,7 +23,8 @@ search: $(VENV)/.base  ## the main job: from the Python on this machine to a win
 	$(BIN)/accelerate launch recipes/search_two_stage.py $(ARGS)
 
 test: $(VENV)/.dev  ## the default test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore-glob='*test_app*' $(ARGS)
+	$(BIN)/python -m pytest tests/test_app.py tests/test_app_models.py tests/test_app_service.py $(ARGS)  # own process
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
