@@ -147,6 +147,9 @@ def brings_code(config: dict[str, Any]) -> bool:
     return bool(config.get("auto_map")) and config.get("model_type") not in CONFIG_MAPPING
 
 
+_LOADING = threading.Lock()
+
+
 class ModelShelf:
     """Loads models on demand and keeps the last few; safe to call from several threads."""
 
@@ -264,10 +267,13 @@ def load_folder(folder: Path, *, source: str, trusted: bool, max_bytes: int) -> 
         )
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
-        )
+        # transformers switches weight tying off for the whole process while it loads: two loads at once, even of two
+        # shelves, can leave it off.
+        with _LOADING:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=trusted
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise PlaygroundError(
             f"{source[:100]} does not load as a causal language model: {_first_line(error)}. "
