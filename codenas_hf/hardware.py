@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -47,6 +49,17 @@ class Hardware:
 def is_main_process() -> bool:
     """True in a plain process and in rank 0 of a launcher."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hides the launcher: what is started in here is a plain process, and does not wait for the other ranks."""
+    names = [name for name in os.environ if name in _LAUNCHER or name.startswith("TORCHELASTIC_")]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager

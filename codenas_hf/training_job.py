@@ -22,7 +22,7 @@ from .evaluation.prompts import PromptKind, prompt_file
 from .evaluation.provenance import provenance
 from .evaluation.timing import measure_latency
 from .genome import Genome
-from .hardware import Hardware, exclusively, is_main_process
+from .hardware import Hardware, alone, exclusively, is_main_process
 from .modeling_codenas import CodeNASForCausalLM
 from .release.export import write_release
 from .search import Budget, TrialRecord
@@ -83,7 +83,8 @@ def seconds_per_step(
     try:
         model = new_model(genome, settings=settings, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
-        accelerator = Accelerator(cpu=device == "cpu")
+        with alone():  # the main rank measures; the others are not here to be waited for
+            accelerator = Accelerator(cpu=device == "cpu")
         train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
         result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
     finally:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from codenas_hf.data import PreparedData
 from codenas_hf.evaluation.latency import LatencyModel
 from codenas_hf.genome import Genome
-from codenas_hf.hardware import Hardware
+from codenas_hf.hardware import Hardware, alone
 from codenas_hf.search import RandomPolicy
 from codenas_hf.search_job import (
     SeededPolicy,
@@ -257,6 +257,16 @@ def test_the_cost_is_said_before(tmp_path: Path, tiny_corpus_folder: Path, tiny_
     assert f"{space.size():,} architectures" in lines[0]
     assert "2 generations of 4, 2 at a time; 4 x 3 steps, then 2 x 9 steps" in lines[1]
     assert "about 0 minutes" in lines[2]
+
+
+def test_the_launcher_is_hidden_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with alone():
+        assert not {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & set(os.environ)
+    assert os.environ["RANK"] == "0"
+    assert os.environ["WORLD_SIZE"] == "2"
 
 
 def test_no_study(tmp_path: Path) -> None:
