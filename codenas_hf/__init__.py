@@ -18,6 +18,7 @@ from .modeling_codenas import (
     CodeNASForTokenClassification,
     CodeNASModel,
 )
+from .search import Budget, Evaluation, Rung, SearchResult, SearchSettings, run_search
 
 __version__ = "0.1.0"
 
@@ -27,4 +28,14 @@ AutoModelForCausalLM.register(CodeNASConfig, CodeNASForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(CodeNASConfig, CodeNASForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(CodeNASConfig, CodeNASForTokenClassification, exist_ok=True)
 
-__all__ = ["CodeNASConfig", "CodeNASForCausalLM", "CodeNASModel"]
+__all__ = [
+    "Budget",
+    "CodeNASConfig",
+    "CodeNASForCausalLM",
+    "CodeNASModel",
+    "Evaluation",
+    "Rung",
+    "SearchResult",
+    "SearchSettings",
+    "run_search",
+]

@@ -28,9 +28,10 @@ from .search import (
     Policy,
     RandomPolicy,
     RegularizedEvolution,
+    Screened,
     SearchResult,
     SearchSettings,
-    TrialRecord,
+    Seeded,
     run_search,
 )
 from .settings import RunSettings, config_path
@@ -287,8 +288,10 @@ def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
         weights=to_mapping(settings.weights),
         limits=_given_limits(settings),
     )
+    genetic = GeneticPolicy(objectives=objectives, parents=max(2, ladder.population))
     policies: dict[str, Policy] = {
-        "genetic": GeneticPolicy(objectives=objectives, parents=max(2, ladder.population)),
+        "genetic": genetic,
+        "screened": Screened(policy=genetic, objectives=objectives),
         "random": RandomPolicy(),
         "regularized": RegularizedEvolution(objectives=objectives),
     }
@@ -298,25 +301,7 @@ def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
         if reason is not None:
             raise SettingsError(f"`search.seeds`: {path} is not in the space `{settings.space}`: {reason}")
     policy = policies[ladder.policy]
-    return SeededPolicy(seeds, policy) if seeds else policy
-
-
-@dataclass(frozen=True)
-class SeededPolicy:
-    """Known genomes first, then another policy.
-
-    Args:
-        seeds: what the first generation starts from.
-        then: proposes everything else.
-    """
-
-    seeds: tuple[Genome, ...]
-    then: Policy
-
-    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Any]:
-        """The seeds while nothing is known, then what the other policy says."""
-        first = [] if records else list(self.seeds[:n])
-        return first + self.then.propose(records, space=space, n=n - len(first), rng=rng)
+    return Seeded(policy=policy, genomes=seeds) if seeds else policy
 
 
 def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData, hardware: Hardware) -> list[str]:

@@ -13,7 +13,7 @@ from .search import Budget, Rung
 from .strict_yaml import SettingsError
 from .training import TrainSettings
 
-PolicyName = Literal["genetic", "random", "regularized"]
+PolicyName = Literal["genetic", "screened", "random", "regularized"]
 _PACKAGE = Path(__file__).parent
 
 
@@ -92,7 +92,8 @@ class LadderSettings:
         budgets: total training at each rung, such as `[50 steps, 300 steps]`.
         keep: how many of a generation go on from each rung but the last.
         audit: candidates promoted by lot besides, so that the rungs can be compared fairly.
-        policy: who proposes.
+        policy: who proposes: `genetic`; `screened`, which proposes as `genetic` does and lets a regression on what is
+            known choose among more proposals; `random`; `regularized` evolution.
         seed: of everything that is drawn.
         seeds: genome files that the first generation starts from.
         lag: how many generations back each rung's results are read; 1 waits for everybody.
@@ -152,6 +153,8 @@ class RunSettings:
         train: how each candidate is trained.
         candidate: how each candidate is scored.
         final_score_bytes: held-out text that the winner is scored on.
+        log_with: experiment trackers that follow `codenas train`, such as `[tensorboard]` (written to
+            `folder`/trackers) or `[trackio]`; any that accelerate knows and that is installed.
         publish: push the winner to the Hub at the end; nothing is pushed without `publish.repo_id`.
     """
 
@@ -167,4 +170,5 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     candidate: CandidateSettings = field(default_factory=CandidateSettings)
     final_score_bytes: int = 1_000_000
+    log_with: tuple[str, ...] = ()
     publish: PublishSettings = field(default_factory=PublishSettings)

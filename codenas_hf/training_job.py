@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 
 from .data import PreparedData, prepare_data
 from .data.tokenizer import END_OF_TEXT, PAD
@@ -190,7 +193,7 @@ def train_genome(
         codenas_hf.evaluation.LeakError: the model sees tokens that it must predict.
     """
     device = Hardware.discover(settings.device).device
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     model = new_model(genome, settings=settings, seed=settings.train.seed)
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
@@ -198,11 +201,21 @@ def train_genome(
     resume = latest_checkpoint(state) if state.exists() else None
     if resume is not None:
         say(f"resume    from {resume}")
+    if settings.log_with:
+        accelerator.init_trackers("trackers", config={"genome": genome.genome_id, "budget": str(budget)})
     say(f"train     {genome.num_parameters():,} parameters for {budget} on {accelerator.num_processes} x {device}")
     result = train(
-        model, tokens, budget, settings=settings.train, folder=state, resume_from=resume, accelerator=accelerator
+        model,
+        tokens,
+        budget,
+        settings=settings.train,
+        folder=state,
+        resume_from=resume,
+        accelerator=accelerator,
+        on_point=_curve_lines(tokens.bytes_per_token, say=say),
     )
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     if not is_main_process():
         return folder
     say(
@@ -235,6 +248,34 @@ def train_genome(
             "seconds": {"train": result.seconds, "final_measure": measured.seconds},
         },
     )
+
+
+def _trackers(settings: RunSettings) -> list[str] | None:
+    """The user's trackers, all of which must be there: accelerate only warns of one that is not."""
+    known, found = [str(kind) for kind in LoggerType], [str(kind) for kind in get_available_trackers()]
+    for name in settings.log_with:
+        if name not in known[1:]:
+            raise ValueError(f"`log_with`: `{name}` is no tracker of accelerate; known are {', '.join(known[1:])}")
+        if name not in found:
+            raise ValueError(f"`log_with`: `{name}` is not installed; pip install {name}")
+    return list(settings.log_with) or None
+
+
+def _curve_lines(bytes_per_token: float, *, say: Say) -> Callable[[Mapping[str, float], float], None]:
+    """Says where a training stands: at first often, later each time that a tenth more time has passed."""
+    said = 0.0
+
+    def on_point(point: Mapping[str, float], share: float) -> None:
+        nonlocal said
+        if point["seconds"] >= max(1.1 * said, said + 5.0):
+            said = point["seconds"]
+            bits = point["loss"] / math.log(2) / bytes_per_token
+            say(
+                f"{share:6.0%}    step {point['step']:,}: {bits:.4f} bits per byte of training text, "
+                f"{point['tokens'] / said:,.0f} tokens a second, about {said * (1 / share - 1):.0f} s left"
+            )
+
+    return on_point
 
 
 def _release(

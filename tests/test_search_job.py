@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,9 +21,7 @@ from codenas_hf.data import PreparedData
 from codenas_hf.evaluation.latency import LatencyModel
 from codenas_hf.genome import Genome
 from codenas_hf.hardware import Hardware, alone
-from codenas_hf.search import RandomPolicy
 from codenas_hf.search_job import (
-    SeededPolicy,
     _corners,
     _policy,
     _screened,
@@ -33,7 +31,7 @@ from codenas_hf.search_job import (
     open_study,
     search,
 )
-from codenas_hf.settings import RunSettings
+from codenas_hf.settings import PolicyName, RunSettings
 from codenas_hf.space import SearchSpace
 from codenas_hf.strict_yaml import SettingsError, load
 
@@ -238,8 +236,11 @@ def test_seeds_come_first_and_must_belong(tmp_path: Path, tiny_corpus_folder: Pa
     space = load_space(tiny_settings(tmp_path, tiny_corpus_folder).space)
     rng = np.random.default_rng(0)
     seed = space.sample(rng)
-    policy = SeededPolicy((seed,), RandomPolicy())
-    assert policy.propose([], space=space, n=3, rng=rng)[0] == seed
+    path = tmp_path / "seed.json"
+    path.write_text(json.dumps(seed.to_dict()))
+    for name in get_args(PolicyName):
+        settings = tiny_settings(tmp_path, tiny_corpus_folder, f"search.seeds=[{path}]", f"search.policy={name}")
+        assert _policy(settings, space).propose([], space=space, n=3, rng=rng)[0] == seed
     stranger = Genome(vocab_size=512, hidden_size=96, num_hidden_layers=1, num_attention_heads=6, intermediate_size=96)
     path = tmp_path / "stranger.json"
     path.write_text(json.dumps(stranger.to_dict()))

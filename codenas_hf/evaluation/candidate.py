@@ -49,7 +49,7 @@ class CandidateSettings:
         ValueError: a value out of range.
     """
 
-    score_bytes: int = 40_000
+    score_bytes: int = 32_000
     window_tokens: int | None = None
     batch_windows: int = 8
     max_position_embeddings: int = 1024

@@ -35,6 +35,7 @@ from .settings import TrainingTokens, TrainSettings
 logger = get_logger(__name__)
 
 CONSTANT = "constant"
+OnPoint = Callable[[Mapping[str, float], float], None]
 
 
 class DivergenceError(RuntimeError):
@@ -134,9 +135,10 @@ class _Loop:
         budget: Budget,
         settings: TrainSettings,
         accelerator: Accelerator,
+        on_point: OnPoint | None,
     ) -> None:
         self.model, self.tokens, self.budget, self.settings = model, tokens, budget, settings
-        self.accelerator = accelerator
+        self.accelerator, self.on_point = accelerator, on_point
         sequences = settings.tokens_per_step // settings.sequence_length
         world = accelerator.num_processes
         if sequences % world:
@@ -295,6 +297,8 @@ class _Loop:
             "loss": loss,
         }
         self.progress.curve.append(point)
+        if self.on_point is not None:
+            self.on_point(point, self.share())
         if self.accelerator.trackers:
             self.accelerator.log({"loss": loss, "rate_factor": factor, "tokens": point["tokens"]}, step=step)
 
@@ -308,6 +312,7 @@ def train(
     folder: Path | None = None,
     resume_from: Path | None = None,
     accelerator: Accelerator | None = None,
+    on_point: OnPoint | None = None,
 ) -> TrainResult:
     """Trains a model until its budget is spent; the model is changed in place and ends decayed.
 
@@ -320,6 +325,7 @@ def train(
             `checkpoint_minutes`; None keeps nothing.
         resume_from: a checkpoint folder to continue.
         accelerator: all its processes train together; None makes one. Its trackers are told the curve.
+        on_point: called in every process with each new point of the curve and the share of the budget that is spent.
 
     Raises:
         DivergenceError: loss or gradient became infinite or not a number.
@@ -327,7 +333,7 @@ def train(
     """
     # Number formats are `precision`'s business: what a launcher's configuration says must not change a result.
     accelerator = Accelerator(mixed_precision="no") if accelerator is None else accelerator
-    loop = _Loop(model, tokens, budget, settings, accelerator)
+    loop = _Loop(model, tokens, budget, settings, accelerator, on_point)
     if resume_from is not None:
         loop.resume(resume_from)
     first = loop.progress.step
