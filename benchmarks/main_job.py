@@ -64,16 +64,20 @@ def outside_training(result: SearchResult) -> float:
 
 
 def per_hour(folder: Path, *, workers: int) -> float:
-    """Evaluations an hour of a short search with so many workers, by the clock between first and last evaluation."""
+    """Evaluations an hour of a search in one stage with so many workers, from the first begun to the last ended."""
     study = f"workers_{workers}"
-    words = (f"study={study}", "search.generations=1", "search.population=12", "search.budgets=[40 steps]")
+    words = (f"study={study}", "search.generations=1", "search.population=32", "search.budgets=[40 steps]")
     seconds = run(folder, *words, "search.keep=[]", f"search.workers_per_rank={workers}")
     result, _ = open_study(folder / study)
-    busy = sum(sum(r.evaluation.seconds.values()) for r in result.records if r.evaluation is not None)
-    print(f"{workers} workers: {len(result.records)} evaluations, {busy:.0f} s of work in {seconds:.0f} s")
-    stamps = sorted((folder / study / "trials").iterdir(), key=lambda p: p.stat().st_mtime)
-    begun = (folder / study / "study.lock").stat().st_mtime
-    return 3600 * len(result.records) / (stamps[-1].stat().st_mtime - begun)
+    ended, busy = [], []
+    for record in result.records:
+        assert record.evaluation is not None
+        assert record.evaluation.checkpoint is not None
+        ended.append(record.evaluation.checkpoint.stat().st_mtime)
+        busy.append(sum(record.evaluation.seconds.values()))
+    print(f"{workers} workers: {len(ended)} evaluations, {sum(busy):.0f} s of work in {seconds:.0f} s")
+    begun = min(end - spent for end, spent in zip(ended, busy, strict=True))
+    return 3600 * len(ended) / (max(ended) - begun)
 
 
 def main() -> None:
