@@ -90,15 +90,18 @@ def make_records(*, seed: int = 0, generations: int = 4, population: int = 12, t
             done = outcome(dict(trial.genome.genes), 1, rng)
             records.append(
                 TrialRecord(
-                    counts[1], trial.genome, 1, "complete", done, None, trial.number, trial.generation, "host:1"
+                    counts[1],
+                    trial.genome,
+                    1,
+                    "complete",
+                    done,
+                    None,
+                    trial.number,
+                    trial.generation,
+                    "host:1",
+                    audit=trial not in ranked[:top],
                 )
             )
             counts[1] += 1
         best += [dict(trial.genome.genes) for trial in ranked[:top]]
     return records
-
-
-def audit_ids(records: list[TrialRecord], *, top: int = 3) -> frozenset[str]:
-    """Every promoted candidate that was not among the `top` first of its generation."""
-    upper = [r for r in records if r.rung == 1]
-    return frozenset(r.genome.genome_id for i, r in enumerate(upper) if i % (top + 1) == top)

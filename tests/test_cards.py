@@ -91,15 +91,17 @@ def test_remote_code_is_asked_for_only_where_it_is_needed(run: Path, tmp_path: P
 
 def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: Path) -> None:
     path = run / "winner" / "evaluation.json"
-    entry = {"name": "parse rate", "metric": "parse_rate", "value": 0.62, "low": 0.55, "high": 0.69, "n": 200}
-    listed = {"name": "pass@1", "value": 0.01, "dataset_id": "openai/openai_humaneval", "task_id": "pass@1"}
-    path.write_text(json.dumps({"protocol": {"threads": 2}, "results": [entry, listed]}))
+    entry = {"name": "short/greedy/parse_rate", "value": 0.62, "low": 0.55, "high": 0.69, "count": 200}
+    listed = {"name": "humaneval/greedy/pass@1", "value": 0.01}
+    unlisted = {"name": "short/greedy/distinct_2", "value": 0.5}
+    path.write_text(json.dumps({"protocol": {"threads": 2}, "rows": [entry, listed, unlisted]}))
     try:
         card = card_of(run / "winner", run)
     finally:
         path.unlink()
-    assert "| parse rate | 0.6200 | 0.5500 | 0.6900 | 200 |" in card.text
+    assert "| short, greedy, parse rate | 0.6200 | 0.5500 | 0.6900 | 200 |" in card.text
     assert "Protocol: threads 2." in card.text
+    assert "distinct" not in card.text
     assert card.eval_results is not None
     (found,) = parse_eval_result_entries(yaml.safe_load(card.eval_results))
     assert (found.dataset_id, found.value) == ("openai/openai_humaneval", 0.01)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_records import audit_ids, make_records
+from study_records import make_records
 
 from codenas_hf.report import write_report
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = make_records(generations=2)
-    return write_report(records, folder=tmp_path_factory.mktemp("report"), audits=audit_ids(records))
+    return write_report(records, folder=tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_records import PlainGenome, audit_ids, make_records
+from study_records import PlainGenome, make_records
 
 from codenas_hf.report import write_report
 from codenas_hf.report.architecture import Tensor
@@ -46,7 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     facts = {"device": "two <cores>"}
     others = make_records(seed=2, top=0)
-    known: dict[str, Any] = {"random_records": others, "audits": audit_ids(records), "facts": facts}
+    known: dict[str, Any] = {"random_records": others, "facts": facts}
     write_report(result, folder=folder, name="a & b", tensors=TENSORS, **known)
     return folder
 

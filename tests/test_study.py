@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from codenas_hf.search.journal import GuardedJournal
 from codenas_hf.search.members import Members, host_key, parent_key
 from codenas_hf.search.objectives import Objectives
 from codenas_hf.search.records import Budget, Evaluation, Rung, TrialRecord
-from codenas_hf.search.result import SearchResult, kendall_tau
+from codenas_hf.search.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.search.schedule import Schedule, closed_generations
 from codenas_hf.search.settings import Patience, SearchSettings, World, single_stage, two_stage
 from codenas_hf.search.study import Claim, IdentityError, Snapshot, Study, open_storage
@@ -392,9 +393,35 @@ def test_rank_correlation_between_rungs() -> None:
     found = result_of(Snapshot((low, high), (), FRAME)).rank_correlation()
     assert found is not None
     assert found.tau == pytest.approx((28 - 14) / 28)
+    assert found.low is not None
+    assert found.high is not None
     assert found.low < found.tau < found.high
     assert found.pairs == 8
     assert result_of(Snapshot((low, high[:2]), (), FRAME)).rank_correlation() is None
+
+
+def test_the_interval_of_tau_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    truth = 2 / math.pi * math.asin(0.7)
+    covered = 0
+    for _ in range(400):
+        found = RankCorrelation.of(rng.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], size=20).tolist())
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= truth <= found.high
+    assert 0.91 <= covered / 400 <= 0.99
+
+
+def test_the_interval_of_tau_is_absent_for_five_and_has_width_for_a_perfect_tau() -> None:
+    five = RankCorrelation.of([(i, i) for i in range(5)])
+    assert five == RankCorrelation(1.0, None, None, 5)
+    eight = RankCorrelation.of([(i, i) for i in range(8)])
+    assert eight is not None
+    assert eight.low is not None
+    assert eight.low < 0.95
+    assert eight.high == 1.0
+    assert RankCorrelation.of([(1, 1), (1, 2), (1, 3)]) is None
 
 
 # Members

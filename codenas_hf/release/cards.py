@@ -27,6 +27,16 @@ from codenas_hf.report.comparison import facts_of
 TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 # What the tokenizer calls the pieces of a gap to be filled.
 FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+# Of an evaluation's many numbers those that a card shows; the others stand in evaluation.json beside it.
+SUITE_METRICS = (
+    "bits_per_byte",
+    "pass@1",
+    "pass@10",
+    "collapse_rate",
+    "parse_rate",
+    "line_exact_match",
+    "exact_match",
+)
 RESULTS = Table(
     "evaluation",
     "Evaluation",
@@ -209,8 +219,7 @@ def result_rows(record: Mapping[str, Any], suite: Mapping[str, Any]) -> list[dic
 
     Args:
         record: `record.json`.
-        suite: `evaluation.json`: `results` holds entries with `name`, `value`, and where known `low`, `high`, `n`,
-            `protocol`, `dataset_id`, `task_id`.
+        suite: `evaluation.json`, which `codenas evaluate` writes; of its rows those that a reader of a card wants.
     """
     measured = record.get("measured") or {}
     how = []
@@ -223,9 +232,13 @@ def result_rows(record: Mapping[str, Any], suite: Mapping[str, Any]) -> list[dic
         for name in ("bits_per_byte", "next_token_accuracy", "loss")
         if isinstance(measured.get(name), int | float)
     ]
-    for entry in suite.get("results") or ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("value"), int | float):
-            rows.append({"metric": entry.get("metric") or entry["name"], **entry})
+    for row in suite.get("rows") or ():
+        metric = row["name"].rpartition("/")[2]
+        if metric in SUITE_METRICS:
+            greedy = row["name"] == "humaneval/greedy/pass@1"
+            listed = {"dataset_id": "openai/openai_humaneval", "task_id": metric} if greedy else {}
+            name = row["name"].replace("/", ", ").replace("_", " ")
+            rows.append({**row, "name": name, "metric": metric, "n": row.get("count"), **listed})
     return rows
 
 

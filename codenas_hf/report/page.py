@@ -107,7 +107,7 @@ def write_report(
         name: the study's name, the title of the page.
         tensors: the winner's tensors (`tensors_of_folder`, `tensors_of_model`); None leaves its architecture out.
         config: the winner's `config.json`.
-        known: further fields of `StudyView`: `audits`, `random_records`, `facts`; for bare records also
+        known: further fields of `StudyView`: `random_records`, `facts`; for bare records also
             `winner`, `limits`, `ideal`, `reference`.
 
     Returns:

@@ -160,7 +160,7 @@ def _tau_title(table: Table, correlation: Table) -> str:
     """Kendall's tau with its interval, for the rungs that the table of ranks compares."""
     rungs = " to ".join(c.name.removeprefix("rank") for c in table.columns if c.name.startswith("rank"))
     row = next((r for r in correlation.rows if r["rungs"] == rungs), None)
-    if row is None or row["tau"] is None:
+    if row is None:
         return table.title
     interval = "" if row["tau_low"] is None else f" [{row['tau_low']:.2f}, {row['tau_high']:.2f}]"
     return f"Kendall tau {row['tau']:.2f}{interval}, n = {row['pairs']}"

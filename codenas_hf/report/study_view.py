@@ -34,7 +34,6 @@ class StudyView:
         limits: objective name to the user's limit, in the objective's own unit.
         ideal: objective name to the study's fixed ideal point, same units.
         reference: objective name to the study's fixed reference point, same units.
-        audits: genome ids that were promoted at random, to audit the rank correlation; None where nobody kept that.
         fitness: fitness of a trial; None where the study has no fixed points.
         random_records: trials of a random search under the same settings, for comparison.
         facts: what stands at the head of the report: device, versions, commit, data digest, seed.
@@ -47,7 +46,6 @@ class StudyView:
     limits: Mapping[str, float] = field(default_factory=dict)
     ideal: Mapping[str, float] | None = None
     reference: Mapping[str, float] | None = None
-    audits: frozenset[str] | None = None
     fitness: Callable[[TrialRecord], float | None] | None = None
     random_records: Sequence[TrialRecord] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from codenas_hf.report.study_view import (
 )
 from codenas_hf.search.pareto import hypervolume
 from codenas_hf.search.records import TrialRecord
+from codenas_hf.search.result import RankCorrelation
 
 GENOME = Column("genome", "genome")
 # Below this, chance alone gives some gene a large share.
@@ -114,7 +115,7 @@ def rank_table(view: StudyView, *, low: int = 0, high: int | None = None) -> Tab
     rows: list[dict[str, Any]] = [
         {
             "genome": short_id(upper[g]),
-            "promoted": None if view.audits is None else "audit" if g in view.audits else "top",
+            "promoted": "audit" if upper[g].audit else "top",
             f"rung{low}": a,
             f"rung{high}": b,
             f"rank{low}": int(rank_a),
@@ -144,19 +145,17 @@ def correlation_table(view: StudyView) -> Table:
     rows: list[dict[str, Any]] = []
     for high in range(1, view.top_rung + 1):
         pairs = rank_table(view, low=high - 1, high=high).rows
-        if len(pairs) < 2:
+        found = RankCorrelation.of([(p[f"rung{high - 1}"], p[f"rung{high}"]) for p in pairs])
+        if found is None:
             continue
-        tau = kendall_tau([p[f"rung{high - 1}"] for p in pairs], [p[f"rung{high}"] for p in pairs])
-        low_end, high_end = tau_interval(tau, len(pairs)) if tau is not None else (None, None)
-        audits = None if view.audits is None else sum(p["promoted"] == "audit" for p in pairs)
         rows.append(
             {
                 "rungs": f"{high - 1} to {high}",
-                "tau": tau,
-                "tau_low": low_end,
-                "tau_high": high_end,
-                "pairs": len(pairs),
-                "audits": audits,
+                "tau": found.tau,
+                "tau_low": found.low,
+                "tau_high": found.high,
+                "pairs": found.pairs,
+                "audits": sum(p["promoted"] == "audit" for p in pairs),
             }
         )
     columns = (
@@ -289,29 +288,6 @@ def explained_share(values: Sequence[str], outcomes: NDArray[np.float64]) -> flo
         return None
     within = sum(float(np.sum((group - group.mean()) ** 2)) for group in groups)
     return max(0.0, (total - within - (k - 1) * within / (n - k)) / total)
-
-
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two rankings; None where one of them is constant or has fewer than two values."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    upper = np.triu_indices(len(a), k=1)
-    signs_a, signs_b = np.sign(a[:, None] - a[None, :])[upper], np.sign(b[:, None] - b[None, :])[upper]
-    scale = math.sqrt(float(np.sum(signs_a**2)) * float(np.sum(signs_b**2)))
-    return float(np.sum(signs_a * signs_b)) / scale if scale else None
-
-
-def tau_interval(tau: float, n: int) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of Kendall's tau over n pairs, by Fisher's transformation with variance 0.437 / (n - 4).
-
-    Source: Fieller, Hartley and Pearson 1957. Fewer than six pairs give none. A perfect tau is first moved in by half
-    a discordant pair, since its interval would otherwise have no width.
-    """
-    if n < 6:
-        return None, None
-    edge = 1 - 2 / (n * (n - 1))
-    centre, width = math.atanh(min(edge, max(-edge, tau))), 1.96 * math.sqrt(0.437 / (n - 4))
-    low, high = math.tanh(centre - width), math.tanh(centre + width)
-    return min(low, tau), max(high, tau)
 
 
 def ranks(values: Sequence[float]) -> NDArray[np.int64]:

@@ -182,6 +182,7 @@ class TrialRecord:
         parent: number of the trial of the rung below that was promoted; None at rung 0.
         generation: the generation that proposed the genome.
         worker: who evaluated it (host:pid), None before that.
+        audit: whether it was promoted by lot, so that rungs can be compared fairly.
     """
 
     number: int
@@ -193,6 +194,7 @@ class TrialRecord:
     parent: int | None = None
     generation: int = 0
     worker: str | None = None
+    audit: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

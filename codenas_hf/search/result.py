@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,19 +131,15 @@ class SearchResult:
             return 0.0
         return self.frame.hypervolume([record.evaluation for record in self.front if record.evaluation is not None])
 
-    def rank_correlation(
-        self, objective: str | None = None, *, below: int = 0, resamples: int = 1000, seed: int = 0
-    ) -> RankCorrelation | None:
+    def rank_correlation(self, objective: str | None = None, *, below: int = 0) -> RankCorrelation | None:
         """How well a rung predicted the next one: Kendall's tau-b over the trials that were evaluated at both.
 
         Args:
             objective: its name; the first when None.
             below: the lower of the two rungs.
-            resamples: of the bootstrap that gives the interval.
-            seed: of the bootstrap.
 
         Returns:
-            None with fewer than three pairs.
+            None with fewer than three pairs, or where one side is constant.
         """
         name = objective or self.objectives.names[0]
         lower = {record.number: record for record in self.records if record.rung == below}
@@ -153,23 +150,39 @@ class SearchResult:
             for source in [lower[record.parent]]
             if source.evaluation is not None
         ]
-        if len(pairs) < 3:
-            return None
-        values = np.array(pairs)
-        rng = np.random.default_rng(seed)
-        taus = [kendall_tau(*values[rng.integers(len(values), size=len(values))].T) for _ in range(resamples)]
-        low, high = np.nanquantile(taus, [0.025, 0.975])
-        return RankCorrelation(kendall_tau(*values.T), float(low), float(high), len(values))
+        return RankCorrelation.of(pairs)
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Kendall's tau-b with its 95 % bootstrap interval, over `pairs` pairs."""
+    """Kendall's tau-b over `pairs` pairs, with its 95 % interval (None below six pairs)."""
 
     tau: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     pairs: int
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> RankCorrelation | None:
+        """Of the pairs [n, 2]; None with fewer than three, or where one side is constant."""
+        if len(pairs) < 3 or math.isnan(tau := kendall_tau(*np.array(pairs).T)):
+            return None
+        low, high = _tau_interval(tau, len(pairs))
+        return cls(tau, low, high, len(pairs))
+
+
+def _tau_interval(tau: float, n: int) -> tuple[float, float] | tuple[None, None]:
+    """By Fisher's transformation with variance 0.437 / (n - 4).
+
+    Source: Fieller, Hartley and Pearson 1957. Fewer than six pairs give none. A perfect tau is first moved in by half
+    a discordant pair, since its interval would otherwise have no width.
+    """
+    if n < 6:
+        return None, None
+    edge = 1 - 2 / (n * (n - 1))
+    centre, width = math.atanh(min(edge, max(-edge, tau))), 1.96 * math.sqrt(0.437 / (n - 4))
+    low, high = math.tanh(centre - width), math.tanh(centre + width)
+    return min(low, tau), max(high, tau)
 
 
 def kendall_tau(first: Any, second: Any) -> float:

@@ -342,6 +342,7 @@ class Study:
             parent=attributes["parent"],
             generation=attributes["generation"],
             worker=None if state == "waiting" else attributes.get("claim", {}).get("worker"),
+            audit=attributes.get("audit", False),
         )
         self._cache[trial._trial_id] = (trial, record)
         return record
