@@ -53,6 +53,7 @@ def collapse_rows(
     texts: Sequence[str],
     tokens: Sequence[Sequence[int]],
     *,
+    references: Sequence[str | None],
     prompt_tokens: Sequence[Sequence[int]],
     ended: Sequence[bool],
     whole: Sequence[str],
@@ -64,13 +65,14 @@ def collapse_rows(
         prompts: the prompts.
         texts: one completion of each.
         tokens: their tokens.
+        references: what people wrote there, no longer in tokens than the completions may be; None where nobody did.
         prompt_tokens: tokens of the prompts.
         ended: whether the text was ended by its author, not by the length limit.
         whole: prompt and completion joined.
     """
     found = [
-        metrics.collapse(row, text, prompt_tokens=given, reference=prompt.reference, ended=end)
-        for row, text, given, prompt, end in zip(tokens, texts, prompt_tokens, prompts, ended, strict=True)
+        metrics.collapse(row, text, prompt_tokens=given, reference=reference, ended=end)
+        for row, text, reference, given, end in zip(tokens, texts, references, prompt_tokens, ended, strict=True)
     ]
     alike = metrics.prompt_collapse(texts, tokens)
     rows = [rate(f"{name}/collapse_rate", [item.collapsed for item in found])]
@@ -141,6 +143,7 @@ def completion_rows(
         prompts,
         [item.text for item in first],
         [item.token_ids for item in first],
+        references=_references(tokenizer, prompts, max_tokens=settings.max_new_tokens),
         prompt_tokens=_tokens(tokenizer, texts),
         ended=[item.finish_reason == "eos" for item in first],
         whole=[item.prompt + item.text for item in first],
@@ -159,17 +162,26 @@ def human_rows(
 ) -> list[Row]:
     """The same numbers of what people wrote after these prompts: the floor."""
     known = [prompt for prompt in prompts if prompt.reference]
-    tokens = [row[:max_tokens] for row in _tokens(tokenizer, [prompt.reference or "" for prompt in known])]
-    texts = [str(tokenizer.decode(row)) for row in tokens]
+    texts = [text or "" for text in _references(tokenizer, known, max_tokens=max_tokens)]
     return collapse_rows(
         name,
         known,
         texts,
-        tokens,
+        _tokens(tokenizer, texts),
+        references=texts,
         prompt_tokens=_tokens(tokenizer, [prompt.text for prompt in known]),
         ended=[False] * len(known),
         whole=[prompt.text + text for prompt, text in zip(known, texts, strict=True)],
     )
+
+
+def _references(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, max_tokens: int) -> list[str | None]:
+    """What people wrote, cut to the tokens that a completion may have: what lies beyond, no completion can match."""
+    rows = _tokens(tokenizer, [prompt.reference or "" for prompt in prompts])
+    return [
+        str(tokenizer.decode(row[:max_tokens])) if prompt.reference else None
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

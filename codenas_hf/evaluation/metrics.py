@@ -141,7 +141,8 @@ def collapse(
         tokens: its tokens, without what follows the end.
         text: its text.
         prompt_tokens: tokens of the prompt.
-        reference: what a person wrote there; None where there is no such text: then one line of code is enough.
+        reference: what a person wrote there, no longer in tokens than the completion may be; None where there is no
+            such text: then one line of code is enough.
         ended: whether the model ended the text itself.
     """
     wanted = 2 if reference is not None and code_lines(reference) >= 2 else 1
