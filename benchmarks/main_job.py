@@ -2,7 +2,7 @@
 
 Runs `accelerate launch recipes/search_two_stage.py` in an empty folder with the defaults, then reads its record: the
 front, the share of the workers' time that went into training, and the wall clock. `--speedup` adds a short search with
-one worker and with two, on the same data. The picture of the front goes to docs/images/front.png.
+one worker and with two, on the same data. Pictures of the front and of the winner go to docs/images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from codenas_hf.search_job import open_study
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
+PICTURES = ("front.png", "architecture.png")
 
 
 def run(folder: Path, *words: str) -> float:
@@ -113,7 +114,8 @@ def main() -> None:
             facts |= {"evaluations_per_hour": {"1 worker": one, "2 workers": two}}
             targets.append(target("evaluations an hour, 2 workers over 1", two / one, 1.85, better="higher"))
         IMAGES.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "two_stage" / "report" / "front.png", IMAGES / "front.png")
+        for picture in PICTURES:
+            shutil.copyfile(folder / "two_stage" / "report" / picture, IMAGES / picture)
         write("main_job", protocol=protocol(**facts), rows=front_rows(result), targets=targets)
 
 

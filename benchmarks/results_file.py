@@ -44,11 +44,28 @@ def target(name: str, value: float, goal: float, *, better: Literal["higher", "l
     return {"name": name, "value": value, "target": goal, "better": better, "met": bool(met)}
 
 
-def write(name: str, *, protocol: Mapping[str, Any], rows: Sequence[Any], targets: Sequence[Any] = ()) -> Path:
-    """Writes `benchmarks/results/<name>.json` whole or not at all."""
+def write(
+    name: str,
+    *,
+    protocol: Mapping[str, Any],
+    rows: Sequence[Any],
+    targets: Sequence[Any] = (),
+    columns: Sequence[str] | None = None,
+) -> Path:
+    """Writes `benchmarks/results/<name>.json` whole or not at all.
+
+    Args:
+        name: of the file and of its table.
+        protocol: from `protocol`.
+        rows: what was measured.
+        targets: from `target`.
+        columns: what of the rows the table shows; None shows all.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"name": name, "protocol": dict(protocol), "rows": list(rows), "targets": list(targets)}
+    if columns is not None:
+        content["columns"] = list(columns)
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
     temporary.replace(path)

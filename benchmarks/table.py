@@ -1,14 +1,20 @@
-"""Rewrites the marked region of README.md from benchmarks/results/*.json: `python -m benchmarks.table`."""
+"""Tables from benchmarks/results/*.json, in README.md (a marked region) and docs/benchmarks.md (all of them):
+`python -m benchmarks.table`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import RESULTS, read
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+# What a reader wants first; the other tables stand in docs/benchmarks.md, their targets here too.
+IN_README = ("main_job", "incumbent", "quality", "train_speed", "width_transfer")
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table) -->", "<!-- benchmarks: end -->"
 
 
@@ -25,19 +31,19 @@ def cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
+
+
 def section(data: dict[str, Any]) -> str:
     """Markdown of one result file: rows, targets, protocol in one line."""
     rows = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in data["rows"]]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"#### {data['name']}", ""]
-    lines += ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
+    columns = data.get("columns") or list(dict.fromkeys(key for row in rows for key in row))
+    lines = [f"#### {data['name']}", "", *table(columns, rows)]
     if data["targets"]:
-        goals = [
-            f"{t['name']} {cell(t['value'])} (target {'>=' if t['better'] == 'higher' else '<='} {cell(t['target'])}: "
-            f"{'met' if t['met'] else '**not met**'})"
-            for t in data["targets"]
-        ]
+        goals = [f"{t['name']} {cell(t['value'])} (target {goal(t)}: {met(t)})" for t in data["targets"]]
         lines += ["", "Targets: " + "; ".join(goals) + "."]
     shown = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python")}
     versions = data["protocol"].get("versions", {})
@@ -46,9 +52,45 @@ def section(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def goal(target: Mapping[str, Any]) -> str:
+    """What was aimed at."""
+    return f"{'>=' if target['better'] == 'higher' else '<='} {cell(target['target'])}"
+
+
+def met(target: Mapping[str, Any]) -> str:
+    """Whether it was reached."""
+    return "met" if target["met"] else "**not met**"
+
+
+def results() -> list[dict[str, Any]]:
+    """All result files, by name."""
+    return [read(path) for path in sorted(RESULTS.glob("*.json"))]
+
+
 def region() -> str:
-    """All sections, by name."""
-    return "\n".join(section(read(path)) for path in sorted(RESULTS.glob("*.json")))
+    """README's part: the tables wanted first, then the other benchmarks' targets in one table."""
+    first = [data for data in results() if data["name"].startswith(IN_README)]
+    first.sort(key=lambda data: next(i for i, name in enumerate(IN_README) if data["name"].startswith(name)))
+    rest = [
+        {"benchmark": data["name"], "what": t["name"], "measured": t["value"], "target": goal(t), "": met(t)}
+        for data in results()
+        if data not in first
+        for t in data["targets"]
+    ]
+    parts = [section(data) for data in first]
+    if rest:
+        others = table(["benchmark", "what", "measured", "target", ""], rest)
+        parts.append(
+            "\n".join(["#### the others, in full in [docs/benchmarks.md](docs/benchmarks.md)", "", *others, ""])
+        )
+    return "\n".join(parts)
+
+
+def everything() -> str:
+    """docs/benchmarks.md."""
+    head = "# Benchmarks\n\nMade by `python -m benchmarks.table` from `benchmarks/results/*.json`, each of which"
+    head += " `python -m benchmarks.<name>` writes.\n"
+    return "\n".join([head, *(section(data) for data in results())])
 
 
 def rewritten(text: str) -> str:
@@ -64,3 +106,4 @@ def rewritten(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    ALL.write_text(everything(), encoding="utf-8")
