@@ -74,10 +74,12 @@ def test_batches_are_a_pure_function(train):
 def test_an_epoch_holds_every_document_once_and_the_next_in_another_order(train):
     length = 64
     total = train.num_tokens + train.num_documents
-    rows = -(-2 * total // length)
-    stream = np.concatenate(
-        [train.batch(step, sequences=1, length=length, seed=3)["input_ids"][0] for step in range(rows)]
-    )
+    read = {
+        train._row(step, length, 3): train.batch(step, sequences=1, length=length, seed=3)["input_ids"][0]
+        for step in range(3 * (total // length))
+    }
+    assert sorted(read) == list(range(3 * (total // length)))
+    stream = np.concatenate([read[row] for row in sorted(read)])
     epochs = []
     for epoch in range(2):
         part = stream[epoch * total : (epoch + 1) * total]
@@ -87,6 +89,12 @@ def test_an_epoch_holds_every_document_once_and_the_next_in_another_order(train)
     assert sorted(epochs[0]) == expected
     assert sorted(epochs[1]) == expected
     assert epochs[0] != epochs[1]
+
+
+def test_rows_of_one_document_are_not_read_in_turn(train):
+    rows = [train._row(step, 64, 3) for step in range((train.num_tokens + train.num_documents) // 64)]
+    assert np.mean(np.diff(rows) == 1) < 0.1
+    assert rows != [train._row(step, 64, 4) for step in range(len(rows))]
 
 
 def split_marks(ids):

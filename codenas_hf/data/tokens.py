@@ -24,6 +24,7 @@ _VERSION = 1
 _MANIFEST = "tokens.json"
 _BATCH_BYTES = 1_000_000
 _SHORTEST_FIM = 16
+_BLOCK_ROWS = 1 << 20  # rows that are shuffled together: 8 MB of indices, whatever the size of the corpus
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Tokens:
         self.documents: Int64 = np.load(folder / "documents.npy", allow_pickle=False)
         self._stream_length = self.num_tokens + self.num_documents
         self._order = functools.lru_cache(maxsize=3)(self._shuffle)
+        self._row_order = functools.lru_cache(maxsize=2)(self._shuffle_rows)
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> Tokens:
@@ -114,6 +116,10 @@ class Tokens:
         ends = np.cumsum(self.documents[order, 0] + 1)
         return order, np.concatenate([[0], ends])
 
+    def _shuffle_rows(self, seed: int, block: int, rows: int) -> Int64:
+        """The order in which a block of rows is read."""
+        return np.random.default_rng([seed, block, rows]).permutation(rows)
+
     def batch(
         self,
         step: int,
@@ -128,8 +134,9 @@ class Tokens:
     ) -> dict[str, Int64]:
         """One step's packed sequences: a pure function of its arguments, so that resuming is exact.
 
-        The documents of each epoch form one stream, in a new order each epoch, cut into rows of `length`. All ranks
-        together read the rows in turn: one process with 8 sequences sees what two with 4 see.
+        The documents of each epoch form one stream, in a new order each epoch, cut into rows of `length`. The rows are
+        read in a random order: one long file would otherwise fill many steps in turn. All ranks together read them:
+        one process with 8 sequences sees what two with 4 see.
 
         Args:
             step: optimiser step (or micro step), from 0.
@@ -151,7 +158,8 @@ class Tokens:
         for row in range(sequences):
             column = 0
             rng = np.random.default_rng([seed, first + row, length]) if fim_rate > 0 else None
-            for document, start, count in self._pieces((first + row) * length, length, seed):
+            begin = self._row(first + row, length, seed) * length
+            for document, start, count in self._pieces(begin, length, seed):
                 piece = ids[row, column : column + count]
                 body = piece
                 if start == 0:
@@ -164,6 +172,12 @@ class Tokens:
                 positions[row, column : column + count] = np.arange(count)
                 column += count
         return {"input_ids": ids, "labels": ids.copy(), "position_ids": positions}
+
+    def _row(self, index: int, length: int, seed: int) -> int:
+        """Which row of the stream is read as number `index`."""
+        rows = min(max(1, self._stream_length // length), _BLOCK_ROWS)
+        block, place = divmod(index, rows)
+        return block * rows + int(self._row_order(seed, block, rows)[place])
 
     def _pieces(self, begin: int, length: int, seed: int) -> Iterator[tuple[int, int, int]]:
         """The documents that a row covers: (document, start in it with `<|endoftext|>` counted, tokens taken)."""
