@@ -118,7 +118,8 @@ class Tokens:
 
     def _shuffle_rows(self, seed: int, block: int, rows: int) -> Int64:
         """The order in which a block of rows is read."""
-        return np.random.default_rng([seed, block, rows]).permutation(rows)
+        order: Int64 = np.random.default_rng([seed, block, rows]).permutation(rows)
+        return order
 
     def batch(
         self,
@@ -158,7 +159,7 @@ class Tokens:
         for row in range(sequences):
             column = 0
             rng = np.random.default_rng([seed, first + row, length]) if fim_rate > 0 else None
-            begin = self._row(first + row, length, seed) * length
+            begin = length * self._row(first + row, length, seed)
             for document, start, count in self._pieces(begin, length, seed):
                 piece = ids[row, column : column + count]
                 body = piece
@@ -175,7 +176,7 @@ class Tokens:
 
     def _row(self, index: int, length: int, seed: int) -> int:
         """Which row of the stream is read as number `index`."""
-        rows = min(max(1, self._stream_length // length), _BLOCK_ROWS)
+        rows: int = min(max(1, self._stream_length // length), _BLOCK_ROWS)
         block, place = divmod(index, rows)
         return block * rows + int(self._row_order(seed, block, rows)[place])
 

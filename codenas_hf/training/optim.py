@@ -50,9 +50,9 @@ class OptimSettings:
     """
 
     optimizer: Literal["muon", "adamw"] = "muon"
-    matrix_learning_rate: float = 0.02
+    matrix_learning_rate: float = 0.01
     adamw_learning_rate: float = 6e-3
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     weight_decay: float = 0.05
     momentum: float = 0.95
     warmup_steps: int = 20
