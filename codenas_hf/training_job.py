@@ -17,8 +17,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from .data import PreparedData, prepare_data
-from .data.tokenizer import END_OF_TEXT, PAD
-from .evaluation.candidate import ARTIFACT
+from .evaluation.candidate import ARTIFACT, new_model
 from .evaluation.latency import default_protocol
 from .evaluation.measure import leak_gate, score_windows
 from .evaluation.prompts import PromptKind, prompt_file
@@ -31,7 +30,7 @@ from .release.export import write_release
 from .search import Budget, TrialRecord
 from .settings import RunSettings
 from .strict_yaml import to_mapping
-from .training import build_model, latest_checkpoint, train
+from .training import latest_checkpoint, train
 
 Say = Callable[[str], None]
 
@@ -63,20 +62,6 @@ def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int]) -> PreparedDat
         return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
 
 
-def new_model(genome: Genome, *, settings: RunSettings, seed: int) -> CodeNASForCausalLM:
-    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule."""
-    learned = genome.position_embedding_type == "learned"
-    config = genome.to_config(
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=PAD,
-        max_position_embeddings=None if learned else settings.candidate.max_position_embeddings,
-    )
-    model = build_model(CodeNASForCausalLM, config, settings=settings.train.optim, seed=seed)
-    assert isinstance(model, CodeNASForCausalLM)
-    return model
-
-
 def seconds_per_step(
     genome: Genome, *, settings: RunSettings, data: PreparedData, device: str, steps: int = 6
 ) -> float:
@@ -84,7 +69,7 @@ def seconds_per_step(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = new_model(genome, settings=settings, seed=0)
+        model = new_model(genome, optim=settings.train.optim, settings=settings.candidate, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
         with alone():  # the main rank measures; the others are not here to be waited for
             accelerator = Accelerator(cpu=device == "cpu")
@@ -194,7 +179,7 @@ def train_genome(
     """
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
-    model = new_model(genome, settings=settings, seed=settings.train.seed)
+    model = new_model(genome, optim=settings.train.optim, settings=settings.candidate, seed=settings.train.seed)
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
     state = folder.with_name(f"{folder.name}.training")

@@ -3,13 +3,20 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.data import PreparedData
-from codenas_hf.evaluation.candidate import CandidateEvaluator, CandidateSettings, LatencyConfirmer, candidate_seed
+from codenas_hf.evaluation.candidate import (
+    CandidateEvaluator,
+    CandidateSettings,
+    LatencyConfirmer,
+    candidate_seed,
+    new_model,
+)
 from codenas_hf.evaluation.latency import LatencyModel, default_protocol, device_fingerprint
 from codenas_hf.evaluation.measure import LeakError, folder_bytes, score_windows
 from codenas_hf.evaluation.timing import TimingProtocol
@@ -101,15 +108,14 @@ def test_a_leaking_candidate_is_not_trained(evaluator: CandidateEvaluator, monke
         __import__("codenas_hf.modeling_codenas", fromlist=["_MASKS"])._MASKS, "full_attention", lambda **k: None
     )
     monkeypatch.setattr("codenas_hf.modeling_codenas.CodeNASAttention.is_causal", False, raising=False)
-    original = CandidateEvaluator._build
 
-    def build(self: CandidateEvaluator, *arguments: object, **keywords: object) -> object:
-        model = original(self, *arguments, **keywords)  # type: ignore[arg-type]
+    def build(*arguments: Any, **keywords: Any) -> object:
+        model = new_model(*arguments, **keywords)
         for layer in model.model.layers:
             layer.self_attn.is_causal = False
         return model
 
-    monkeypatch.setattr(CandidateEvaluator, "_build", build)
+    monkeypatch.setattr("codenas_hf.evaluation.candidate.new_model", build)
     with pytest.raises(LeakError, match="sees the future"):
         evaluator(GENOME, RUNGS[0], None)
     assert not evaluator.folder.exists() or not list(evaluator.folder.iterdir())

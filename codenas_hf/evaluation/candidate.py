@@ -21,7 +21,7 @@ from ..data.tokenizer import END_OF_TEXT, PAD
 from ..genome import Genome
 from ..modeling_codenas import CodeNASForCausalLM
 from ..search.records import Evaluation, Rung
-from ..training import TrainSettings, build_model, resolve_precision, train
+from ..training import OptimSettings, TrainSettings, build_model, resolve_precision, train
 from ..training.checkpoint import written_whole
 from ..training.precision import Precision
 from .latency import LatencyModel, default_protocol
@@ -83,6 +83,27 @@ class _Stopwatch:
 def candidate_seed(genome: Genome, *, seed: int) -> int:
     """The seed of a genome's weights: from what it is, never from who evaluates it or when."""
     return (int(genome.genome_id[:15], 16) + seed) % (2**63)
+
+
+def new_model(
+    genome: Genome,
+    *,
+    optim: OptimSettings,
+    settings: CandidateSettings,
+    seed: int,
+    device: torch.device | None = None,
+) -> CodeNASForCausalLM:
+    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule."""
+    learned = genome.position_embedding_type == "learned"
+    config = genome.to_config(
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=PAD,
+        max_position_embeddings=None if learned else settings.max_position_embeddings,
+    )
+    model = build_model(CodeNASForCausalLM, config, settings=optim, seed=seed, device=device)
+    assert isinstance(model, CodeNASForCausalLM)
+    return model
 
 
 def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> int:
@@ -155,7 +176,7 @@ class CandidateEvaluator:
         for stale in self.folder.glob(f".{target.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         with watch.on("build"):
-            model = self._build(genome, seed=seed, device=device)
+            model = new_model(genome, optim=self.train.optim, settings=self.settings, seed=seed, device=device)
             tokens = self.data.tokens(genome.vocab_size, "train")
             windows = self.data.tokens(genome.vocab_size, "validation").windows(
                 self.settings.window_tokens or self.train.sequence_length, max_bytes=self.settings.score_bytes
@@ -226,18 +247,6 @@ class CandidateEvaluator:
         path = evaluation.checkpoint
         if path is not None and path.parent.resolve() == self.folder.resolve():
             shutil.rmtree(path, ignore_errors=True)
-
-    def _build(self, genome: Genome, *, seed: int, device: torch.device) -> PreTrainedModel:
-        learned = genome.position_embedding_type == "learned"
-        config = genome.to_config(
-            bos_token_id=END_OF_TEXT,
-            eos_token_id=END_OF_TEXT,
-            pad_token_id=PAD,
-            max_position_embeddings=None if learned else self.settings.max_position_embeddings,
-        )
-        model = build_model(CodeNASForCausalLM, config, settings=self.train.optim, seed=seed, device=device)
-        assert isinstance(model, PreTrainedModel)
-        return model
 
     def _decode_ms(
         self, genome: Genome, model: PreTrainedModel, *, device: torch.device

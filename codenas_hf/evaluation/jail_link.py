@@ -250,6 +250,7 @@ _VERBS: dict[str, Any] = {
 
 
 def message_of(error: BaseException) -> str:
+    """What an error says, at most 500 letters; nothing where the program made even that fail."""
     try:
         return str(error)[:500]
     except BaseException:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from .metrics import bits_per_byte
 from .timing import Latency, TimingProtocol, measure_latency
 
 __all__ = [
@@ -164,7 +165,7 @@ def score_windows(
     if not math.isfinite(total):
         raise ValueError(f"the loss on held-out text is {total}; the model has diverged")
     return Score(
-        bits_per_byte=total / math.log(2) / windows.num_bytes,
+        bits_per_byte=bits_per_byte(total, windows.num_bytes),
         loss=total / tokens,
         next_token_accuracy=correct / tokens,
         nats=total,

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -30,12 +29,9 @@ from .budgets import flops_per_token, planned_steps
 from .checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
 from .optim import Optimizers, OptimSettings, initialise, rate_factor
 from .precision import resolve_precision
-from .settings import TrainingTokens, TrainSettings
-
-logger = get_logger(__name__)
+from .settings import OnPoint, TrainingTokens, TrainSettings
 
 CONSTANT = "constant"
-OnPoint = Callable[[Mapping[str, float], float], None]
 
 
 class DivergenceError(RuntimeError):

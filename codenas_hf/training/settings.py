@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from .optim import OptimSettings
 from .precision import Precision
+
+# Told of each new point of the curve, and the share of the budget that is spent.
+OnPoint = Callable[[Mapping[str, float], float], None]
 
 
 class TrainingTokens(Protocol):
