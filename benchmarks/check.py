@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 
 from benchmarks.results_file import RESULTS, read
-from benchmarks.table import cell
+from benchmarks.table import cell, goal
 
 
 def main() -> int:
     """Reads every result file."""
     missed = 0
     for path in sorted(RESULTS.glob("*.json")):
-        for goal in read(path)["targets"]:
-            if not goal["met"]:
+        for target in read(path)["targets"]:
+            if not target["met"]:
                 missed += 1
-                sign = ">=" if goal["better"] == "higher" else "<="
-                print(f"{path.stem}: {goal['name']} is {cell(goal['value'])}, target {sign} {cell(goal['target'])}")
+                print(f"{path.stem}: {target['name']} is {cell(target['value'])}, target {goal(target)}")
     print(f"{missed} targets not met" if missed else "all targets met")
     return 1 if missed else 0
 

@@ -9,7 +9,7 @@ Three kinds of arms, on one machine, with one data set, each with `--seeds` seed
 Each run is a process of its own with one thread; `--workers` run at a time. What is finished is found again: stop it
 and start it as you like. The result file is written at the end, from all runs asked for. Example, about
 nine hours on two cores:
-`python -m benchmarks.quality --size 2mb --minutes-per-arm 15 --ours runs/two_stage/winner_genome.yaml`
+`python -m benchmarks.quality --size 2mb --minutes-per-arm 15 --ours configs/genomes/searched_2mb.yaml`
 """
 
 from __future__ import annotations
@@ -337,7 +337,8 @@ def main() -> None:
     facts = protocol(
         threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
         context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, scored_bytes=SCORE_BYTES, data=data.digest[:16],
-        size=arguments.size, failed_runs=sorted(failed),
+        size=arguments.size, failed_runs=sorted(failed), baselines=list(arguments.baselines),
+        note="a search on this machine may have scored its candidates on some of the same held-out projects",
     )  # fmt: skip
     print(write(f"quality_{arguments.size}", protocol=facts, rows=rows, targets=goals))
 
