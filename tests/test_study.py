@@ -78,6 +78,7 @@ def test_higher_rungs_come_first_and_know_the_outcome_below(storage: BaseStorage
     first = claimed(study)
     study.finish(first, outcome(3.0, checkpoint=Path("c")))
     study.add(1, first.record.genome, generation=0, parent=first.record.number, audit=True)
+    assert [record.audit for rung in study.snapshot().rungs for record in rung] == [False, False, True]
     second = claimed(study)
     assert (second.record.rung, second.record.parent, second.previous) == (1, 0, outcome(3.0, checkpoint=Path("c")))
     study.finish(second, outcome(2.0))
