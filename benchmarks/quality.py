@@ -3,7 +3,8 @@
 Three kinds of arms, on one machine, with one data set, each with `--seeds` seeds:
 (a) `trainer`: each baseline shape with `transformers.Trainer`, AdamW, cosine over the wall clock, its learning rate
     swept over at least five values (wider where the best lies at the edge); the best is used, the sweep is published;
-(b) `loop`: the same shapes with the package's loop, and at fractions of the time, for the time to (a)'s result;
+(b) `loop`: the same shapes with the package's loop, and at fractions of the time, for the time to (a)'s result
+    (`--swept` names the baselines that get (a) and the fractions, where all of them would take too long);
 (c) `ours`: genomes from a search under the same byte limit (`--ours FILE ...`) with the package's loop.
 
 Each run is a process of its own with one thread; `--workers` run at a time. What is finished is found again: stop it
@@ -166,7 +167,8 @@ def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
     minutes, runs = arguments.minutes_per_arm, []
     for family in arguments.baselines:
         genome = str(GENOMES / f"{family}_{arguments.size}.yaml")
-        if "trainer" in arguments.arms:
+        swept = arguments.swept is None or family in arguments.swept
+        if "trainer" in arguments.arms and swept:
             rates = sorted(RATES)
             for _ in range(4):
                 sweep = [Run("trainer", genome, 0, minutes, rate) for rate in rates]
@@ -186,7 +188,7 @@ def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
         if "loop" in arguments.arms:
             for seed in range(arguments.seeds):
                 runs.append(Run("loop", genome, seed, minutes))
-                runs += [Run("loop", genome, seed, minutes * fraction) for fraction in FRACTIONS]
+                runs += [Run("loop", genome, seed, minutes * fraction) for fraction in FRACTIONS if swept]
     if "ours" in arguments.arms:
         runs += [Run("ours", str(path), seed, minutes) for path in arguments.ours for seed in range(arguments.seeds)]
     return runs
@@ -290,6 +292,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes-per-arm", type=float, default=15.0)
     parser.add_argument("--arms", nargs="+", default=["trainer", "loop", "ours"], choices=["trainer", "loop", "ours"])
     parser.add_argument("--baselines", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--swept", nargs="*", choices=FAMILIES, help="baselines with a Trainer sweep; default: all")
     parser.add_argument("--size", default="2mb", choices=["1mb", "2mb", "4mb", "55mb"])
     parser.add_argument("--ours", nargs="*", type=Path, default=[], help="genome files from a search of that size")
     parser.add_argument("--seeds", type=int, default=3)
@@ -340,7 +343,8 @@ def main() -> None:
         size=arguments.size, failed_runs=sorted(failed), baselines=list(arguments.baselines),
         note="a search on this machine may have scored its candidates on some of the same held-out projects",
     )  # fmt: skip
-    print(write(f"quality_{arguments.size}", protocol=facts, rows=rows, targets=goals))
+    name = f"quality_{arguments.size}_{arguments.minutes_per_arm:g}min"
+    print(write(name, protocol=facts, rows=rows, targets=goals))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ def test_muon_moves_as_torch_does() -> None:
         assert float(((a - b).norm() / moved).detach()) < 0.02
 
 
+def test_muon_iterates_as_often_as_it_is_told() -> None:
+    generator = torch.Generator().manual_seed(2)
+    gradient = torch.randn(8, 24, generator=generator)
+    for iterations in (1, 3, 5):
+        weight = torch.nn.Parameter(torch.zeros(8, 24))
+        weight.grad = gradient.clone()
+        Muon([weight], lr=1.0, momentum=0.0, iterations=iterations).step()
+        torch.testing.assert_close(weight.detach(), -orthogonalise(gradient[None], iterations=iterations)[0])
+
+
 def test_muon_refuses_vectors() -> None:
     with pytest.raises(ValueError, match="Muon takes matrices"):
         Muon([torch.nn.Parameter(torch.ones(3))], lr=0.1)

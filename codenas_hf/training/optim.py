@@ -217,7 +217,8 @@ class Muon(torch.optim.Optimizer):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = orthogonalise(
-            torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"])).to(self.dtype)
+            torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"])).to(self.dtype),
+            iterations=self.iterations,
         )
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
