@@ -1,11 +1,12 @@
 """One verdict per file, with its reason."""
 
 import random
+import re
 import string
 
 import pytest
 
-from codenas_hf.data.filters import FilterSettings, by_name, examine, mask_emails, mask_secrets
+from codenas_hf.data.filters import FilterSettings, by_name, count_letters, examine, mask_emails, mask_secrets
 from codenas_hf.data.licences import PERMISSIVE
 
 GOOD = "def area(width, height):\n    return width * height  # the obvious formula\n"
@@ -131,3 +132,9 @@ def test_settings_are_checked():
         FilterSettings(max_bytes=0)
     with pytest.raises(ValueError, match="`min_letters` is a share"):
         FilterSettings(min_letters=25)
+
+
+def test_letters_are_counted_as_words_have_them() -> None:
+    text = "".join(map(chr, range(0x3000))) + "def f_1(x): return 'é²٣ª'"
+    assert count_letters(text) == len(re.sub(r"[\W\d_]+", "", text))
+    assert count_letters(text[:128]) == 52

@@ -121,9 +121,9 @@ def line_windows(text: str, lines: int) -> tuple[UInt64, int]:
         uint64 hashes in order (none for a shorter text, or for `lines` 0), and the index of the first window after the
         leading comment and imports.
     """
-    kept = [" ".join(line.split()) for line in text.splitlines()]
+    kept = [" ".join(line.split()) for line in text.splitlines()] if lines else []
     kept = [line for line in kept if line]
-    if lines < 1 or len(kept) < lines:
+    if not lines or len(kept) < lines:
         return np.zeros(0, np.uint64), 0
     codes = np.fromiter(
         (zlib.crc32(line.encode("utf-8", "surrogatepass")) | (len(line) << 32) for line in kept), np.uint64, len(kept)

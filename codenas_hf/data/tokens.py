@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from .corpus import Corpus
+from .encode import BulkEncoder
 from .nested import TokenSplitter
 from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key, write_json
 from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, PAD, load_backend
@@ -297,15 +297,16 @@ def build_tokens(
         with building(folder, name=f"building-{key[:12]}", keep=True) as work:
             splitter = TokenSplitter.between(larger[1], tokenizer) if larger else None
             whole = Tokens.open(larger[0]) if larger else None
+            encoder = None if larger else BulkEncoder(backend)
             shards = []
             for number, path in enumerate(corpus.shards(split)):
                 name = f"tokens-{number:05d}.bin"
                 if (work / f"{name}.npy").exists():
                     pass
+                elif encoder:
+                    _encode_shard(corpus, path, encoder, work / name)
                 elif splitter and whole:
                     _split_shard(whole, number, splitter, work / name)
-                else:
-                    _encode_shard(corpus, path, backend, work / name)
                 shards.append(
                     {"name": name, "bytes": (work / name).stat().st_size, "sha256": file_sha256(work / name)}
                 )
@@ -332,17 +333,14 @@ def build_tokens(
     return Tokens.open(folder)
 
 
-def _encode_shard(corpus: Corpus, path: Path, backend: Tokenizer, out: Path) -> None:
+def _encode_shard(corpus: Corpus, path: Path, encoder: BulkEncoder, out: Path) -> None:
     """Encodes one Arrow shard into one token shard; its table of documents is renamed into place last."""
     documents: list[tuple[int, int, int, int, int]] = []
     offset = 0
     with out.open("wb") as file:
         for texts, hashes in _small_batches(corpus, path):
-            for text, sha, encoding in zip(
-                texts, hashes, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
-            ):
-                ids = np.asarray(encoding.ids, dtype="<u2")
-                ids.tofile(file)
+            for text, sha, ids in zip(texts, hashes, encoder.encode(texts), strict=True):
+                ids.astype("<u2").tofile(file)
                 documents.append((len(ids), len(text.encode("utf-8")), int(sha[:15], 16), 0, offset))
                 offset += len(ids)
     _finish_shard(out, documents)
