@@ -186,11 +186,12 @@ def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
                     runs += [Run("trainer", genome, seed, minutes, best) for seed in range(1, arguments.seeds)]
                     break
         if "loop" in arguments.arms:
-            for seed in range(arguments.seeds):
-                runs.append(Run("loop", genome, seed, minutes))
-                runs += [Run("loop", genome, seed, minutes * fraction) for fraction in FRACTIONS if swept]
+            runs += [Run("loop", genome, seed, minutes) for seed in range(arguments.seeds + arguments.more_seeds)]
+            short = [minutes * fraction for fraction in FRACTIONS if swept]
+            runs += [Run("loop", genome, seed, less) for seed in range(arguments.seeds) for less in short]
     if "ours" in arguments.arms:
-        runs += [Run("ours", str(path), seed, minutes) for path in arguments.ours for seed in range(arguments.seeds)]
+        seeds = range(arguments.seeds + arguments.more_seeds)
+        runs += [Run("ours", str(path), seed, minutes) for path in arguments.ours for seed in seeds]
     return runs
 
 
@@ -222,7 +223,7 @@ def summarise(done: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[l
                 "artifact_bytes": first["artifact_bytes"], "steps": first["steps"],
             }
         )  # fmt: skip
-        if key[2] == minutes and len(outcomes) == arguments.seeds:
+        if key[2] == minutes and len(outcomes) >= arguments.seeds:
             best[key[:2]] = min(best.get(key[:2], (math.inf, key)), (mean, key), key=lambda pair: pair[0])
     return rows, targets(groups, best, arguments)
 
@@ -233,8 +234,9 @@ def targets(groups: Mapping[Any, Any], best: Mapping[Any, Any], arguments: argpa
     found = []
 
     def gain(before: Any, after: Any) -> tuple[float, float | None, float | None]:
-        pairs = zip(*(sorted(groups[key].items()) for key in (before, after)), strict=True)
-        return interval([1 - b[1]["bits_per_byte"] / a[1]["bits_per_byte"] for a, b in pairs])
+        first, second = groups[before], groups[after]
+        both = sorted(set(first) & set(second))
+        return interval([1 - second[seed]["bits_per_byte"] / first[seed]["bits_per_byte"] for seed in both])
 
     def between(low: float | None, high: float | None) -> str:
         return "one seed" if low is None or high is None else f"95 %: {low:.3f} to {high:.3f}"
@@ -296,6 +298,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", default="2mb", choices=["1mb", "2mb", "4mb", "55mb"])
     parser.add_argument("--ours", nargs="*", type=Path, default=[], help="genome files from a search of that size")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--more-seeds", type=int, default=0, help="more for whole loop and ours: narrower intervals")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data-bytes", type=int, default=40_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
@@ -339,6 +342,7 @@ def main() -> None:
     rows, goals = summarise({name: value for name, value in done.items() if name in wanted_names}, arguments)
     facts = protocol(
         threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
+        more_seeds=arguments.more_seeds,
         context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, scored_bytes=SCORE_BYTES, data=data.digest[:16],
         size=arguments.size, failed_runs=sorted(failed), baselines=list(arguments.baselines),
         note="a search on this machine may have scored its candidates on some of the same held-out projects",

@@ -63,12 +63,21 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
     add_settings(verb)
     verb.add_argument("--budget", default="300 seconds", help="'5000 steps', '2e8 tokens' ... (default: 300 seconds)")
     verb.add_argument("--out", type=Path, help="release folder (default: runs/<genome id>)")
+    verb.add_argument(
+        "--fine-tune",
+        action="store_true",
+        help="train the weights of the release folder GENOME on, with its tokenizer, on other text: "
+        "codenas train runs/two_stage/winner corpus.sources=[~/code] --fine-tune",
+    )
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
         genome, budget = find_genome(options.genome), Budget.parse(options.budget)
-        out = options.out or settings.folder / genome.genome_id
-        data = prepare(settings, vocab_sizes=[genome.vocab_size])
-        folder = train_genome(genome, budget, folder=out, settings=settings, data=data, say=say)
+        start = Path(options.genome) if options.fine_tune else None
+        if start and not (start / "record.json").is_file():
+            raise ValueError(f"--fine-tune wants a release folder with its weights, got {options.genome}")
+        out = options.out or settings.folder / (f"{genome.genome_id}-tuned" if start else genome.genome_id)
+        data = prepare(settings, vocab_sizes=[genome.vocab_size], tokenizer=start)
+        folder = train_genome(genome, budget, folder=out, settings=settings, data=data, say=say, start=start)
         say(f"released  {folder}")
         say(f"try it    codenas complete {folder}")
         return 0

@@ -15,13 +15,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from transformers import PreTrainedModel
 
-from .data import PreparedData, prepare_data
+from .data import PreparedData, prepare_data, prepare_for_tokenizer
+from .data.storage import file_sha256
 from .evaluation.candidate import ARTIFACT, new_model
 from .evaluation.latency import default_protocol
-from .evaluation.measure import leak_gate, score_windows
+from .evaluation.measure import Score, leak_gate, score_windows
 from .evaluation.prompts import PromptKind, prompt_file
 from .evaluation.provenance import provenance
+from .evaluation.suite import load_model
 from .evaluation.timing import measure_latency
 from .genome import Genome
 from .hardware import Hardware, alone, exclusively, is_main_process
@@ -33,6 +36,8 @@ from .strict_yaml import to_mapping
 from .training import latest_checkpoint, train
 
 Say = Callable[[str], None]
+# Of the learning rates of a training from nothing: at those, fine-tuning first forgets.
+FINE_TUNING_RATE = 0.1
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -47,11 +52,16 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
-def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int]) -> PreparedData:
+def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer: Path | None = None) -> PreparedData:
     """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
 
     Of the processes of a job on one machine one builds and the others then find it. Where the corpus is cleaned of
     benchmarks it is cleaned of this project's own prompts too.
+
+    Args:
+        settings: name the text.
+        vocab_sizes: of the tokenizers that are trained on it.
+        tokenizer: folder of one that is there already; it is taken instead.
     """
     folder = (settings.folder / "data").resolve()
     corpus = settings.corpus
@@ -59,6 +69,8 @@ def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int]) -> PreparedDat
         prompts = tuple(str(prompt_file(kind)) for kind in get_args(PromptKind))
         corpus = replace(corpus, benchmarks=(*corpus.benchmarks, *prompts))
     with exclusively(folder / ".lock"):
+        if tokenizer is not None:
+            return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
         return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
 
 
@@ -105,8 +117,7 @@ def measure_model(
     model = torch.nn.Module.to(model, torch.device(device)).eval()
     leak_gate(model, vocab_size=vocab_size)
     length = settings.train.sequence_length
-    windows = data.tokens(vocab_size, "validation").windows(length, max_bytes=settings.final_score_bytes)
-    score = score_windows(model, windows)
+    score = _score(model, settings=settings, data=data, vocab_size=vocab_size)
     latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
     facts = {
         "bits_per_byte": score.bits_per_byte,
@@ -120,6 +131,14 @@ def measure_model(
         "latency": latency.to_dict(),
     }
     return Measured(facts, time.perf_counter() - started)
+
+
+def _score(model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int) -> Score:
+    """On `final_score_bytes` of held-out text."""
+    windows = data.tokens(vocab_size, "validation").windows(
+        settings.train.sequence_length, max_bytes=settings.final_score_bytes
+    )
+    return score_windows(model, windows)
 
 
 def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, data: PreparedData) -> Path:
@@ -164,11 +183,27 @@ def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, da
 
 
 def train_genome(
-    genome: Genome, budget: Budget, *, folder: Path, settings: RunSettings, data: PreparedData, say: Say
+    genome: Genome,
+    budget: Budget,
+    *,
+    folder: Path,
+    settings: RunSettings,
+    data: PreparedData,
+    say: Say,
+    start: Path | None = None,
 ) -> Path:
     """Trains a genome on every process of the launcher, scores it and writes a release folder.
 
     An interrupted training goes on from its newest checkpoint in `<folder>.training`.
+
+    Args:
+        genome: the architecture.
+        budget: the total.
+        folder: where the release goes.
+        settings: how.
+        data: what text; for fine-tuning, of the tokenizer in `start`.
+        say: told how it goes.
+        start: a release folder of the same genome, whose weights are trained on (fine-tuning); None draws fresh ones.
 
     Returns:
         The release folder.
@@ -179,10 +214,23 @@ def train_genome(
     """
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
-    model = new_model(genome, optim=settings.train.optim, settings=settings.candidate, seed=settings.train.seed)
+    state = folder.with_name(f"{folder.name}.training")
+    train_settings, before = settings.train, {}
+    if start is None:
+        fresh = new_model(genome, optim=train_settings.optim, settings=settings.candidate, seed=train_settings.seed)
+        model: PreTrainedModel = fresh
+    else:
+        weights = file_sha256(start / "model.safetensors")
+        state = folder.with_name(f"{folder.name}.{weights[:8]}.training")  # other weights, another training
+        model = load_model(start, device=device).model
+        train_settings = replace(train_settings, optim=train_settings.optim.scaled(FINE_TUNING_RATE))
+        bits = _score(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
+        say(f"start     {bits:.4f} bits per byte on the new text, as {start} is")
+        before = {
+            "start": {"folder": start.name, "weights": weights, "bits_per_byte": bits, "rate_factor": FINE_TUNING_RATE}
+        }
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
-    state = folder.with_name(f"{folder.name}.training")
     resume = latest_checkpoint(state) if state.exists() else None
     if resume is not None:
         say(f"resume    from {resume}")
@@ -193,7 +241,7 @@ def train_genome(
         model,
         tokens,
         budget,
-        settings=settings.train,
+        settings=train_settings,
         folder=state,
         resume_from=resume,
         accelerator=accelerator,
@@ -228,6 +276,7 @@ def train_genome(
         settings=settings,
         data=data,
         record={
+            **before,
             "training": training,
             "measured": measured.facts,
             "seconds": {"train": result.seconds, "final_measure": measured.seconds},
@@ -264,7 +313,7 @@ def _curve_lines(bytes_per_token: float, *, say: Say) -> Callable[[Mapping[str, 
 
 
 def _release(
-    model: CodeNASForCausalLM,
+    model: PreTrainedModel,
     genome: Genome,
     *,
     folder: Path,
@@ -281,7 +330,7 @@ def _release(
         "provenance": {**provenance(torch.device(Hardware.discover(settings.device).device)), "data": data.digest},
     }
     return write_release(
-        model.cpu(),
+        torch.nn.Module.to(model, "cpu"),
         folder=folder,
         tokenizer=data.tokenizer(genome.vocab_size),
         record=full,

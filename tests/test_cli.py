@@ -56,6 +56,10 @@ def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None
         (["search", "corpus.sources=[/nosuch]"], "/nosuch"),
         (["train", "nosuch"], "no settings file genomes/nosuch; there are"),
         (["train", "llama_tiny", "--budget", "soon"], "a budget reads like '300 steps'"),
+        (
+            ["train", "llama_tiny", "--fine-tune"],
+            "--fine-tune wants a release folder with its weights, got llama_tiny",
+        ),
         (["complete", "./nosuch"], "nosuch"),
         (["evaluate", "./nosuch"], "nosuch"),
         (["compare", "nosuch"], "nosuch has no record.json"),

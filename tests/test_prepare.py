@@ -3,8 +3,9 @@
 import pickle
 
 import pytest
+from tokenizers import Tokenizer, models
 
-from codenas_hf.data import CorpusSettings, DataError, TokenizerSettings, prepare_data
+from codenas_hf.data import CorpusSettings, DataError, TokenizerSettings, prepare_data, prepare_for_tokenizer
 
 
 def settings(folder):
@@ -41,3 +42,17 @@ def test_what_was_not_prepared(tiny_data):
 def test_no_vocabulary(tiny_corpus_folder, tmp_path):
     with pytest.raises(DataError, match="`vocab_sizes` must name at least one"):
         prepare_data(**settings(tiny_corpus_folder), vocab_sizes=(), folder=tmp_path)
+
+
+def test_a_tokenizer_that_is_there_already(tiny_corpus_folder, tiny_data, tmp_path):
+    corpus = settings(tiny_corpus_folder)["corpus"]
+    data = prepare_for_tokenizer(tiny_data.tokenizer(512), corpus=corpus, folder=tmp_path)
+    assert data.tokens(512, "train").num_tokens == tiny_data.tokens(512, "train").num_tokens
+    assert data.tokenizer(512) == tiny_data.tokenizer(512)
+    assert prepare_for_tokenizer(tiny_data.tokenizer(512), corpus=corpus, folder=tmp_path) == data
+
+
+def test_a_stranger_s_tokenizer_is_refused(tiny_corpus_folder, tmp_path):
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="is none that this package trains"):
+        prepare_for_tokenizer(tmp_path, corpus=settings(tiny_corpus_folder)["corpus"], folder=tmp_path / "data")

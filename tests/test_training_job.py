@@ -3,16 +3,18 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import codenas_hf
 from codenas_hf.data import PreparedData
 from codenas_hf.evaluation.suite import load_model
 from codenas_hf.genome import Genome
 from codenas_hf.search import Budget
 from codenas_hf.settings import RunSettings
 from codenas_hf.strict_yaml import load
-from codenas_hf.training_job import _curve_lines, train_genome
+from codenas_hf.training_job import _curve_lines, prepare, train_genome
 
 
 def settings(folder: Path, *more: str) -> RunSettings:
@@ -40,6 +42,32 @@ def test_a_genome_is_trained_said_and_released(tmp_path: Path, tiny_data: Prepar
     inputs = loaded.tokenizer("def f(", return_tensors="pt")
     assert loaded.model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
     assert list((tmp_path / "trackers").glob("events*"))
+
+
+@pytest.mark.parametrize("gene", [{}, {"qk_norm": True, "norm_type": "layernorm"}])
+def test_a_release_is_trained_on_with_other_text(
+    gene: dict[str, Any], tmp_path: Path, tiny_data: PreparedData
+) -> None:
+    """Stock architecture or not: its weights and tokenizer, the new text, and a release of the same kind."""
+    genome = Genome(
+        vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, **gene
+    )
+    options: dict[str, Any] = {"settings": settings(tmp_path), "say": lambda text: None}
+    first = train_genome(genome, Budget("steps", 30), folder=tmp_path / "first", data=tiny_data, **options)
+    source = Path(codenas_hf.__file__).parent
+    words = [f"corpus.sources=[{source}]", "corpus.benchmarks=[]", "corpus.validation_fraction=0.2"]
+    options["settings"] = settings(tmp_path, *words)
+    data = prepare(options["settings"], tokenizer=first)
+    assert data.vocab_sizes == (512,)
+    before = (first / "model.safetensors").read_bytes()
+    second = train_genome(genome, Budget("steps", 60), folder=tmp_path / "second", data=data, start=first, **options)
+    records = [json.loads((folder / "record.json").read_text()) for folder in (first, second)]
+    assert records[1]["start"]["folder"] == "first"
+    assert records[1]["measured"]["bits_per_byte"] < records[1]["start"]["bits_per_byte"] - 0.05
+    assert records[0]["release"]["architecture"] == records[1]["release"]["architecture"]
+    assert (records[0]["release"]["architecture"] == "codenas") == bool(gene)
+    assert (first / "model.safetensors").read_bytes() == before
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
 
 
 def test_the_curve_is_said_in_bits_per_byte_and_not_too_often() -> None:

@@ -4,7 +4,7 @@ from .corpus import Corpus, CorpusSettings, build_corpus
 from .filters import FilterSettings
 from .ngram import ngram_bits_per_byte
 from .overview import overview
-from .prepare import PreparedData, prepare_data
+from .prepare import PreparedData, prepare_data, prepare_for_tokenizer
 from .storage import DataError
 from .streams import HubSettings
 from .tokenizer import TokenizerSettings, build_tokenizer
@@ -26,4 +26,5 @@ __all__ = [
     "ngram_bits_per_byte",
     "overview",
     "prepare_data",
+    "prepare_for_tokenizer",
 ]

@@ -191,10 +191,10 @@ def _by_shape(text: str, settings: FilterSettings) -> str | None:
 
 def count_letters(text: str) -> int:
     """Characters that a word may hold, without digits and underscores; counted much faster than by matching."""
-    ascii_letters = len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
-    if text.isascii():
-        return ascii_letters
-    return ascii_letters + sum(char.isalnum() and not char.isdecimal() for char in _BEYOND_ASCII.findall(text))
+    letters = len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
+    if not text.isascii():
+        letters += sum(char.isalnum() and not char.isdecimal() for char in _BEYOND_ASCII.findall(text))
+    return letters
 
 
 def _leading(text: str) -> str:

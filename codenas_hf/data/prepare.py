@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .corpus import Corpus, CorpusSettings, build_corpus, list_inputs
-from .storage import DataError, content_key
-from .tokenizer import TokenizerSettings, build_tokenizer, tokenizer_key
+from .selection import SPLITS
+from .storage import DataError, content_key, file_sha256
+from .tokenizer import SPECIAL_TOKENS, TokenizerSettings, build_tokenizer, load_backend, tokenizer_key
 from .tokens import Tokens, build_tokens
 
 
@@ -104,8 +105,7 @@ def prepare_data(
     sizes = sorted(set(vocab_sizes), reverse=True)
     if not sizes:
         raise DataError("`vocab_sizes` must name at least one vocabulary size, got none")
-    inputs = list_inputs(corpus)
-    built = build_corpus(corpus, folder=folder / "corpora" / inputs.key[:12], inputs=inputs)
+    built = _build_corpus(corpus, folder)
     tokenizers: dict[int, Path] = {}
     splits: dict[tuple[int, str], Path] = {}
     for size in sizes:
@@ -117,10 +117,41 @@ def prepare_data(
             folder=folder / "tokenizers" / f"{size}-{key}",
             larger=tokenizers.get(sizes[0]),
         )
-        for split in ("train", "validation"):
+        for split in SPLITS:
             target = folder / "tokens" / f"{size}-{key}-{split}"
             larger = None if size == sizes[0] else (splits[sizes[0], split], tokenizers[sizes[0]])
             build_tokens(built, tokenizers[size], split=split, folder=target, larger=larger)
             splits[size, split] = target
     digest = content_key([built.digest, dataclasses.asdict(tokenizer), sizes])
     return PreparedData(folder, built.folder, digest, tokenizers, splits)
+
+
+def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Path) -> PreparedData:
+    """As `prepare_data`, with the tokenizer of a model that is there already and reads other text now.
+
+    Args:
+        tokenizer: a release folder, or any folder with a tokenizer of `build_tokenizer`.
+        corpus: what text.
+        folder: root of the cache.
+
+    Raises:
+        DataError: the tokenizer is none of ours; or see `build_corpus`, `build_tokens`.
+    """
+    backend = load_backend(tokenizer)
+    if [backend.token_to_id(token) for token in SPECIAL_TOKENS] != list(range(len(SPECIAL_TOKENS))):
+        raise DataError(
+            f"the tokenizer in {tokenizer} is none that this package trains: expected {', '.join(SPECIAL_TOKENS)} as "
+            f"its first entries; only models released by codenas can be fine-tuned"
+        )
+    built = _build_corpus(corpus, folder)
+    size = backend.get_vocab_size()
+    digest = content_key([built.digest, file_sha256(tokenizer / "tokenizer.json")])
+    splits = {(size, split): folder / "tokens" / f"{size}-{digest[:12]}-{split}" for split in SPLITS}
+    for (_, split), target in splits.items():
+        build_tokens(built, tokenizer, split=split, folder=target)
+    return PreparedData(folder, built.folder, digest, {size: tokenizer}, splits)
+
+
+def _build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
+    inputs = list_inputs(settings)
+    return build_corpus(settings, folder=folder / "corpora" / inputs.key[:12], inputs=inputs)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -22,6 +22,7 @@ from ..configuration_codenas import CodeNASConfig
 from ..modeling_codenas import CodeNASForCausalLM
 from ..stock import StockRow, find_row
 
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 _log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +48,7 @@ def export_stock(model: CodeNASForCausalLM) -> PreTrainedModel:
 
 
 def write_release(
-    model: CodeNASForCausalLM,
+    model: PreTrainedModel,
     *,
     folder: Path,
     tokenizer: Path,
@@ -63,7 +64,7 @@ def write_release(
     folder is loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
 
     Args:
-        model: the model; it is not changed.
+        model: ours, or one of a stock class, which stays one; it is not changed.
         folder: where it goes; replaced if it exists.
         tokenizer: folder of the tokenizer.
         record: JSON values: how the model was found, trained and measured. Facts of the release are added.
@@ -87,8 +88,11 @@ def write_release(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(words, name) is not None:  # the tokenizer knows; a model may be built without
             setattr(ours.config, name, getattr(words, name))
-    row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
-    released = ours if row is None else export_stock(ours)
+    released: PreTrainedModel = ours
+    reasons: list[str] = []
+    if isinstance(ours, CodeNASForCausalLM):
+        row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
+        released = ours if row is None else export_stock(ours)
     _cast(released, _DTYPES[dtype])
     released.generation_config = GenerationConfig(
         bos_token_id=ours.config.bos_token_id,
@@ -99,8 +103,8 @@ def write_release(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         draft = Path(temporary) / "release"
-        if row is None:
-            _save_with_code(ours, draft)
+        if isinstance(released, CodeNASForCausalLM):
+            _save_with_code(released, draft)
         else:
             released.save_pretrained(draft)
         words.save_pretrained(draft)
@@ -127,12 +131,12 @@ def write_release(
     return folder
 
 
-def _frozen_copy(model: CodeNASForCausalLM) -> CodeNASForCausalLM:
+def _frozen_copy(model: _Model) -> _Model:
     """A float32 copy on the CPU, in evaluation mode: the model in training is left alone."""
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32
     config._attn_implementation = "sdpa"
-    twin = CodeNASForCausalLM(config)
+    twin = type(model)(config)
     twin.load_state_dict({name: weight.detach().float().cpu() for name, weight in model.state_dict().items()})
     twin.tie_weights()
     twin.eval()

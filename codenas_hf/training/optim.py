@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,11 @@ class OptimSettings:
             raise ValueError(f"`gradient_clip` must be above 0, or null for none, got {self.gradient_clip!r}")
         if self.base_width < 1:
             raise ValueError(f"`base_width` must be 1 or more, got {self.base_width!r}")
+
+    def scaled(self, factor: float) -> OptimSettings:
+        """The same with all learning rates times `factor`."""
+        names = ("matrix_learning_rate", "adamw_learning_rate", "learning_rate")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 def rate_factor(progress: float, step: int, *, settings: OptimSettings, planned_steps: float) -> float:
