@@ -1,4 +1,4 @@
-"""Tables from benchmarks/results/*.json, in README.md (a marked region) and docs/benchmarks.md (all of them):
+"""Tables from benchmarks/results/*.json, in README.md and docs/data.md (marked regions) and docs/benchmarks.md (all):
 `python -m benchmarks.table`.
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 from benchmarks.results_file import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
-README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+README, DATA, ALL = ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "benchmarks.md"
 # What a reader wants first; the other tables stand in docs/benchmarks.md, their targets here too.
 IN_README = ("main_job", "incumbent", "quality", "train_speed", "width_transfer")
-BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.table) -->", "<!-- benchmarks: end -->"
 
 
 def cell(value: Any) -> str:
@@ -93,17 +92,33 @@ def everything() -> str:
     return "\n".join([head, *(section(data) for data in results())])
 
 
-def rewritten(text: str) -> str:
-    """README text with the marked region replaced.
+def vocabularies() -> str:
+    """The part of docs/data.md: what each vocabulary buys."""
+    return section(read(RESULTS / "vocabularies.json"))
+
+
+def rewritten(text: str, name: str, content: str) -> str:
+    """A page with the region marked `name` replaced.
 
     Raises:
         ValueError: the marks are absent.
     """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md lacks the marks {BEGIN} and {END}")
-    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: f"{BEGIN}\n{region()}\n{END}", text, flags=re.S)
+    begin, end = f"<!-- {name}: begin (python -m benchmarks.table) -->", f"<!-- {name}: end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"expected the marks {begin} and {end}; put them where the tables shall stand")
+    return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: f"{begin}\n{content}\n{end}", text, flags=re.S)
+
+
+def pages() -> dict[Path, str]:
+    """Every page with tables, as it should read."""
+    readme, data = README.read_text(encoding="utf-8"), DATA.read_text(encoding="utf-8")
+    return {
+        README: rewritten(readme, "benchmarks", region()),
+        DATA: rewritten(data, "vocabularies", vocabularies()),
+        ALL: everything(),
+    }
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
-    ALL.write_text(everything(), encoding="utf-8")
+    for path, page in pages().items():
+        path.write_text(page, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,12 @@ RULES = {
         optimizer="adamw", initialise="model", adamw_learning_rate=3e-3, learning_rate=3e-3
     ),
 }
+
+
+def scaled(optim: OptimSettings, factor: float) -> OptimSettings:
+    """All learning rates times `factor`."""
+    names = ("matrix_learning_rate", "adamw_learning_rate", "learning_rate")
+    return replace(optim, **{name: factor * getattr(optim, name) for name in names})
 
 
 def bits_per_byte(shape: tuple[int, int], optim: OptimSettings, *, data: PreparedData, steps: int) -> float | None:
@@ -70,7 +77,7 @@ def main() -> None:
                 key = f"{rule} {shape} {factor:g} {arguments.steps} {data.digest[:12]}".replace(" ", "_")
                 path = arguments.folder / f"{key}.json"
                 if not path.exists():
-                    bits = bits_per_byte(shape, RULES[rule].scaled(factor), data=data, steps=arguments.steps)
+                    bits = bits_per_byte(shape, scaled(RULES[rule], factor), data=data, steps=arguments.steps)
                     path.write_text(json.dumps(bits), encoding="utf-8")
                     print(key, bits, flush=True)
                 value = json.loads(path.read_text(encoding="utf-8"))

@@ -36,8 +36,6 @@ from .strict_yaml import to_mapping
 from .training import latest_checkpoint, train
 
 Say = Callable[[str], None]
-# Of the learning rates of a training from nothing: at those, fine-tuning first forgets.
-FINE_TUNING_RATE = 0.1
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -215,20 +213,18 @@ def train_genome(
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")
-    train_settings, before = settings.train, {}
+    before = {}
     if start is None:
-        fresh = new_model(genome, optim=train_settings.optim, settings=settings.candidate, seed=train_settings.seed)
-        model: PreTrainedModel = fresh
+        model: PreTrainedModel = new_model(
+            genome, optim=settings.train.optim, settings=settings.candidate, seed=settings.train.seed
+        )
     else:
         weights = file_sha256(start / "model.safetensors")
         state = folder.with_name(f"{folder.name}.{weights[:8]}.training")  # other weights, another training
         model = load_model(start, device=device).model
-        train_settings = replace(train_settings, optim=train_settings.optim.scaled(FINE_TUNING_RATE))
         bits = _score(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
         say(f"start     {bits:.4f} bits per byte on the new text, as {start} is")
-        before = {
-            "start": {"folder": start.name, "weights": weights, "bits_per_byte": bits, "rate_factor": FINE_TUNING_RATE}
-        }
+        before = {"start": {"folder": start.name, "weights": weights, "bits_per_byte": bits}}
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
     resume = latest_checkpoint(state) if state.exists() else None
@@ -241,7 +237,7 @@ def train_genome(
         model,
         tokens,
         budget,
-        settings=train_settings,
+        settings=settings.train,
         folder=state,
         resume_from=resume,
         accelerator=accelerator,

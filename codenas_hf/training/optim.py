@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -51,7 +51,7 @@ class OptimSettings:
 
     optimizer: Literal["muon", "adamw"] = "muon"
     matrix_learning_rate: float = 0.01
-    adamw_learning_rate: float = 6e-3
+    adamw_learning_rate: float = 7e-4
     learning_rate: float = 2e-2
     weight_decay: float = 0.05
     momentum: float = 0.95
@@ -78,11 +78,6 @@ class OptimSettings:
             raise ValueError(f"`gradient_clip` must be above 0, or null for none, got {self.gradient_clip!r}")
         if self.base_width < 1:
             raise ValueError(f"`base_width` must be 1 or more, got {self.base_width!r}")
-
-    def scaled(self, factor: float) -> OptimSettings:
-        """The same with all learning rates times `factor`."""
-        names = ("matrix_learning_rate", "adamw_learning_rate", "learning_rate")
-        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 def rate_factor(progress: float, step: int, *, settings: OptimSettings, planned_steps: float) -> float:
