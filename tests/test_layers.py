@@ -41,7 +41,8 @@ INSIDE = {
     ],
     "data": [
         *("storage", "licences", "filters", "sources", "archives", "streams", "dedup", "contamination", "ledger"),
-        *("parts", "selection", "shards", "corpus", "tokenizer", "encode", "nested", "tokens", "ngram", "prepare", "overview"),
+        *("parts", "selection", "shards", "corpus", "tokenizer", "encode", "nested", "tokens", "ngram", "prepare"),
+        "overview",
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
 }
