@@ -215,16 +215,14 @@ def train_genome(
     state = folder.with_name(f"{folder.name}.training")
     before = {}
     if start is None:
-        model: PreTrainedModel = new_model(
-            genome, optim=settings.train.optim, settings=settings.candidate, seed=settings.train.seed
-        )
+        optim, seed = settings.train.optim, settings.train.seed
+        model: PreTrainedModel = new_model(genome, optim=optim, settings=settings.candidate, seed=seed)
     else:
-        weights = file_sha256(start / "model.safetensors")
-        state = folder.with_name(f"{folder.name}.{weights[:8]}.training")  # other weights, another training
-        model = load_model(start, device=device).model
-        bits = _score(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
-        say(f"start     {bits:.4f} bits per byte on the new text, as {start} is")
-        before = {"start": {"folder": start.name, "weights": weights, "bits_per_byte": bits}}
+        model, known = _start(
+            start, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, say=say
+        )
+        before = {"start": known}
+        state = folder.with_name(f"{folder.name}.{known['weights'][:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
     resume = latest_checkpoint(state) if state.exists() else None
@@ -280,6 +278,18 @@ def train_genome(
     )
 
 
+def _start(
+    folder: Path, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str, say: Say
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model of a release folder, and what the record of its fine-tuning says of it."""
+    model = load_model(folder, device=device).model
+    bits = _score(model, settings=settings, data=data, vocab_size=vocab_size).bits_per_byte
+    say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
+    earlier = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    known = {"folder": folder.name, "weights": file_sha256(folder / "model.safetensors"), "bits_per_byte": bits}
+    return model, known | {"data": earlier.get("data")}
+
+
 def _trackers(settings: RunSettings) -> list[str] | None:
     """The user's trackers, all of which must be there: accelerate only warns of one that is not."""
     known, found = [str(kind) for kind in LoggerType], [str(kind) for kind in get_available_trackers()]
@@ -322,8 +332,8 @@ def _release(
         "genome": genome.to_dict(),
         "genome_id": genome.genome_id,
         **record,
-        "corpus": data.corpus.report,
-        "provenance": {**provenance(torch.device(Hardware.discover(settings.device).device)), "data": data.digest},
+        "data": {"digest": data.digest, "corpus": data.corpus.report},
+        "provenance": provenance(torch.device(Hardware.discover(settings.device).device)),
     }
     return write_release(
         torch.nn.Module.to(model, "cpu"),

@@ -1,5 +1,6 @@
 """`codenas train`, whole: it says how it goes, and leaves a folder that generates."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ import codenas_hf
 from codenas_hf.data import PreparedData
 from codenas_hf.evaluation.suite import load_model
 from codenas_hf.genome import Genome
+from codenas_hf.release.cards import model_card
+from codenas_hf.report import architecture_table, tensors_of_folder
 from codenas_hf.search import Budget
 from codenas_hf.settings import RunSettings
 from codenas_hf.strict_yaml import load
@@ -67,6 +70,12 @@ def test_a_release_is_trained_on_with_other_text(
     assert records[0]["release"]["architecture"] == records[1]["release"]["architecture"]
     assert (records[0]["release"]["architecture"] == "codenas") == bool(gene)
     assert (first / "model.safetensors").read_bytes() == before
+    layers = architecture_table(tensors_of_folder(second), json.loads((second / "config.json").read_text()))
+    card = model_card(second, repo_id="me/tuned", layers=layers).text
+    assert f"data digest: `{data.digest}`" in card
+    assert "Licences of the text:" in card
+    assert f"from the release `first` (SHA-256 of its weights `{hashlib.sha256(before).hexdigest()[:12]}`" in card
+    assert "Licences of the text that the earlier release was trained on:" in card
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
 
 

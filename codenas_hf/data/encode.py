@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,10 @@ import tiktoken
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from .filters import BEYOND_ASCII
 from .parts import available_workers
 from .tokenizer import SPECIAL_TOKENS
 
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 _PLAIN_BPE = {
     "type": "BPE",
     "dropout": None,
@@ -73,7 +72,7 @@ class BulkEncoder:
 
 def _is_settled(text: str) -> bool:
     """Whether every engine sees the same kinds of characters in it."""
-    return text.isascii() or all(map(_is_settled_character, set(_BEYOND_ASCII.findall(text))))
+    return text.isascii() or all(map(_is_settled_character, set(BEYOND_ASCII.findall(text))))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from .licences import header_forbids
 
 _NO_LETTERS = bytes(number for number in range(128) if not chr(number).isalpha())
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ def count_letters(text: str) -> int:
     """Characters that a word may hold, without digits and underscores; counted much faster than by matching."""
     letters = len(text.encode("ascii", "ignore").translate(None, _NO_LETTERS))
     if not text.isascii():
-        letters += sum(char.isalnum() and not char.isdecimal() for char in _BEYOND_ASCII.findall(text))
+        letters += sum(char.isalnum() and not char.isdecimal() for char in BEYOND_ASCII.findall(text))
     return letters
 
 

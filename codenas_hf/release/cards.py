@@ -111,7 +111,7 @@ def model_card(
     facts["num_parameters"] = sum(row.get("num_parameters") or 0 for row in layers.rows)
     results = result_rows(record, suite)
     front = run / "report" / "front.md" if run is not None else None
-    data = record.get("data") or {}
+    data, start = record.get("data") or {}, record.get("start") or {}
     name = repo_id.split("/")[-1]
     card_data = ModelCardData(
         language="code",
@@ -144,6 +144,8 @@ def model_card(
         corpus=corpus_context(data.get("corpus") or {}),
         data_digest=data.get("digest"),
         dataset_id=dataset_id,
+        start=start,
+        start_licences=corpus_context((start.get("data") or {}).get("corpus") or {}).get("licences"),
         training=record.get("training") or {},
         budget=_budget(record),
         seconds=record.get("seconds") or {},
