@@ -22,9 +22,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.results_file import protocol, target, write
-from codenas_hf.evaluation.code_tasks import load_humaneval
-from codenas_hf.evaluation.suite import SUITES, LoadedModel, SuiteSettings, evaluate_model, load_model
-from codenas_hf.evaluation.text_score import score_texts
+from codenas_hf.generation.loading import LoadedModel, load_model
+from codenas_hf.suite.code_tasks import load_humaneval
+from codenas_hf.suite.evaluation import SUITES, SuiteSettings, evaluate_model
+from codenas_hf.suite.text_score import score_texts
 
 INCUMBENT = "SmolLM2-135M-Instruct Q4_1"
 PUBLISHED_PASS_INTERVAL = (0.021, 0.085)  # 7 of 164, greedy, Wilson 95 %

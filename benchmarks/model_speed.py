@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.results_file import protocol, target, write
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.release.export import export_stock
 
@@ -100,7 +100,7 @@ def peak_logits_bytes(chunk: int | None, tokens: int, vocab_size: int) -> int:
     """By how many bytes one training step of a nearly empty model raises the resident memory of a fresh process."""
     code = f"""
 import re, torch
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 genes = dict(vocab_size={vocab_size}, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
 model = CodeNASForCausalLM(Genome(**genes).to_config())

@@ -23,7 +23,7 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from benchmarks.results_file import protocol, target, write
-from codenas_hf.search import (
+from codenas_hf.engine import (
     Evaluation,
     Frame,
     GeneticPolicy,
@@ -35,8 +35,8 @@ from codenas_hf.search import (
     SearchSettings,
     single_stage,
 )
-from codenas_hf.search.schedule import Schedule
-from codenas_hf.search.study import Study
+from codenas_hf.engine.schedule import Schedule
+from codenas_hf.engine.study import Study
 
 GENES: dict[str, list[Any]] = {
     "width": [64, 96, 128, 160, 192, 256, 320, 384],

@@ -34,13 +34,13 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.results_file import protocol, target, write
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
-from codenas_hf.evaluation.candidate import save_artifact
-from codenas_hf.evaluation.measure import score_windows
-from codenas_hf.genome import Genome
+from codenas_hf.engine import Budget
+from codenas_hf.measure.candidate import save_artifact
+from codenas_hf.measure.score import score_windows
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
-from codenas_hf.search import Budget
 from codenas_hf.training import TrainSettings, build_model, resolve_precision, train
 
 GENOMES = Path(__file__).parent.parent / "configs" / "genomes"

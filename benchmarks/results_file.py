@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from codenas_hf.folders import write_json
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -66,9 +68,7 @@ def write(
     content = {"name": name, "protocol": dict(protocol), "rows": list(rows), "targets": list(targets)}
     if columns is not None:
         content["columns"] = list(columns)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, content)
     return path
 
 

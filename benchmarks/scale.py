@@ -21,9 +21,9 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.results_file import protocol, target, write
-from codenas_hf.search import Evaluation, RandomPolicy, SearchSettings, two_stage
-from codenas_hf.search.schedule import Schedule
-from codenas_hf.search.study import Claim, Study
+from codenas_hf.engine import Evaluation, RandomPolicy, SearchSettings, two_stage
+from codenas_hf.engine.schedule import Schedule
+from codenas_hf.engine.study import Claim, Study
 
 GENERATIONS = 12
 CASES = [

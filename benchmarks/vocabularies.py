@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_file import RESULTS, protocol, read, write
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, TokenizerSettings, prepare_data
-from codenas_hf.evaluation.measure import score_windows
-from codenas_hf.genome import Genome
+from codenas_hf.engine import Budget
+from codenas_hf.measure.score import score_windows
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
-from codenas_hf.search import Budget
 from codenas_hf.training import TrainSettings, build_model, train
 
 PRE_TOKENIZERS = ("qwen2", "indent", "line")

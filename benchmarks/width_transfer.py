@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.results_file import protocol, target, write
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
-from codenas_hf.evaluation.measure import score_windows
-from codenas_hf.genome import Genome
+from codenas_hf.engine import Budget
+from codenas_hf.measure.score import score_windows
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
-from codenas_hf.search import Budget
 from codenas_hf.training import DivergenceError, OptimSettings, TrainSettings, build_model, train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

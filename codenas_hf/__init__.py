@@ -12,13 +12,13 @@ from transformers import (
 )
 
 from .configuration_codenas import CodeNASConfig
+from .engine import Budget, Evaluation, Rung, SearchResult, SearchSettings, run_search
 from .modeling_codenas import (
     CodeNASForCausalLM,
     CodeNASForSequenceClassification,
     CodeNASForTokenClassification,
     CodeNASModel,
 )
-from .search import Budget, Evaluation, Rung, SearchResult, SearchSettings, run_search
 
 __version__ = "0.1.0"
 

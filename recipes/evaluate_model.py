@@ -8,7 +8,7 @@ The same as `codenas evaluate`.
 
 import sys
 
-from codenas_hf.cli import main
+from codenas_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["evaluate", *sys.argv[1:]]))

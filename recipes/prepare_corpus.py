@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from codenas_hf.data import overview
-from codenas_hf.settings import RunSettings
+from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.train import prepare
 from codenas_hf.strict_yaml import load
-from codenas_hf.training_job import prepare
 
 VOCABULARIES = (2048, 4096, 8192, 16384)
 ALL = Path(__file__).parent.parent / "configs" / "corpus" / "whole_machine.yaml"

@@ -8,7 +8,7 @@ The same as `codenas publish`; needs `hf auth login` once, or HF_TOKEN.
 
 import sys
 
-from codenas_hf.cli import main
+from codenas_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["publish", *sys.argv[1:]]))

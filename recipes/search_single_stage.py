@@ -8,7 +8,7 @@ The same as `codenas search --config configs/single_stage.yaml`.
 import sys
 from pathlib import Path
 
-from codenas_hf.cli import main
+from codenas_hf.cli.main import main
 
 SETTINGS = Path(__file__).parent.parent / "configs" / "single_stage.yaml"
 

@@ -9,7 +9,7 @@ The same as `codenas search`; `--help` tells the options.
 
 import sys
 
-from codenas_hf.cli import main
+from codenas_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["search", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ The same as `codenas train`.
 
 import sys
 
-from codenas_hf.cli import main
+from codenas_hf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """One completion for a visitor: the request checked, streamed, timed and judged.
 
-The text itself comes from the package's one completion function, `codenas_hf.evaluation.decode`. A Space carries just
+The text itself comes from the package's one completion function, `codenas_hf.generation.decode`. A Space carries just
 that part of the package (`bundle.py` puts it beside this file).
 """
 
@@ -18,8 +18,7 @@ import torch
 from accelerator import borrows_gpu
 from chooser import LoadedModel, ModelShelf, PlaygroundError, PlaygroundSettings
 
-from codenas_hf.evaluation import metrics
-from codenas_hf.evaluation.decode import (
+from codenas_hf.generation.decode import (
     FUNCTION_STOPS,
     SHIPPED,
     Completion,
@@ -27,6 +26,7 @@ from codenas_hf.evaluation.decode import (
     stream,
     supports_infilling,
 )
+from codenas_hf.measure import metrics
 
 FILL = "<FILL_HERE>"
 ENDED = {"stop": "block", "eos": "end", "length": "length", "time": "time", "cancelled": "stopped"}

@@ -7,7 +7,7 @@ import gradio as gr
 from chooser import PlaygroundError, find_models
 from completion import Completer, CompletionRequest, prepare
 
-from codenas_hf.evaluation.decode import SHIPPED
+from codenas_hf.generation.decode import SHIPPED
 
 
 class CompletionResult(TypedDict):

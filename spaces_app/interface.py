@@ -16,7 +16,7 @@ from picture import about_html, card_markdown
 from sessions import Sessions
 from shots import apply_picks, read_examples, with_line_end
 
-from codenas_hf.evaluation.decode import SHIPPED
+from codenas_hf.generation.decode import SHIPPED
 
 HERE = Path(__file__).parent
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

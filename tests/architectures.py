@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 
 BASE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 import light_codenas  # noqa: F401  # before codenas_hf
 import numpy as np
 
-from codenas_hf.search.records import Evaluation, Rung
+from codenas_hf.engine.records import Evaluation, Rung
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 server = any("forkserver" in word for word in sys.orig_argv)
 if "codenas_hf" not in sys.modules and ("pytest" not in sys.modules or server):
-    for name in ("codenas_hf", "codenas_hf.search"):
+    for name in ("codenas_hf", "codenas_hf.engine"):
         package = types.ModuleType(name)
         package.__path__ = [str(Path(__file__).parent.parent.joinpath(*name.split(".")))]
         package.__spec__ = importlib.util.spec_from_loader(name, loader=None, is_package=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import light_codenas  # noqa: F401  # before codenas_hf
 from integer_space import Confirm, Evaluate, IntegerSpace
 
-from codenas_hf.search import members
-from codenas_hf.search.driver import run_search
-from codenas_hf.search.settings import Patience, SearchSettings, two_stage
+from codenas_hf.engine import members
+from codenas_hf.engine.driver import run_search
+from codenas_hf.engine.settings import Patience, SearchSettings, two_stage
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)

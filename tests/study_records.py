@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from codenas_hf.search.records import Evaluation, TrialRecord
+from codenas_hf.engine.records import Evaluation, TrialRecord
 
 CHOICES = {
     "hidden_size": [128, 192, 256, 320],

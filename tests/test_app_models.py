@@ -22,7 +22,7 @@ from playground_server import CODE, make_runs, text_of
 from sessions import Sessions
 
 from benchmarks.playground_load import random_model
-from codenas_hf.evaluation.decode import DecodeSettings, complete
+from codenas_hf.generation.decode import DecodeSettings, complete
 
 HEADER = "def total(numbers):\n"
 

@@ -117,7 +117,7 @@ def test_bundle_runs_with_its_requirements_alone(runs: Path, tmp_path: Path) -> 
         "import importlib.util, json, sys\n"
         "import app, completion\n"
         "assert importlib.util.find_spec('codenas_hf').origin.startswith(sys.path[0])\n"
-        "assert importlib.util.find_spec('codenas_hf.search') is None\n"
+        "assert importlib.util.find_spec('codenas_hf.engine') is None\n"
         "page = app.Page(app.settings_from(app.parse_arguments([]), host='0.0.0.0'))\n"
         "page.build()\n"
         "request = completion.CompletionRequest(prompt='def f(x):\\n', max_new_tokens=4)\n"
@@ -142,8 +142,8 @@ def test_bundle_runs_with_its_requirements_alone(runs: Path, tmp_path: Path) -> 
 def test_bundle_holds_just_what_the_playground_imports(tmp_path: Path) -> None:
     space = bundle.bundle(tmp_path / "space")
     package = sorted(str(path.relative_to(space)) for path in (space / "codenas_hf").rglob("*.py"))
-    assert "codenas_hf/evaluation/decode.py" in package
-    assert "codenas_hf/evaluation/token_text.py" in package  # which decode.py imports
+    assert "codenas_hf/generation/decode.py" in package
+    assert "codenas_hf/generation/token_text.py" in package  # which decode.py imports
     assert not any("search" in name or "candidate" in name for name in package)
     assert "import" not in (space / "codenas_hf" / "__init__.py").read_text()
     assert {"app.py", "examples.json", "style.css", "requirements.txt", "README.md"} <= {

@@ -9,19 +9,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
-from codenas_hf.evaluation.candidate import (
+from codenas_hf.engine.records import Budget, Evaluation, Rung
+from codenas_hf.folders import folder_bytes
+from codenas_hf.measure.candidate import (
     CandidateEvaluator,
     CandidateSettings,
     LatencyConfirmer,
     candidate_seed,
     new_model,
 )
-from codenas_hf.evaluation.latency import LatencyModel, default_protocol, device_fingerprint
-from codenas_hf.evaluation.measure import LeakError, folder_bytes, score_windows
-from codenas_hf.evaluation.timing import TimingProtocol
-from codenas_hf.genome import Genome
-from codenas_hf.search.records import Budget, Evaluation, Rung
+from codenas_hf.measure.latency import LatencyModel, default_protocol, device_fingerprint
+from codenas_hf.measure.score import LeakError, score_windows
+from codenas_hf.measure.timing import TimingProtocol
 from codenas_hf.training import OptimSettings, TrainSettings
 
 GENOME = Genome(
@@ -92,7 +93,7 @@ def test_the_same_candidate_gives_the_same_numbers(evaluator: CandidateEvaluator
 def test_a_killed_evaluation_leaves_no_half_checkpoint(
     evaluator: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codenas_hf.evaluation.candidate.score_windows", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("codenas_hf.measure.candidate.score_windows", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluator(GENOME, RUNGS[0], None)
     assert list(evaluator.folder.iterdir()) == []
@@ -115,7 +116,7 @@ def test_a_leaking_candidate_is_not_trained(evaluator: CandidateEvaluator, monke
             layer.self_attn.is_causal = False
         return model
 
-    monkeypatch.setattr("codenas_hf.evaluation.candidate.new_model", build)
+    monkeypatch.setattr("codenas_hf.measure.candidate.new_model", build)
     with pytest.raises(LeakError, match="sees the future"):
         evaluator(GENOME, RUNGS[0], None)
     assert not evaluator.folder.exists() or not list(evaluator.folder.iterdir())

@@ -7,8 +7,9 @@ import json
 import pytest
 from evaluation_models import tiny_model, tiny_tokenizer
 
-from codenas_hf.evaluation import code_tasks
-from codenas_hf.evaluation.code_tasks import (
+from codenas_hf.generation.decode import DecodeSettings
+from codenas_hf.suite import code_tasks
+from codenas_hf.suite.code_tasks import (
     Answer,
     answer_tasks,
     check_answer,
@@ -18,7 +19,6 @@ from codenas_hf.evaluation.code_tasks import (
     pass_rates,
     single_line_infilling,
 )
-from codenas_hf.evaluation.decode import DecodeSettings
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from codenas_hf.genome import Genome
-from codenas_hf.settings import LadderSettings, RunSettings, config_path
-from codenas_hf.space import SearchSpace
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.jobs.settings import LadderSettings, RunSettings, config_path
 from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, read_yaml, to_mapping
 
 CONFIGS = Path(__file__).parent.parent / "configs"

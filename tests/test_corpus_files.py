@@ -6,7 +6,7 @@ import pytest
 
 from codenas_hf.data.archives import _read_manifest
 from codenas_hf.data.sources import is_stream
-from codenas_hf.settings import RunSettings
+from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.strict_yaml import load
 
 FOLDER = Path(__file__).parent.parent / "configs" / "corpus"

@@ -13,8 +13,8 @@ import pytest
 from integer_space import IntegerSpace
 from test_driver import started
 
-from codenas_hf.search import SearchResult
-from codenas_hf.search.members import process_started
+from codenas_hf.engine import SearchResult
+from codenas_hf.engine.members import process_started
 
 SPACE = IntegerSpace()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from evaluation_models import SPECIAL, TEXT, learn, tiny_model, tiny_tokenizer
 
-from codenas_hf.evaluation.decode import (
+from codenas_hf.generation.decode import (
     GREEDY,
     DecodeSettings,
     complete,
@@ -16,7 +16,7 @@ from codenas_hf.evaluation.decode import (
     stream,
     supports_infilling,
 )
-from codenas_hf.evaluation.token_text import TokenText
+from codenas_hf.generation.token_text import TokenText
 
 
 @pytest.fixture(scope="module")

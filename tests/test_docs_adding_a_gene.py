@@ -15,7 +15,7 @@ def edits(text: str) -> list[tuple[str, str, str, str]]:
     """File, verb, anchor and new text of each edit that the page describes."""
     found = []
     for section in re.split(r"^(?=## |For `)", text, flags=re.MULTILINE):
-        name = re.search(r"`(?:codenas_hf/)?(\w+\.py)`", section)
+        name = re.search(r"`(?:codenas_hf/)?([\w/]+\.py)`", section)
         pattern = rf"(?:\n|, )(After|after|replace)\n\n{BLOCK}\n\n(?:add|with)\n\n{BLOCK}"
         for verb, anchor, new in re.findall(pattern, section, flags=re.DOTALL):
             assert name is not None, section

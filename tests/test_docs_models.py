@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from codenas_hf.genome import Genome
-from codenas_hf.space import SearchSpace
-from codenas_hf.stock import ROWS
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.architecture.stock import ROWS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

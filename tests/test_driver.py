@@ -15,7 +15,7 @@ import pytest
 from integer_space import Confirm, Evaluate, IntegerSpace, Point
 from rich.console import Console
 
-from codenas_hf.search import (
+from codenas_hf.engine import (
     Evaluation,
     IdentityError,
     Patience,
@@ -28,10 +28,10 @@ from codenas_hf.search import (
     single_stage,
     two_stage,
 )
-from codenas_hf.search.journal import JobLock
-from codenas_hf.search.progress import Progress, duration
-from codenas_hf.search.schedule import superseded
-from codenas_hf.search.study import Snapshot
+from codenas_hf.engine.journal import JobLock
+from codenas_hf.engine.progress import Progress, duration
+from codenas_hf.engine.schedule import superseded
+from codenas_hf.engine.study import Snapshot
 
 SPACE = IntegerSpace()
 SETTINGS = SearchSettings(

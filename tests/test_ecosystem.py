@@ -18,8 +18,8 @@ from transformers import (
     pipeline,
 )
 
-from codenas_hf.genome import Genome
-from codenas_hf.space import SearchSpace
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
 
 SPACES = sorted((Path(__file__).parent.parent / "configs" / "spaces").glob("*.yaml"))
 pytestmark = pytest.mark.slow

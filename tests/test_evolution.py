@@ -8,7 +8,7 @@ import optuna
 import pytest
 from integer_space import Evaluate, IntegerSpace, Point
 
-from codenas_hf.search.evolution import (
+from codenas_hf.engine.evolution import (
     GeneticPolicy,
     OptunaPolicy,
     RandomPolicy,
@@ -16,8 +16,8 @@ from codenas_hf.search.evolution import (
     Seeded,
     draw_new,
 )
-from codenas_hf.search.objectives import Objectives
-from codenas_hf.search.records import Budget, Rung, TrialRecord
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.records import Budget, Rung, TrialRecord
 
 OBJECTIVES = Objectives(scales={"a": "linear", "b": "linear"})
 RUNGS = (Rung(0, Budget("steps", 50), keep=4), Rung(1, Budget("steps", 300)))
@@ -91,7 +91,7 @@ def test_children_lie_nearer_to_the_front_than_chance(policy: Any) -> None:
 
 def test_parents_are_compared_at_the_highest_rung_that_both_reached() -> None:
     """A candidate that rung 0 flattered and rung 1 saw through is no better parent than rung 1 says."""
-    from codenas_hf.search.evolution import _Pool
+    from codenas_hf.engine.evolution import _Pool
 
     def with_values(point: Point, number: int, rung: int, a: float) -> TrialRecord:
         evaluation = Evaluate()(point, RUNGS[0], None)

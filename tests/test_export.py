@@ -16,9 +16,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
+from codenas_hf.compression.gguf import QWEN2_PATTERN, write_gguf
 from codenas_hf.release import export
 from codenas_hf.release.export import export_stock, write_release
-from codenas_hf.release.gguf import QWEN2_PATTERN, write_gguf
 
 PLAIN_LN = {"norm_type": "layernorm", "mlp_type": "plain"}
 STOCK: dict[str, tuple[str, dict[str, Any]]] = {

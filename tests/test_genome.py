@@ -11,9 +11,9 @@ import pytest
 import torch
 from architectures import BASE, GENES, make_genome, make_model
 
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
-from codenas_hf.space import SearchSpace
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -56,7 +56,7 @@ def test_the_identity_is_the_same_in_another_process() -> None:
     genome = make_genome(**GENES["per layer"])
     code = """
 import json, sys
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
 print(Genome.from_dict(json.load(sys.stdin)).genome_id)
 """
     run = subprocess.run(

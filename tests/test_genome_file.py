@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from codenas_hf.genome import Genome
-from codenas_hf.genome_file import genome_from_architecture, read_genome
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.genome_file import genome_from_architecture, read_genome
 
 OLD: dict[str, Any] = {
     "arch_type": "transformer",

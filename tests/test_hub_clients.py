@@ -15,8 +15,8 @@ from finished_run import LATENCY, make_run
 from hub_server import HubServer
 from study_records import make_records
 
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
-from codenas_hf.genome import Genome
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.release.export import write_release
 from codenas_hf.release.hub import publish

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from codenas_hf.search.journal import GuardedJournal, JobLock, SingleJobError, whole_end
+from codenas_hf.engine.journal import GuardedJournal, JobLock, SingleJobError, whole_end
 
 
 def opened(path: Path, **more: Any) -> JournalStorage:
@@ -87,12 +87,12 @@ def test_a_full_disk_leaves_the_journal_as_it_was_and_waits_for_space(
     study = study_in(path, full_disk_wait_s=0)
     finish(study, 0.0)
     before, room = path.read_bytes(), [30]
-    monkeypatch.setattr("codenas_hf.search.journal.open", lambda *a, **k: _Short(open(*a, **k), room), raising=False)
+    monkeypatch.setattr("codenas_hf.engine.journal.open", lambda *a, **k: _Short(open(*a, **k), room), raising=False)
     with pytest.raises(OSError, match="free some space and run the same command again"):
         study.ask()
     assert path.read_bytes() == before
     calls = iter([0, 0, 1 << 20])
-    monkeypatch.setattr("codenas_hf.search.journal.time.sleep", lambda _: room.__setitem__(0, next(calls)))
+    monkeypatch.setattr("codenas_hf.engine.journal.time.sleep", lambda _: room.__setitem__(0, next(calls)))
     study = study_in(path, full_disk_wait_s=5)
     finish(study, 1.0)
     assert [t.value for t in study_in(path).trials] == [0.0, 1.0]
@@ -147,7 +147,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
 
 
 HOLD = "import sys; sys.path[:0] = {path!r}; import light_codenas; from pathlib import Path\n"
-HOLD += "from codenas_hf.search.journal import {what}\n"
+HOLD += "from codenas_hf.engine.journal import {what}\n"
 
 
 def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path: Path) -> None:

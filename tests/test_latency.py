@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codenas_hf.evaluation.latency import (
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.measure.latency import (
     LatencyModel,
     default_protocol,
     device_fingerprint,
     non_negative_least_squares,
     operation_counts,
 )
-from codenas_hf.evaluation.timing import TimingProtocol
-from codenas_hf.genome import Genome
-from codenas_hf.space import SearchSpace
+from codenas_hf.measure.timing import TimingProtocol
 
 SPACE = SearchSpace(
     {

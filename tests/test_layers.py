@@ -7,60 +7,63 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "codenas_hf"
 
-# Low to high. A folder is one layer; modules inside a folder stand in an order of their own.
+# Low to high. A folder is one layer; the modules inside a folder stand in an order of their own.
 LAYERS = [
-    "search",
-    "configuration_codenas",
-    "cache_codenas",
-    "modeling_codenas",
-    "vllm_plugin",
-    "stock",
-    "genome",
-    "genome_file",
-    "choices",
-    "space",
-    "data",
-    "training",
-    "evaluation",
-    "report",
-    "release",
-    "hardware",
-    "strict_yaml",
-    "settings",
-    "training_job",
-    "search_job",
-    "cli_words",
-    "cli_models",
-    "cli_studies",
-    "cli",
+    *("strict_yaml", "hardware", "folders", "quantities", "engine"),
+    *("configuration_codenas", "modeling_codenas", "vllm_plugin", "architecture"),
+    *("data", "training", "compression", "generation", "measure", "sandbox", "suite"),
+    *("report", "release", "jobs", "cli"),
 ]
 INSIDE = {
-    "search": [
+    "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
+    "architecture": ["genome", "genome_file", "stock", "choices", "space"],
     "data": [
         *("storage", "licences", "filters", "sources", "archives", "streams", "dedup", "contamination", "ledger"),
         *("parts", "selection", "shards", "corpus", "tokenizer", "encode", "nested", "tokens", "ngram", "prepare"),
         "overview",
     ],
+    "training": ["budgets", "optim", "precision", "checkpoint", "settings", "loop"],
+    "compression": ["gguf"],
+    "generation": ["token_text", "loading", "sampling", "decode"],
+    "measure": ["timing", "metrics", "latency", "provenance", "score", "candidate"],
+    "sandbox": ["confinement", "jail_link", "jail", "program_checks", "judge"],
+    "suite": [
+        *("prompts", "code_tasks", "text_score", "completion_report", "evaluation"),
+        *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
+    ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
+    "release": ["export", "cards", "parcels", "hub"],
+    "jobs": ["settings", "train", "search"],
+    "cli": ["words", "models", "studies", "main"],
 }
+# The rooms of the house: root modules and folders of the package, and the folders beside it that import them.
+BESIDE = ("recipes", "benchmarks", "spaces_app")
+
+
+def is_module(name: str) -> bool:
+    """True when a dotted name relative to the package is a module or folder of it."""
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
     """Line and dotted name, relative to the package, of every import of ours in `path`, wherever it stands."""
     found = []
-    here = path.relative_to(PACKAGE).with_suffix("").parts[:-1]
+    here = path.relative_to(PACKAGE).with_suffix("").parts[:-1] if path.is_relative_to(PACKAGE) else ()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]
-            names = (
-                [".".join((*base, node.module))] if node.module else [".".join((*base, a.name)) for a in node.names]
-            )
-            found += [(node.lineno, name) for name in names]
+            module = ".".join((*base, *(node.module or "").split("."))).strip(".")
+            inner = [f"{module}.{a.name}".lstrip(".") for a in node.names]
+            found += [(node.lineno, name) for name in inner if is_module(name)] or [(node.lineno, module)]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "codenas_hf":
-            found.append((node.lineno, (node.module or "").removeprefix("codenas_hf").lstrip(".")))
+            module = (node.module or "").removeprefix("codenas_hf").lstrip(".")
+            # `from codenas_hf.engine import study` and `from codenas_hf import hardware` import modules too.
+            inner = [f"{module}.{a.name}".lstrip(".") for a in node.names]
+            found += [(node.lineno, name) for name in inner if is_module(name)] or [(node.lineno, module)]
         elif isinstance(node, ast.Import):
             ours = [a.name for a in node.names if a.name.split(".")[0] == "codenas_hf"]
             found += [(node.lineno, name.removeprefix("codenas_hf").lstrip(".")) for name in ours]
@@ -87,10 +90,39 @@ def test_imports_go_down(path: Path) -> None:
         where = f"{path.name}:{line} imports {name or 'the package root'}"
         assert first in LAYERS, f"{where}: nothing of ours imports that"
         assert LAYERS.index(first) <= layer, f"{where}, which is a higher layer"
-        if first == parts[0] and len(parts) > 1 and parts[0] in INSIDE:
+        if first == parts[0] and len(parts) > 1:
             order = INSIDE[parts[0]]
             assert rest, f"{where}: a module of a folder imports its neighbours, not the folder"
             assert order.index(rest[0]) < order.index(parts[1]), f"{where}, which comes later in {parts[0]}/"
+
+
+def test_every_module_of_a_folder_has_a_place() -> None:
+    for folder in PACKAGE.iterdir():
+        if (folder / "__init__.py").exists():
+            found = {p.stem for p in folder.glob("[!_]*.py")}
+            found |= {p.parent.name for p in folder.glob("*/*.py")} - {"__pycache__"}
+            assert found == set(INSIDE[folder.name]), folder.name
+
+
+def rooms() -> dict[str, set[str]]:
+    """Each root module or folder, and what it imports."""
+    found: dict[str, set[str]] = {}
+    for path in (*PACKAGE.rglob("*.py"), *(p for name in BESIDE for p in (PACKAGE.parent / name).rglob("*.py"))):
+        room = path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else PACKAGE.parent).with_suffix("").parts[0]
+        targets = {name.split(".")[0] or "__init__" for _, name in imports_of(path)}
+        found.setdefault(room, set()).update(targets - {room})
+    return found
+
+
+def test_the_house_stays_small() -> None:
+    arrows = rooms()
+
+    def floor(room: str) -> int:
+        return 1 + max((floor(other) for other in arrows[room]), default=0)
+
+    assert len(arrows) <= 26
+    assert max(map(floor, arrows)) <= 7
+    assert sum(map(len, arrows.values())) <= 72
 
 
 def test_no_cycles_inside_folders() -> None:
@@ -109,7 +141,7 @@ def test_no_cycles_inside_folders() -> None:
 
 
 def test_the_engine_knows_no_torch() -> None:
-    for path in (PACKAGE / "search").glob("*.py"):
+    for path in (PACKAGE / "engine").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         names |= {
@@ -119,7 +151,5 @@ def test_the_engine_knows_no_torch() -> None:
 
 
 def test_the_remote_code_pair_stands_alone() -> None:
-    for name in ("configuration_codenas", "modeling_codenas", "cache_codenas"):
-        path = PACKAGE / f"{name}.py"
-        if path.exists():
-            assert {n for _, n in imports_of(path)} <= {"configuration_codenas", "cache_codenas"}
+    for name in ("configuration_codenas", "modeling_codenas"):
+        assert {n for _, n in imports_of(PACKAGE / f"{name}.py")} <= {"configuration_codenas"}

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from training_fakes import VOCAB, FakeTokens, tiny_model, weights
 
-from codenas_hf.search.records import Budget
+from codenas_hf.engine.records import Budget
+from codenas_hf.folders import whole_folder
 from codenas_hf.training import (
     DivergenceError,
     OptimSettings,
@@ -26,7 +27,7 @@ from codenas_hf.training import (
     train,
 )
 from codenas_hf.training.budgets import flops_per_token, planned_steps
-from codenas_hf.training.checkpoint import WEIGHTS, load_weights, read_progress, written_whole
+from codenas_hf.training.checkpoint import WEIGHTS, load_weights, read_progress
 
 
 def settings(*, warmup: int = 1, **changes: Any) -> TrainSettings:
@@ -130,20 +131,20 @@ def test_damaged_and_missing_checkpoints(tmp_path: Path) -> None:
         read_progress(first.checkpoint)
 
 
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_whole_folder_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with written_whole(target) as fresh:
+    with whole_folder(target) as fresh:
         (fresh / "a").write_text("1")
 
     def fail() -> None:
-        with written_whole(target) as fresh:
+        with whole_folder(target) as fresh:
             (fresh / "a").write_text("2")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert (target / "a").read_text() == "1"
-    with written_whole(target) as fresh:
+    with whole_folder(target) as fresh:
         (fresh / "a").write_text("3")
     assert (target / "a").read_text() == "3"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -13,15 +13,10 @@ import torch
 from torch import nn
 from training_fakes import VOCAB, tiny_model, weights
 
-from codenas_hf.evaluation.measure import (
-    LeakError,
-    TimingProtocol,
-    folder_bytes,
-    leak_gate,
-    measure_latency,
-    score_windows,
-)
-from codenas_hf.genome import Genome
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.folders import folder_bytes
+from codenas_hf.measure.score import LeakError, leak_gate, score_windows
+from codenas_hf.measure.timing import TimingProtocol, measure_latency
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 
 

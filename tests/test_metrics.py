@@ -8,9 +8,9 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from codenas_hf.evaluation import metrics
+from codenas_hf.measure import metrics
 
-MODULES = Path(metrics.__file__).parent / "modules"
+MODULES = Path(metrics.__file__).parents[1] / "suite" / "modules"
 HUMAN = """def mean(values):
     total = 0
     for value in values:
@@ -168,7 +168,7 @@ def test_modules_load_offline_by_path(name, options, expected, monkeypatch, tmp_
 
 
 def test_modules_are_classes_too():
-    from codenas_hf.evaluation.modules.bits_per_byte.bits_per_byte import BitsPerByte
+    from codenas_hf.suite.modules.bits_per_byte.bits_per_byte import BitsPerByte
 
     module = BitsPerByte(keep_in_memory=True)
     module.add_batch(predictions=[math.log(2)], references=["a"])

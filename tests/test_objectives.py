@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from codenas_hf.search.objectives import Frame, Objectives
-from codenas_hf.search.records import Evaluation
+from codenas_hf.engine.objectives import Frame, Objectives
+from codenas_hf.engine.records import Evaluation
 
 OBJECTIVES = Objectives(
     scales={"bits_per_byte": "linear", "artifact_bytes": "log2", "decode_ms": "log2"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codenas_hf.search.pareto import crowding_distance, front, hypervolume, non_domination_rank, survival_order
+from codenas_hf.engine.pareto import crowding_distance, front, hypervolume, non_domination_rank, survival_order
 
 
 def dominates(a: np.ndarray, b: np.ndarray) -> bool:

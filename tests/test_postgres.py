@@ -20,7 +20,7 @@ from integer_space import IntegerSpace
 from test_crash import children_of, log_of, straight, wait_until
 from test_driver import started
 
-from codenas_hf.search import SearchResult
+from codenas_hf.engine import SearchResult
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(600)]
 SPACE = IntegerSpace()

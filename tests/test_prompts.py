@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from codenas_hf.evaluation import metrics
-from codenas_hf.evaluation.prompt_sets import make
-from codenas_hf.evaluation.prompts import PROMPT_KINDS, load_prompts, prompt_file
+from codenas_hf.measure import metrics
+from codenas_hf.suite.prompt_sets import make
+from codenas_hf.suite.prompts import PROMPT_KINDS, load_prompts, prompt_file
 
 
 @pytest.mark.parametrize("kind", PROMPT_KINDS)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.table import pages
-from codenas_hf.cli import build_parser
-from codenas_hf.settings import RunSettings, config_path
+from codenas_hf.cli.main import build_parser
+from codenas_hf.jobs.settings import RunSettings, config_path
 from codenas_hf.strict_yaml import load
 
 ROOT = Path(__file__).parent.parent

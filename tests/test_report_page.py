@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from study_records import PlainGenome, make_records
 
+from codenas_hf.engine.objectives import Frame, Objectives
+from codenas_hf.engine.records import TrialRecord
+from codenas_hf.engine.result import SearchResult
 from codenas_hf.report import write_report
 from codenas_hf.report.architecture import Tensor
 from codenas_hf.report.drawing import INKS, round_ticks, time_ticks, to_svg
 from codenas_hf.report.plots import curves_table, hypervolume_figure, points_table, projections
 from codenas_hf.report.study_view import StudyView
 from codenas_hf.report.tables import hypervolume_table
-from codenas_hf.search.objectives import Frame, Objectives
-from codenas_hf.search.records import TrialRecord
-from codenas_hf.search.result import SearchResult
 
 TENSORS = {
     "model.embed_tokens.weight": Tensor((64, 8), 1024),

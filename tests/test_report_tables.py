@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from study_records import PlainGenome, make_records
 
+from codenas_hf.engine.records import Evaluation, TrialRecord
 from codenas_hf.report.architecture import Tensor, architecture_table, architecture_text, tensors_of_folder
 from codenas_hf.report.cells import Column, Table, format_value
 from codenas_hf.report.comparison import budget_table, compare_table, facts_of
@@ -23,7 +24,6 @@ from codenas_hf.report.tables import (
     seconds_table,
     trials_table,
 )
-from codenas_hf.search.records import Evaluation, TrialRecord
 
 RECORDS = make_records()
 
@@ -243,7 +243,7 @@ def test_quality_comes_first_however_the_study_stored_it() -> None:
 def test_every_kind_of_layer_is_named_and_every_parameter_counted() -> None:
     import torch
 
-    from codenas_hf.genome import Genome
+    from codenas_hf.architecture.genome import Genome
     from codenas_hf.modeling_codenas import CodeNASForCausalLM
     from codenas_hf.report.architecture import tensors_of_model
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from codenas_hf.evaluation import sandbox
-from codenas_hf.evaluation.program_checks import split_checks
-from codenas_hf.evaluation.sandbox import SandboxUnavailable, capabilities, run_program
+from codenas_hf.sandbox import judge
+from codenas_hf.sandbox.judge import SandboxUnavailable, capabilities, run_program
+from codenas_hf.sandbox.program_checks import split_checks
 
 LEVELS = ["namespaces", "landlock"]
 CHECK = "\nassert add(1, 2) == 3\nassert add(2, 2) == 4\n"
@@ -278,7 +278,7 @@ def test_disk_filling(level, tmp_path):
     )
     outcome = run_program(body, timeout_s=10, level=level)
     if "wrote" in outcome.stdout:
-        assert int(outcome.stdout.split("wrote")[1]) <= sandbox.DISK_BYTES
+        assert int(outcome.stdout.split("wrote")[1]) <= judge.DISK_BYTES
     else:
         assert not outcome.passed
 
@@ -300,8 +300,8 @@ for attack in (
     lambda: os.remove(path), lambda: open(path, 'w').write('gone'), lambda: os.truncate(path, 0),
     lambda: os.chmod(path, 0), lambda: os.rename(path, path + 'x'), lambda: shutil.rmtree(os.path.dirname(path)),
     lambda: os.utime(path, (0, 0)), lambda: os.link(path, 'here'), lambda: os.symlink(path, path + 'y'),
-    lambda: open({str(tmp_path)!r} + '/new', 'w'), lambda: os.remove({sandbox.__file__!r}),
-    lambda: open({sandbox.__file__!r}, 'a').write('# was here'),
+    lambda: open({str(tmp_path)!r} + '/new', 'w'), lambda: os.remove({judge.__file__!r}),
+    lambda: open({judge.__file__!r}, 'a').write('# was here'),
 ):
     try:
         attack()
@@ -313,14 +313,14 @@ try:
 except OSError:
     pass
 """
-    before, code = victim.stat(), Path(sandbox.__file__).read_text()
+    before, code = victim.stat(), Path(judge.__file__).read_text()
     outcome = run_program(body, level=level)
     assert "precious" not in outcome.stdout
     assert "DONE" not in outcome.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["victim.txt"]
     after = victim.stat()
     assert (after.st_mode, after.st_mtime, after.st_size) == (before.st_mode, before.st_mtime, before.st_size)
-    assert Path(sandbox.__file__).read_text() == code
+    assert Path(judge.__file__).read_text() == code
 
 
 def test_environment_is_empty(level, monkeypatch):
@@ -367,7 +367,7 @@ def test_no_network(level):
 def test_namespaces_alone_have_no_network(monkeypatch):
     if capabilities().level != "namespaces":
         pytest.skip("no namespaces")
-    monkeypatch.setattr(sandbox.confinement, "has_seccomp_filter", lambda: False)
+    monkeypatch.setattr(judge.confinement, "has_seccomp_filter", lambda: False)
     outcome = run_program("import socket\nsocket.create_connection(('127.0.0.1', 22), timeout=1)")
     assert "unreachable" in outcome.reason
 
@@ -385,12 +385,12 @@ def test_dangerous_calls_are_refused(level):
 
 def test_output_is_capped(level):
     outcome = run_program("while True:\n    print('x' * 1000)", timeout_s=0.7, level=level)
-    assert len(outcome.stdout) <= sandbox.STDOUT_BYTES
+    assert len(outcome.stdout) <= judge.STDOUT_BYTES
     assert "timed out" in outcome.reason
 
 
 def test_nothing_is_left_behind(level, tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(judge.tempfile, "tempdir", str(tmp_path))
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         run_program("open('left', 'w').write('x')", level=level)
@@ -400,13 +400,13 @@ def test_nothing_is_left_behind(level, tmp_path, monkeypatch):
 
 def test_without_means_nothing_is_run(monkeypatch):
     capabilities.cache_clear()
-    monkeypatch.setattr(sandbox.confinement, "landlock_abi", lambda: 0)
-    monkeypatch.setattr(sandbox, "_run", lambda *a, **k: ({"unavailable": "unshare: refused"}, "", 0.0))
+    monkeypatch.setattr(judge.confinement, "landlock_abi", lambda: 0)
+    monkeypatch.setattr(judge, "_run", lambda *a, **k: ({"unavailable": "unshare: refused"}, "", 0.0))
     with pytest.raises(SandboxUnavailable, match=r"nothing here would hold it.*unshare: refused"):
         run_program("pass")
     with pytest.raises(SandboxUnavailable, match="could not be set up"):
         run_program("pass", level="namespaces")
-    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    monkeypatch.setattr(judge.sys, "platform", "darwin")
     with pytest.raises(SandboxUnavailable, match="only on Linux"):
         capabilities()
     capabilities.cache_clear()
@@ -429,11 +429,11 @@ def test_unprivileged_users_are_held_too(tmp_path, level_name):
     python = shutil.which("python3", path="/usr/bin")
     if python is None or subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"]).returncode:
         pytest.skip("no system Python that another user can start")
-    package = Path("/var/tmp") / f"codenas_sandbox_test_{os.getpid()}" / "codenas_hf" / "evaluation"
+    package = Path("/var/tmp") / f"codenas_sandbox_test_{os.getpid()}" / "codenas_hf" / "sandbox"
     try:
         package.mkdir(parents=True)
-        for name in ("sandbox", "confinement", "jail", "jail_link", "program_checks"):
-            shutil.copy(Path(sandbox.__file__).with_name(f"{name}.py"), package)
+        for name in ("judge", "confinement", "jail", "jail_link", "program_checks"):
+            shutil.copy(Path(judge.__file__).with_name(f"{name}.py"), package)
         (package / "__init__.py").touch()
         (package.parent / "__init__.py").touch()
         for path in (package.parent.parent, package.parent, package, *package.iterdir()):
@@ -442,7 +442,7 @@ def test_unprivileged_users_are_held_too(tmp_path, level_name):
         victim.write_text("precious")
         os.chown(victim, 65534, 65534)
         script = f"""
-from codenas_hf.evaluation.sandbox import capabilities, run_program
+from codenas_hf.sandbox.judge import capabilities, run_program
 level, check = {level_name!r}, {CHECK!r}
 assert run_program("def add(a, b):\\n    return a + b" + check, level=level).passed
 bomb = "import os\\nwhile True:\\n    try:\\n        os.fork()\\n    except OSError:\\n        pass"

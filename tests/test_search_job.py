@@ -17,11 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.data import PreparedData
-from codenas_hf.evaluation.latency import LatencyModel
-from codenas_hf.genome import Genome
 from codenas_hf.hardware import Hardware, alone
-from codenas_hf.search_job import (
+from codenas_hf.jobs.search import (
     _corners,
     _policy,
     _screened,
@@ -31,8 +31,8 @@ from codenas_hf.search_job import (
     open_study,
     search,
 )
-from codenas_hf.settings import PolicyName, RunSettings
-from codenas_hf.space import SearchSpace
+from codenas_hf.jobs.settings import PolicyName, RunSettings
+from codenas_hf.measure.latency import LatencyModel
 from codenas_hf.strict_yaml import SettingsError, load
 
 ROOT = Path(__file__).parent.parent

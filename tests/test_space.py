@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from architectures import make_genome
 
-from codenas_hf.genome import Genome
-from codenas_hf.space import SearchSpace
-from codenas_hf.stock import stock_architecture
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.architecture.stock import stock_architecture
 
 SPACES = sorted((Path(__file__).parent.parent / "configs" / "spaces").glob("*.yaml"))
 NEEDED: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_default_spaces_are_stock(path: Path) -> None:
 
 
 def test_limits_screen_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codenas_hf.space._DRAWS", 200)
+    monkeypatch.setattr("codenas_hf.architecture.space._DRAWS", 200)
     space, rng = SearchSpace(SMALL["plain"][0]), np.random.default_rng(0)
     sizes = sorted(genome.artifact_bytes() for genome in space.enumerate())
     limit = sizes[len(sizes) // 2]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from codenas_hf.search import Budget
+from codenas_hf.engine import Budget
 from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, parse_bytes, parse_overrides, read_yaml
 
 

@@ -13,15 +13,15 @@ import pytest
 from integer_space import Evaluate, IntegerSpace, Point
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 
-from codenas_hf.search.evolution import GeneticPolicy, RandomPolicy
-from codenas_hf.search.journal import GuardedJournal
-from codenas_hf.search.members import Members, host_key, parent_key
-from codenas_hf.search.objectives import Objectives
-from codenas_hf.search.records import Budget, Evaluation, Rung, TrialRecord
-from codenas_hf.search.result import RankCorrelation, SearchResult, kendall_tau
-from codenas_hf.search.schedule import Schedule, closed_generations
-from codenas_hf.search.settings import Patience, SearchSettings, World, single_stage, two_stage
-from codenas_hf.search.study import Claim, IdentityError, Snapshot, Study, open_storage
+from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy
+from codenas_hf.engine.journal import GuardedJournal
+from codenas_hf.engine.members import Members, host_key, parent_key
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
+from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
+from codenas_hf.engine.schedule import Schedule, closed_generations
+from codenas_hf.engine.settings import Patience, SearchSettings, World, single_stage, two_stage
+from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study, open_storage
 
 SPACE = IntegerSpace()
 SETTINGS = SearchSettings(objectives=("a", "b"), population=8, generations=6, rungs=two_stage(population=8, keep=3))
@@ -450,11 +450,11 @@ def test_a_silent_member_of_another_host_is_dead_after_the_lease(
     storage = open_storage(None, folder=tmp_path)
     study = study_in(storage)
     now = [100.0]
-    monkeypatch.setattr("codenas_hf.search.members.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("codenas_hf.engine.members.time.monotonic", lambda: now[0])
     far = Members(storage, study.members_study, rank=0, heartbeat_s=None, lease_s=30)
-    monkeypatch.setattr("codenas_hf.search.members.host_key", lambda: "far away")
+    monkeypatch.setattr("codenas_hf.engine.members.host_key", lambda: "far away")
     far.join()
-    monkeypatch.setattr("codenas_hf.search.members.host_key", host_key)
+    monkeypatch.setattr("codenas_hf.engine.members.host_key", host_key)
     near = Members(storage, study.members_study, rank=0, heartbeat_s=None, lease_s=30)
     near.join()
     assert not near.leads()
@@ -473,7 +473,7 @@ def test_the_trials_of_the_dead_are_theirs_no_more(tmp_path: Path, monkeypatch: 
     storage = open_storage(None, folder=tmp_path)
     study = study_in(storage)
     now = [100.0]
-    monkeypatch.setattr("codenas_hf.search.members.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("codenas_hf.engine.members.time.monotonic", lambda: now[0])
     member = Members(storage, study.members_study, rank=0, heartbeat_s=None, lease_s=30)
     member.join()
     for x in range(3):

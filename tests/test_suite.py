@@ -13,13 +13,14 @@ import pytest
 import torch
 from evaluation_models import TEXT, tiny_model, tiny_tokenizer
 
-from codenas_hf.evaluation import suite
-from codenas_hf.evaluation.completion_report import completion_rows, human_rows
-from codenas_hf.evaluation.decode import DecodeSettings
-from codenas_hf.evaluation.prompts import load_prompts
-from codenas_hf.evaluation.sandbox import SandboxUnavailable
-from codenas_hf.evaluation.suite import SuiteSettings, evaluate_model, format_table, load_model
-from codenas_hf.evaluation.text_score import score_texts
+from codenas_hf.generation.decode import DecodeSettings
+from codenas_hf.generation.loading import load_model
+from codenas_hf.sandbox.judge import SandboxUnavailable
+from codenas_hf.suite import evaluation as suite
+from codenas_hf.suite.completion_report import completion_rows, human_rows
+from codenas_hf.suite.evaluation import SuiteSettings, evaluate_model, format_table
+from codenas_hf.suite.prompts import load_prompts
+from codenas_hf.suite.text_score import score_texts
 
 SMALL = SuiteSettings(
     prompts=4, new_tokens=8, samples=2, humaneval=2, humaneval_samples=2, infilling=2, task_tokens=8, latency=False

@@ -5,9 +5,9 @@ import pytest
 from integer_space import Evaluate, IntegerSpace, Point
 from test_evolution import OBJECTIVES, RUNGS, distance_from_front, some_records
 
-from codenas_hf.search.evolution import RandomPolicy
-from codenas_hf.search.records import Evaluation, TrialRecord
-from codenas_hf.search.surrogate import Features, Ridge, Screened
+from codenas_hf.engine.evolution import RandomPolicy
+from codenas_hf.engine.records import Evaluation, TrialRecord
+from codenas_hf.engine.surrogate import Features, Ridge, Screened
 
 SPACE = IntegerSpace()
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import codenas_hf
+from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
-from codenas_hf.evaluation.suite import load_model
-from codenas_hf.genome import Genome
+from codenas_hf.engine import Budget
+from codenas_hf.generation.loading import load_model
+from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.train import _curve_lines, prepare, train_genome
 from codenas_hf.release.cards import model_card
 from codenas_hf.report import architecture_table, tensors_of_folder
-from codenas_hf.search import Budget
-from codenas_hf.settings import RunSettings
 from codenas_hf.strict_yaml import load
-from codenas_hf.training_job import _curve_lines, prepare, train_genome
 
 
 def settings(folder: Path, *more: str) -> RunSettings:

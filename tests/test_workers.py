@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from integer_space import Evaluate, Point
 
-from codenas_hf.search.members import process_started
-from codenas_hf.search.records import Budget, Evaluation, Rung
-from codenas_hf.search.workers import Limits, Outcome, Pool, child_environment, memory_bytes
+from codenas_hf.engine.members import process_started
+from codenas_hf.engine.records import Budget, Evaluation, Rung
+from codenas_hf.engine.workers import Limits, Outcome, Pool, child_environment, memory_bytes
 
 RUNG = Rung(0, Budget("steps", 50))
 PRELOAD = ["light_codenas", "integer_space"]
@@ -171,8 +171,8 @@ sys.path[:0] = {path!r}
 import light_codenas
 from pathlib import Path
 from integer_space import Point
-from codenas_hf.search.records import Budget, Rung
-from codenas_hf.search.workers import Pool
+from codenas_hf.engine.records import Budget, Rung
+from codenas_hf.engine.workers import Pool
 from test_workers_orphans import Sleeper
 if __name__ == "__main__":
     pool = Pool(Sleeper(Path({file!r})), workers=1, preload=["light_codenas", "integer_space"])
@@ -232,8 +232,8 @@ from pathlib import Path
 with open({file!r}, "a") as file:
     file.write(__name__ + "\\n")
 from integer_space import Evaluate, Point
-from codenas_hf.search.records import Budget, Rung
-from codenas_hf.search.workers import Pool
+from codenas_hf.engine.records import Budget, Rung
+from codenas_hf.engine.workers import Pool
 if __name__ == "__main__":
     pool = Pool(Evaluate(), workers=2, preload=["light_codenas", "integer_space"])
     for x in range(6):

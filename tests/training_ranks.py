@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from test_loop import settings
 from training_fakes import FakeTokens, tiny_model, weights
 
-from codenas_hf.search.records import Budget
+from codenas_hf.engine.records import Budget
 from codenas_hf.training import train
 
 if __name__ == "__main__":

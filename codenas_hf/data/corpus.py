@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from ..folders import write_json
 from . import selection
 from .archives import list_manifest
 from .contamination import load_benchmarks
@@ -28,7 +29,7 @@ from .licences import PERMISSIVE, UNKNOWN, is_allowed
 from .parts import PART_BYTES, Part, PartJob, available_workers, run_parts, split_into_parts
 from .shards import write_splits
 from .sources import SourceFile, is_stream, list_source
-from .storage import DataError, building, content_key, locked, read_json, stored_key, write_json
+from .storage import DataError, building, content_key, locked, read_json, stored_key
 from .streams import HubSettings, open_stream, stream_files, stream_identity
 
 logger = logging.getLogger(__name__)

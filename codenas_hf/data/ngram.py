@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from ..folders import write_json
 from .corpus import Corpus
-from .storage import write_json
 
 Bytes = npt.NDArray[np.uint8]
 

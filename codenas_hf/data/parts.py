@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..folders import write_json
 from .contamination import contaminated
 from .dedup import UInt64, band_keys, fingerprint, signatures
 from .filters import FilterSettings, examine
 from .sources import SourceFile
-from .storage import DataError, write_json
+from .storage import DataError
 
 PART_BYTES = 4_000_000
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..folders import write_json
 from .corpus import Corpus
-from .storage import DataError, building, content_key, locked, stored_key, write_json
+from .storage import DataError, building, content_key, locked, stored_key
 
 PreTokenizer = Literal["qwen2", "indent", "line"]
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..folders import write_json
 from .corpus import Corpus
 from .encode import BulkEncoder
 from .nested import TokenSplitter
-from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key, write_json
+from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key
 from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, PAD, load_backend
 
 Int64 = npt.NDArray[np.int64]

@@ -18,9 +18,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from ..architecture.stock import StockRow, find_row
 from ..configuration_codenas import CodeNASConfig
 from ..modeling_codenas import CodeNASForCausalLM
-from ..stock import StockRow, find_row
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 _log = logging.getLogger(__name__)

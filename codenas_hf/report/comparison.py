@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codenas_hf.engine.records import TrialRecord
 from codenas_hf.report.cells import Column, Kind, Table, format_value
 from codenas_hf.report.study_view import StudyView, evaluation_of, objective_column, short_id
-from codenas_hf.search.records import TrialRecord
 
 QUANTITIES: tuple[tuple[str, str, Kind], ...] = (
     ("fitness", "fitness", "number"),

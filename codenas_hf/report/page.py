@@ -12,6 +12,8 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from codenas_hf.engine.records import TrialRecord
+from codenas_hf.engine.result import SearchResult
 from codenas_hf.report.architecture import Tensor, architecture_table
 from codenas_hf.report.cells import Table, format_count, format_value
 from codenas_hf.report.comparison import budget_table
@@ -41,8 +43,6 @@ from codenas_hf.report.tables import (
     seconds_table,
     trials_table,
 )
-from codenas_hf.search.records import TrialRecord
-from codenas_hf.search.result import SearchResult
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

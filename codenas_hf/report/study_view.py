@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codenas_hf.engine.pareto import front
+from codenas_hf.engine.records import Evaluation, TrialRecord
 from codenas_hf.report.cells import Column, Kind
-from codenas_hf.search.pareto import front
-from codenas_hf.search.records import Evaluation, TrialRecord
 
 TITLES: dict[str, tuple[str, Kind]] = {
     "bits_per_byte": ("bits per byte", "number"),

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codenas_hf.engine.pareto import hypervolume
+from codenas_hf.engine.records import TrialRecord
+from codenas_hf.engine.result import RankCorrelation
 from codenas_hf.report.cells import Column, Table, format_value
 from codenas_hf.report.study_view import (
     StudyView,
@@ -20,9 +23,6 @@ from codenas_hf.report.study_view import (
     short_id,
     unit_kind,
 )
-from codenas_hf.search.pareto import hypervolume
-from codenas_hf.search.records import TrialRecord
-from codenas_hf.search.result import RankCorrelation
 
 GENOME = Column("genome", "genome")
 # Below this, chance alone gives some gene a large share.

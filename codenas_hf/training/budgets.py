@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..search.records import Budget
+from ..engine.records import Budget
 
 
 def flops_per_token(model: nn.Module, *, length: int) -> float:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..folders import whole_folder
 from .optim import Optimizers
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "training_state.json"
@@ -44,25 +40,6 @@ class Progress:
     pending: list[float] = field(default_factory=list)
 
 
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` once the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        fresh.chmod(0o755)
-        yield fresh
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / folder.name)
-            os.rename(fresh, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
 def _own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters once each: tied ones appear under their first name."""
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -74,7 +51,7 @@ def save_checkpoint(folder: Path, *, model: nn.Module, optimizers: Optimizers, p
     Raises:
         OSError: the disk is full; what stood there before is intact.
     """
-    with written_whole(folder) as fresh:
+    with whole_folder(folder) as fresh:
         save_file(_own_weights(model), fresh / WEIGHTS)
         state = {name: value.contiguous() for name, value in optimizers.state_dict().items()}
         save_file(state, fresh / OPTIMIZER)

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..search.records import Budget
+from ..engine.records import Budget
 from .budgets import flops_per_token, planned_steps
 from .checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
 from .optim import Optimizers, OptimSettings, initialise, rate_factor

@@ -1,0 +1,1 @@
+"""`codenas <verb>`."""

@@ -1,0 +1,81 @@
+"""What the verbs share: settings from words, messages, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..hardware import Hardware
+from ..jobs.settings import RunSettings, config_path
+from ..report import Table
+from ..strict_yaml import dump, load
+
+Run = Callable[[argparse.Namespace], int]
+
+SETTINGS_HELP = """\
+settings:
+  Any setting is given as name=value; values are YAML, sizes take units.
+    limits.bytes=20MB limits.decode_ms=5      a budget
+    search.generations=8 search.seed=1        more search, another seed
+    space=medium                              another search space (configs/spaces/, or a path)
+    corpus.sources=[~/code, stdlib]           other text
+  --config FILE lays a YAML file over the defaults (repeat it for more), name=value comes on top.
+  --show-settings prints what that makes, and runs nothing.
+"""
+
+
+def add_settings(verb: argparse.ArgumentParser) -> None:
+    """Adds name=value words, `--config` and `--show-settings`."""
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    verb.epilog = SETTINGS_HELP
+    verb.add_argument("overrides", nargs="*", metavar="name=value", help="settings, see below")
+    verb.add_argument("--config", action="append", default=[], metavar="FILE", help="settings file, a path or a name")
+    verb.add_argument("--show-settings", action="store_true", help="print the resolved settings and stop")
+
+
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    """Defaults, then configs/gpu.yaml where there is a GPU, then `--config` files, then name=value words."""
+    files = [config_path(name) for name in options.config]
+    if Hardware.discover().device == "cuda" and "device=cpu" not in options.overrides:
+        files.insert(0, config_path("gpu"))
+    return load(RunSettings, *files, overrides=options.overrides)
+
+
+def with_settings(job: Callable[[argparse.Namespace, RunSettings], int]) -> Run:
+    """A verb that runs `job` with the resolved settings, or prints them when that is all that was asked."""
+
+    def run(options: argparse.Namespace) -> int:
+        settings = run_settings(options)
+        if options.show_settings:
+            print(dump(settings), end="")
+            return 0
+        return job(options, settings)
+
+    return run
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, flush=True)
+
+
+def fail(message: str, *, code: int = 1) -> int:
+    """Prints a message to stderr and returns the exit code."""
+    print(message, file=sys.stderr)
+    return code
+
+
+def print_json(data: Any) -> None:
+    """JSON to stdout, for other programs."""
+    print(json.dumps(data, indent=1, default=str))
+
+
+def print_table(table: Table, *, as_json: bool = False) -> None:
+    """A table for people, or its rows for programs."""
+    if as_json:
+        print_json([dict(row) for row in table.rows])
+    else:
+        print(table.to_markdown(heading=False), end="")

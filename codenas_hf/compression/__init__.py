@@ -1,0 +1,1 @@
+"""A model in fewer bytes, and the files that other programs read."""

@@ -1,0 +1,96 @@
+"""What lies in a folder of ours, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What a reader of the model does not download to run it. All else counts, so that nothing can hide.
+_FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv"})
+_FREE_NAMES = frozenset({"record.json", "LICENSE", ".gitattributes"})
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of what must be shipped to run the model in a folder: weights, tokenizer, configuration.
+
+    Code, texts for people and the record do not count.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file.
+    """
+    counted = [
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in _FREE_SUFFIXES and path.name not in _FREE_NAMES
+    ]
+    if not counted:
+        raise FileNotFoundError(f"{folder} holds no model: expected model.safetensors and config.json")
+    return sum(counted)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` once the block ends without an error.
+
+    Whatever happens, `path` is as it was or new and complete; its permissions are those that the umask gives. The
+    temporary file keeps the name's ending, for libraries that read the format from it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_umask())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` once the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = draft.with_name(f"{draft.name}-old")
+    umask = _umask()
+    try:
+        draft.chmod(0o777 & ~umask)
+        yield draft
+        for path in draft.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: a number that JSON does not have, such as nan.
+    """
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

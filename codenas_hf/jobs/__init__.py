@@ -1,0 +1,1 @@
+"""Whole jobs that a person asks for."""

@@ -1,0 +1,312 @@
+"""evaluate(genome, rung, previous): one code path for every rung, and the timing of the front."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ..architecture.genome import Genome
+from ..data import PreparedData
+from ..data.tokenizer import END_OF_TEXT, PAD
+from ..engine.records import Evaluation, Rung
+from ..folders import folder_bytes, whole_folder
+from ..modeling_codenas import CodeNASForCausalLM
+from ..training import OptimSettings, TrainSettings, build_model, resolve_precision, train
+from ..training.precision import Precision
+from .latency import LatencyModel, default_protocol
+from .provenance import commit, provenance
+from .score import leak_gate, score_windows
+from .timing import TimingProtocol, measure_latency
+
+TRAINING, ARTIFACT = "training", "artifact"
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateSettings:
+    """How a candidate is scored.
+
+    Args:
+        score_bytes: held-out text that a rung is scored on, the same documents for every vocabulary.
+        window_tokens: length of a scoring window; None means that of training.
+        batch_windows: windows in one forward pass.
+        max_position_embeddings: context that the configuration names, where positions are not learned.
+        measure_latency: time every candidate in place of predicting; only for workers that are alone on the device.
+        timing: protocol of the front's timing; None means the default of the device.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    score_bytes: int = 32_000
+    window_tokens: int | None = None
+    batch_windows: int = 8
+    max_position_embeddings: int = 1024
+    measure_latency: bool = False
+    timing: TimingProtocol | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("score_bytes", "batch_windows", "max_position_embeddings", "window_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {value!r}")
+
+
+class _Stopwatch:
+    """Seconds by purpose."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, purpose: str) -> Iterator[None]:
+        """Adds the time of the block to `purpose`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[purpose] = self.seconds.get(purpose, 0.0) + spent
+
+
+def candidate_seed(genome: Genome, *, seed: int) -> int:
+    """The seed of a genome's weights: from what it is, never from who evaluates it or when."""
+    return (int(genome.genome_id[:15], 16) + seed) % (2**63)
+
+
+def new_model(
+    genome: Genome,
+    *,
+    optim: OptimSettings,
+    settings: CandidateSettings,
+    seed: int,
+    device: torch.device | None = None,
+) -> CodeNASForCausalLM:
+    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule."""
+    learned = genome.position_embedding_type == "learned"
+    config = genome.to_config(
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=PAD,
+        max_position_embeddings=None if learned else settings.max_position_embeddings,
+    )
+    model = build_model(CodeNASForCausalLM, config, settings=optim, seed=seed, device=device)
+    assert isinstance(model, CodeNASForCausalLM)
+    return model
+
+
+def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> int:
+    """Writes weights in their present dtype, configuration and tokenizer; returns the bytes that must be shipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    for path in tokenizer.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    return folder_bytes(folder)
+
+
+def _unstarted_device(device: DeviceName) -> torch.device:
+    """The device that workers use, found without making a CUDA context that forked children could not share."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.device_count() else "cpu"
+    return torch.device(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateEvaluator:
+    """Builds, checks, trains, scores, saves and weighs one candidate; picklable.
+
+    A checkpoint is the folder `<genome_id>-r<rung>`, written whole or not at all: `artifact` is the scored model as it
+    would be shipped (bfloat16, tokenizer), `training` what the next rung continues (absent at the last rung).
+
+    Args:
+        data: what to train and score on.
+        train: how to train. `auto` precision is resolved here, once for all workers.
+        settings: how to score.
+        latency: predicts decode latency; None only where candidates are timed.
+        folder: where checkpoints go; all processes of the study must see it.
+        device: where to train and time.
+
+    Raises:
+        ValueError: no latency model and no timing, or a schedule without a constant part.
+    """
+
+    data: PreparedData
+    train: TrainSettings
+    settings: CandidateSettings = field(default_factory=CandidateSettings)
+    latency: LatencyModel | None = None
+    folder: Path
+    device: DeviceName = "auto"
+
+    def __post_init__(self) -> None:
+        if self.latency is None and not self.settings.measure_latency:
+            raise ValueError("`latency` is needed unless `measure_latency` is set: decode latency is an objective")
+        if self.train.optim.schedule != "stable":
+            raise ValueError(
+                f"rungs need the schedule `stable`, whose constant part can be continued; got "
+                f"`{self.train.optim.schedule}`"
+            )
+        dtype = resolve_precision(self.train.precision, device=_unstarted_device(self.device))
+        precision: Precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
+        object.__setattr__(self, "train", replace(self.train, precision=precision))
+        commit()
+
+    def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        """The outcome of `genome` at `rung`; continues the checkpoint of `previous`.
+
+        Raises:
+            LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
+        """
+        disable_progress_bar()  # of saving and loading weights; the search has a display of its own
+        watch = _Stopwatch()
+        device = _unstarted_device(self.device)
+        seed = candidate_seed(genome, seed=self.train.seed)
+        target = self.folder / f"{genome.genome_id}-r{rung.index}"
+        for stale in self.folder.glob(f".{target.name}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with watch.on("build"):
+            model = new_model(genome, optim=self.train.optim, settings=self.settings, seed=seed, device=device)
+            tokens = self.data.tokens(genome.vocab_size, "train")
+            windows = self.data.tokens(genome.vocab_size, "validation").windows(
+                self.settings.window_tokens or self.train.sequence_length, max_bytes=self.settings.score_bytes
+            )
+        with watch.on("gate"):
+            leak_gate(model, vocab_size=genome.vocab_size)
+        with whole_folder(target) as fresh:
+            with watch.on("train"):
+                trained = train(
+                    model,
+                    tokens,
+                    rung.budget,
+                    settings=self.train,
+                    folder=None if rung.keep is None else fresh / TRAINING,
+                    resume_from=_training_state(previous),
+                    accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+                )
+            with watch.on("save"):
+                # What is scored is what is shipped: the rounding to bfloat16 comes first.
+                nn.Module.to(model, torch.bfloat16)
+                artifact_bytes = save_artifact(
+                    model, tokenizer=self.data.tokenizer(genome.vocab_size), folder=fresh / ARTIFACT
+                )
+                model.float()
+            with watch.on("evaluate"):
+                dtype = torch.bfloat16 if trained.precision == "bfloat16" else torch.float32
+                score = score_windows(model, windows, batch_size=self.settings.batch_windows, dtype=dtype)
+            with watch.on("measure"):
+                decode_ms, timing = self._decode_ms(genome, model, device=device)
+        measurements = {
+            "loss": score.loss,
+            "next_token_accuracy": score.next_token_accuracy,
+            "scored_bytes": score.num_bytes,
+            "scored_tokens": score.num_tokens,
+            "num_parameters": genome.num_parameters(),
+            "weight_bytes": genome.artifact_bytes(),
+            "steps": trained.steps,
+            "tokens": trained.tokens,
+            "bytes": trained.bytes,
+            "train_seconds_total": trained.seconds,
+            "steps_run": trained.steps_run,
+            "tokens_per_second": trained.tokens_per_second,
+            "curve": [dict(point) for point in trained.curve],
+            **timing,
+        }
+        return Evaluation(
+            objectives={
+                "bits_per_byte": score.bits_per_byte,
+                "artifact_bytes": float(artifact_bytes),
+                "decode_ms": decode_ms,
+            },
+            measurements=measurements,
+            seconds=watch.seconds,
+            checkpoint=target,
+            provenance={
+                **provenance(device),
+                "seed": seed,
+                "data_seed": self.train.seed,
+                "dtype": trained.precision,
+                "data": self.data.digest,
+                "budget": str(rung.budget),
+                "resumed": previous is not None,
+            },
+        )
+
+    def discard(self, evaluation: Evaluation) -> None:
+        """Removes the checkpoint of a candidate that can no longer be promoted; harmless when repeated."""
+        path = evaluation.checkpoint
+        if path is not None and path.parent.resolve() == self.folder.resolve():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _decode_ms(
+        self, genome: Genome, model: PreTrainedModel, *, device: torch.device
+    ) -> tuple[float, dict[str, Any]]:
+        if self.settings.measure_latency:
+            latency = measure_latency(model, self.settings.timing or default_protocol(device.type))
+            return latency.decode_ms, {"latency": latency.to_dict()}
+        assert self.latency is not None
+        predicted = self.latency.predict_decode_ms(genome)
+        return predicted, {"decode_ms_predicted": predicted}
+
+
+def _training_state(previous: Evaluation | None) -> Path | None:
+    """The folder of the training state that `previous` left; None at rung 0."""
+    if previous is None:
+        return None
+    if previous.checkpoint is None:
+        raise ValueError("the evaluation of the rung below has no checkpoint to continue")
+    state = previous.checkpoint / TRAINING / "constant"
+    if not state.is_dir():
+        raise FileNotFoundError(f"{state} is missing: the rung below was discarded or is on another machine")
+    return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfirmer:
+    """Times a member of the front alone and puts the measured latency in the place of the predicted one; picklable.
+
+    Args:
+        data: of the study.
+        settings: names the timing protocol.
+        folder: where checkpoints lie.
+        device: where to time.
+    """
+
+    data: PreparedData
+    settings: CandidateSettings = field(default_factory=CandidateSettings)
+    folder: Path
+    device: DeviceName = "auto"
+
+    def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        """The evaluation `previous` with its decode latency measured.
+
+        Raises:
+            FileNotFoundError: its artifact is gone.
+        """
+        if previous is None or previous.checkpoint is None or not (previous.checkpoint / ARTIFACT).is_dir():
+            raise FileNotFoundError(f"no artifact of {genome.genome_id} to time; its checkpoint was discarded")
+        disable_progress_bar()  # of saving and loading weights; the search has a display of its own
+        watch = _Stopwatch()
+        device = _unstarted_device(self.device)
+        with watch.on("build"):
+            model = CodeNASForCausalLM.from_pretrained(previous.checkpoint / ARTIFACT)
+            nn.Module.to(model, device)
+        with watch.on("measure"):
+            latency = measure_latency(model, self.settings.timing or default_protocol(device.type))
+        return replace(
+            previous,
+            objectives={**previous.objectives, "decode_ms": latency.decode_ms},
+            measurements={**previous.measurements, "latency": latency.to_dict()},
+            seconds={**previous.seconds, "confirm": sum(watch.seconds.values())},
+            provenance={**previous.provenance, "confirmed": provenance(device)},
+        )

@@ -1,0 +1,1 @@
+"""Generated code runs here and nowhere else."""

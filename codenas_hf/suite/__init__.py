@@ -1,0 +1,1 @@
+"""A finished model, ours or any, on tasks."""
