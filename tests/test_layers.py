@@ -17,6 +17,7 @@ LAYERS = [
 INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
+        *("gaussian", "improvement", "guided"),
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
     "architecture": ["genome", "genome_file", "stock", "choices", "space"],

@@ -2,6 +2,7 @@
 
 from .driver import run_search
 from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution, Seeded
+from .guided import GuidedPolicy
 from .journal import SingleJobError
 from .objectives import Frame, Objectives
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
@@ -18,6 +19,7 @@ __all__ = [
     "Frame",
     "GeneticPolicy",
     "Genome",
+    "GuidedPolicy",
     "IdentityError",
     "Objectives",
     "OptunaPolicy",

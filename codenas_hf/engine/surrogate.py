@@ -96,17 +96,22 @@ class Features:
         levels = {name: tuple(sorted({repr(row.get(name)) for row in rows})) for name in names if name not in numeric}
         return cls(numeric, positive, levels)
 
-    def matrix(self, genomes: Sequence[Genome]) -> Floats:
-        """`[n, columns]`."""
+    def plain(self, genomes: Sequence[Genome]) -> Floats:
+        """`[n, columns]` without products."""
         rows = [_flat(genome.to_dict()) for genome in genomes]
-        plain = np.array([[self._number(row, name) for name in self.numeric] for row in rows], dtype=float)
-        plain = plain.reshape(len(rows), len(self.numeric))
-        first, second = np.triu_indices(len(self.numeric))
+        numbers = [[self._number(row, name) for name in self.numeric] for row in rows]
         flags = [
             [float(repr(row.get(name)) == level) for name, levels in self.levels.items() for level in levels]
             for row in rows
         ]
-        return np.hstack([plain, plain[:, first] * plain[:, second], np.array(flags).reshape(len(rows), -1)])
+        return np.hstack([np.array(part, dtype=float).reshape(len(rows), -1) for part in (numbers, flags)])
+
+    def matrix(self, genomes: Sequence[Genome]) -> Floats:
+        """`[n, columns]`: the plain ones, and after the numbers the products of every two of them."""
+        plain = self.plain(genomes)
+        numbers, flags = plain[:, : len(self.numeric)], plain[:, len(self.numeric) :]
+        first, second = np.triu_indices(len(self.numeric))
+        return np.hstack([numbers, numbers[:, first] * numbers[:, second], flags])
 
     def _number(self, row: Mapping[str, Any], name: str) -> float:
         value = row.get(name)
@@ -168,6 +173,14 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in data.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and value and all(_is_number(each) for each in value):
+            # A value for each block: how much in all, and where.
+            flat[prefix + name] = sum(value) / len(value)
+            flat |= {
+                f"{prefix}{name}.sum": sum(value),
+                f"{prefix}{name}.first": value[0],
+                f"{prefix}{name}.last": value[-1],
+            }
         else:
             flat[prefix + name] = value
     return flat

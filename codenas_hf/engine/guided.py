@@ -1,0 +1,277 @@
+"""Model-guided evolution: a whole evolution inside a model of the space, and training only for the best batch of it.
+
+Of the objectives of a code language model, bytes are counted and latency is predicted before anything is trained:
+only quality has to be learned from the record. So the model is asked for quality alone: a Gaussian process on the
+genes, at the highest rung that the record knows. Genomes evolve inside it, a thousand at no cost, and the batch that is
+trained is the one expected to add most hypervolume, its uncertainty included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .evolution import draw_new
+from .gaussian import GaussianProcess
+from .improvement import expected_improvement
+from .objectives import Objectives
+from .pareto import Floats, survival_order
+from .records import Evaluation, Genome, TrialRecord
+from .surrogate import Features
+
+_MOST_RECORDS = 300  # of which a Gaussian process is fitted; its cost grows with the cube
+_FEW = 6  # promoted genomes below which the higher rung says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedPolicy:
+    """Proposes what is expected to widen the front most.
+
+    A space may offer `known_objectives(genome)`, a mapping from objective names to raw values that are certain before
+    any training; all other objectives are learned.
+
+    Args:
+        objectives: scales and limits of the study.
+        reference: name to raw value beyond which nothing counts; the worst value seen where a name is absent.
+        least: evaluated genomes below which genomes are spread over the space instead.
+        explore: share of the places that go to genomes sampled by chance.
+        generations: of the evolution inside the model.
+        brood: genomes in each of them.
+
+    Raises:
+        ValueError: a share outside 0 to 1, or numbers below 1.
+    """
+
+    objectives: Objectives
+    reference: Mapping[str, float] = field(default_factory=dict)
+    least: int = 12
+    explore: float = 0.1
+    generations: int = 8
+    brood: int = 120
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.explore <= 1:
+            raise ValueError(f"`explore` must lie between 0 and 1, got {self.explore}")
+        for name in ("least", "generations", "brood"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}")
+
+    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
+        """At most `n` new genomes, the most promising first."""
+        if n < 1:
+            return []
+        known = [record for record in records if record.rung == 0 and record.evaluation is not None]
+        if len(known) < max(self.least, 3):
+            return self._spread(records, space=space, n=n, rng=rng)
+        model = _Model.fit(records, space=space, objectives=self.objectives)
+        pool = self._evolved(model, records, space=space, rng=rng)
+        free = int(rng.binomial(n, self.explore))
+        chosen = self._batch(model, pool, records, n=n - free)
+        pending = [TrialRecord(number=-1, genome=genome, rung=0, state="waiting") for genome in chosen]
+        chosen += draw_new(lambda: space.sample(rng), [*records, *pending], n=n - len(chosen))
+        return chosen
+
+    def _spread(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
+        """Of many sampled genomes those that lie farthest from all others, one after the other."""
+        drawn = draw_new(lambda: space.sample(rng), records, n=8 * n)
+        if len(drawn) <= n:
+            return drawn
+        known = [record.genome for record in records]
+        features = Features.of([*known, *drawn])
+        points = _standard(
+            np.hstack([features.plain([*known, *drawn]), _known(space, [*known, *drawn], self.objectives)])
+        )
+        nearest = np.full(len(drawn), np.inf)
+        for point in points[: len(known)]:
+            nearest = np.minimum(nearest, ((points[len(known) :] - point) ** 2).sum(axis=1))
+        chosen: list[int] = []
+        for _ in range(n):
+            at = int(nearest.argmax()) if np.isfinite(nearest).any() or known else 0
+            chosen.append(at)
+            nearest = np.minimum(nearest, ((points[len(known) :] - points[len(known) + at]) ** 2).sum(axis=1))
+            nearest[chosen] = -1.0
+        return [drawn[at] for at in chosen]
+
+    def _evolved(
+        self, model: _Model, records: Sequence[TrialRecord], *, space: Any, rng: np.random.Generator
+    ) -> list[Genome]:
+        """Genomes that no record has, the best that an evolution inside the model comes across."""
+        met = {record.genome.genome_id: record.genome for record in records if record.evaluation is not None}
+        parents = list(met.values())
+        values = model.optimistic(parents)
+        for _ in range(self.generations):
+            order = survival_order(values)[: self.brood]
+            parents, values = [parents[int(i)] for i in order], values[order]
+            children: list[Genome] = []
+            for _ in range(self.brood):
+                first, second = (min(rng.integers(len(parents), size=2)) for _ in range(2))
+                child: Genome = parents[int(first)]
+                if rng.random() < 0.7:
+                    child = space.crossover(child, parents[int(second)], rng)
+                if rng.random() < 0.8 or child.genome_id in met:
+                    child = space.mutate(child, rng)
+                if child.genome_id not in met:
+                    met[child.genome_id] = child
+                    children.append(child)
+            if children:
+                parents, values = [*parents, *children], np.vstack([values, model.optimistic(children)])
+        taken = {record.genome.genome_id for record in records}
+        return [genome for key, genome in met.items() if key not in taken and space.validate(genome) is None]
+
+    def _batch(self, model: _Model, pool: Sequence[Genome], records: Sequence[TrialRecord], *, n: int) -> list[Genome]:
+        """Greedily the genomes that add most; what was chosen counts as if it came out as predicted."""
+        if not pool or n < 1:
+            return []
+        waiting = [r.genome for r in records if r.rung == 0 and r.state in ("waiting", "running")]
+        points, deviation = model.predict(pool)
+        front = model.seen
+        if waiting:
+            front = np.vstack([front, model.predict(waiting)[0]])
+        reference = model.reference(self.reference)
+        lowest = 0.05 * (np.ptp(model.seen[:, 0]) + 1e-12)  # the mean counts, however sure the model is of itself
+        deviation = np.maximum(deviation, 0.01 * lowest)
+
+        def gain(rows: Any) -> Floats:
+            return expected_improvement(
+                points[rows, 0], deviation[rows], points[rows, 1:], front=front, reference=reference
+            )
+
+        gains = np.concatenate([gain(part) for part in np.array_split(np.arange(len(pool)), max(1, len(pool) // 256))])
+        chosen: list[int] = []
+        while len(chosen) < min(n, len(pool)):
+            # A gain only falls while the front grows, so an old value is an upper bound: look again only at the top.
+            while True:
+                at = int(gains.argmax())
+                fresh = float(gain([at])[0])
+                rest = np.partition(gains, -2)[-2] if len(gains) > 1 else -np.inf
+                gains[at] = fresh
+                if fresh >= rest:
+                    break
+            chosen.append(at)
+            gains[at] = -np.inf
+            front = np.vstack([front, points[at]])
+        return [pool[at] for at in chosen]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Scaled objectives of any genome, the one that is least certain first."""
+
+    space: Any
+    objectives: Objectives
+    features: Features
+    learned: Mapping[str, GaussianProcess]
+    order: tuple[str, ...]
+    seen: Floats  # of what was evaluated, without its noise: [k, m] in `order`
+
+    @classmethod
+    def fit(cls, records: Sequence[TrialRecord], *, space: Any, objectives: Objectives) -> _Model:
+        trials = [record for record in records if record.rung == 0 and record.evaluation is not None]
+        if len(trials) > _MOST_RECORDS:
+            best = set(survival_order(_matrix(trials, objectives))[: _MOST_RECORDS // 2].tolist())
+            latest = set(range(len(trials) - _MOST_RECORDS // 2, len(trials)))
+            trials = [trial for at, trial in enumerate(trials) if at in best | latest]
+        genomes = [trial.genome for trial in trials]
+        features = Features.of(genomes)
+        certain = _certain(space, genomes[0])
+        inputs = np.hstack([features.plain(genomes), _known(space, genomes, objectives)])
+        targets = _matrix(trials, objectives)
+        learned = {
+            name: GaussianProcess.fit(inputs, _lifted(records, trials, inputs, targets[:, at], name, objectives))
+            for at, name in enumerate(objectives.names)
+            if name not in certain
+        }
+        uncertain = [*learned] or [objectives.names[0]]
+        order = (uncertain[0], *(name for name in objectives.names if name != uncertain[0]))
+        model = cls(space, objectives, features, learned, order, np.zeros((0, len(order))))
+        seen, _ = model.predict(genomes)
+        return cls(space, objectives, features, learned, order, seen)
+
+    def predict(self, genomes: Sequence[Genome]) -> tuple[Floats, Floats]:
+        """Scaled objectives `[n, m]` in `order`, and the standard deviation of the first `[n]`."""
+        certain = _known(self.space, genomes, self.objectives)
+        inputs = np.hstack([self.features.plain(genomes), certain])
+        names = [name for name in self.objectives.names if name not in self.learned]
+        columns = {name: certain[:, at] for at, name in enumerate(names)} if certain.size else {}
+        deviation = np.zeros(len(genomes))
+        for name, process in self.learned.items():
+            columns[name], spread = process.predict(inputs)
+            if name == self.order[0]:
+                deviation = spread
+        return np.stack([columns[name] for name in self.order], axis=1), deviation
+
+    def optimistic(self, genomes: Sequence[Genome]) -> Floats:
+        """What a genome may reach: the mean less one standard deviation."""
+        points, deviation = self.predict(genomes)
+        points[:, 0] -= deviation
+        return points
+
+    def reference(self, given: Mapping[str, float]) -> Floats:
+        """The corner beyond which nothing counts, `[m]` in `order`."""
+        worst = self.seen.max(axis=0)
+        corner = []
+        for at, name in enumerate(self.order):
+            value = given.get(name, self.objectives.limits.get(name))
+            corner.append(float(worst[at]) if value is None else self.objectives.scaled(name, value))
+        return np.array(corner)
+
+
+def _lifted(
+    records: Sequence[TrialRecord],
+    trials: Sequence[TrialRecord],
+    inputs: Floats,
+    targets: Floats,
+    name: str,
+    objectives: Objectives,
+) -> Floats:
+    """Rung 0's values brought to the highest rung that has enough of them, a rung at a time.
+
+    The difference between two rungs is smooth where both are noisy, so few promoted genomes teach it: it is a Gaussian
+    process of its own on genes and the lower value (Kennedy and O'Hagan 2000, https://doi.org/10.1093/biomet/87.1.1).
+    Genomes that were promoted keep what was measured of them.
+    """
+    values = targets.copy()
+    row_of = {trial.genome.genome_id: at for at, trial in enumerate(trials)}
+    for rung in range(1, max(record.rung for record in records) + 1):
+        above = [r for r in records if r.rung == rung and r.evaluation is not None and r.genome.genome_id in row_of]
+        if len(above) < _FEW:
+            break
+        rows = np.array([row_of[record.genome.genome_id] for record in above])
+        measured = _matrix(above, objectives)[:, objectives.names.index(name)]
+        with_value = np.hstack([inputs, values[:, None]])
+        change = GaussianProcess.fit(with_value[rows], measured - values[rows])
+        values = values + change.predict(with_value)[0]
+        values[rows] = measured
+    return values
+
+
+def _matrix(trials: Sequence[TrialRecord], objectives: Objectives) -> Floats:
+    evaluations: list[Evaluation] = [trial.evaluation for trial in trials if trial.evaluation is not None]
+    return objectives.matrix(evaluations)
+
+
+def _certain(space: Any, genome: Genome) -> Mapping[str, float]:
+    """What the space says of a genome before any training."""
+    ask = getattr(space, "known_objectives", None)
+    found: Mapping[str, float] = ask(genome) if ask is not None else {}
+    return found
+
+
+def _known(space: Any, genomes: Sequence[Genome], objectives: Objectives) -> Floats:
+    """Scaled known objectives `[n, known]`, in the study's order."""
+    rows = []
+    for genome in genomes:
+        found = _certain(space, genome)
+        rows.append([objectives.scaled(name, found[name]) for name in objectives.names if name in found])
+    return np.array(rows, dtype=float).reshape(len(rows), -1)
+
+
+def _standard(points: Floats) -> Floats:
+    spread = points.std(axis=0)
+    return np.asarray(
+        (points - points.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0) / math.sqrt(points.shape[1])
+    )

@@ -1,0 +1,151 @@
+"""The model finds a smooth law, the expected gain is the real one, and guided search beats chance by far."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from integer_space import IntegerSpace, Point
+from test_evolution import OBJECTIVES, distance_from_front, some_records
+
+from codenas_hf.engine.evolution import RandomPolicy
+from codenas_hf.engine.gaussian import GaussianProcess
+from codenas_hf.engine.guided import GuidedPolicy
+from codenas_hf.engine.improvement import expected_improvement
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.pareto import hypervolume
+from codenas_hf.engine.records import Evaluation, TrialRecord
+
+SPACE = IntegerSpace()
+
+
+class KnownSpace(IntegerSpace):
+    """One objective of the square is certain before any evaluation."""
+
+    def known_objectives(self, genome: Point) -> Mapping[str, float]:
+        return {"b": float(self.side - 1 - genome.x + genome.y)}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_smooth_function_is_learned_with_an_honest_deviation(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    inputs, fresh = rng.normal(size=(80, 3)), rng.normal(size=(300, 3))
+
+    def law(x: Any) -> Any:
+        return np.sin(x[:, 0]) + 0.3 * x[:, 1] ** 2 - 0.5 * x[:, 2]
+
+    process = GaussianProcess.fit(inputs, law(inputs) + rng.normal(0, noise, 80))
+    mean, deviation = process.predict(fresh)
+    error = np.abs(mean - law(fresh))
+    assert np.corrcoef(mean, law(fresh))[0, 1] > 0.95
+    assert 0.85 < (error < 2 * deviation + 1e-9).mean()
+    near = process.predict(inputs)[1].mean()
+    assert near < 0.6 * deviation.mean()
+
+
+def test_too_few_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs 3 rows or more, got 2"):
+        GaussianProcess.fit(np.zeros((2, 1)), np.zeros(2))
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_expected_improvement_is_the_mean_of_real_improvements(objectives: int) -> None:
+    rng = np.random.default_rng(objectives)
+    front, reference = rng.random((9, objectives)) * 0.8 + 0.2, np.full(objectives, 0.9)
+    mean, deviation = rng.random(4) * 0.4, np.array([1e-9, 0.1, 0.2, 0.3])
+    known = rng.random((4, objectives - 1)) * 0.6
+    gains = expected_improvement(mean, deviation, known, front=front, reference=reference)
+    before = hypervolume(front, reference=reference)
+    for at in range(4):
+        draws = rng.normal(mean[at], deviation[at], 3000)
+        volumes = [hypervolume(np.vstack([front, [d, *known[at]]]), reference=reference) for d in draws]
+        assert gains[at] == pytest.approx(np.mean(volumes) - before, rel=0.06, abs=1e-6)
+
+
+def test_no_front_and_points_beyond_the_reference_are_fine() -> None:
+    none = np.zeros((0, 2))
+    gain = expected_improvement(np.array([0.5, 2.0]), np.full(2, 1e-9), np.array([[0.5], [0.5]]), front=none,
+                                reference=np.ones(2))  # fmt: skip
+    assert gain == pytest.approx([0.25, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("space", [SPACE, KnownSpace()], ids=["all learned", "one known"])
+def test_proposals_lie_near_the_front(space: IntegerSpace) -> None:
+    records = some_records()
+    guided, chance = GuidedPolicy(objectives=OBJECTIVES, explore=0.0), RandomPolicy()
+    found, drawn = (
+        [g for seed in range(3) for g in p.propose(records, space=space, n=6, rng=np.random.default_rng(seed))]
+        for p in (guided, chance)
+    )
+    assert distance_from_front(found) < distance_from_front(drawn) / 3
+
+
+def test_a_pure_function_of_its_arguments_and_nothing_twice() -> None:
+    records = some_records()
+    policy = GuidedPolicy(objectives=OBJECTIVES)
+    first, again = (policy.propose(records, space=SPACE, n=10, rng=np.random.default_rng(5)) for _ in range(2))
+    assert first == again
+    ids = {genome.genome_id for genome in first}
+    assert len(ids) == 10
+    assert not ids & {record.genome.genome_id for record in records}
+
+
+def test_what_waits_is_not_proposed_beside_itself() -> None:
+    """A batch is spread out: what was chosen, and what others train just now, counts as known."""
+    records = some_records()
+    policy = GuidedPolicy(objectives=OBJECTIVES, explore=0.0)
+    first = policy.propose(records, space=SPACE, n=8, rng=np.random.default_rng(0))
+    columns = [genome.x for genome in first]
+    assert len(set(columns)) >= 6  # the front of the square has one point for each x
+    pending = [TrialRecord(number=-1, genome=g, rung=0, state="waiting") for g in first]
+    second = policy.propose([*records, *pending], space=SPACE, n=8, rng=np.random.default_rng(1))
+    assert not {g.genome_id for g in first} & {g.genome_id for g in second}
+
+
+def test_before_enough_is_known_genomes_are_spread() -> None:
+    policy = GuidedPolicy(objectives=OBJECTIVES)
+    spread = policy.propose([], space=SPACE, n=9, rng=np.random.default_rng(0))
+    drawn = RandomPolicy().propose([], space=SPACE, n=9, rng=np.random.default_rng(0))
+
+    def closest(points: Any) -> int:
+        return min(abs(a.x - b.x) + abs(a.y - b.y) for i, a in enumerate(points) for b in points[:i])
+
+    assert closest(spread) > closest(drawn)
+
+
+def test_the_higher_rung_is_what_counts() -> None:
+    """Rung 0 likes small x, rung 1 measures the opposite: after enough promotions the model believes rung 1."""
+    objectives = Objectives(scales={"a": "linear", "b": "linear"})
+    rng = np.random.default_rng(0)
+    points = list({(int(x), int(y)) for x, y in rng.integers(32, size=(60, 2))})
+    records = []
+    for number, (x, y) in enumerate(points):
+        low = Evaluation(objectives={"a": x / 4 + y, "b": 10.0 + y})
+        records.append(TrialRecord(number, Point(x, y), 0, "complete", low))
+    for number, (x, y) in enumerate(points[::3]):
+        high = Evaluation(objectives={"a": 31 - x + y, "b": 10.0 + y})
+        records.append(TrialRecord(number, Point(x, y), 1, "complete", high, parent=3 * number))
+    policy = GuidedPolicy(objectives=objectives, explore=0.0)
+    first_with_both, first_with_one = (
+        policy.propose(known, space=SPACE, n=6, rng=np.random.default_rng(0))[0]
+        for known in (records, records[: len(points)])
+    )
+    assert first_with_both == Point(31, 0)
+    assert first_with_one == Point(0, 0)
+
+
+def test_a_small_space_is_exhausted_without_error() -> None:
+    space = IntegerSpace(side=4)
+    records = [
+        TrialRecord(i, Point(i % 4, i // 4), 0, "complete", Evaluation(objectives={"a": i % 4 + i // 4, "b": 3.0 + i}))
+        for i in range(15)
+    ]
+    found = GuidedPolicy(objectives=OBJECTIVES).propose(records, space=space, n=5, rng=np.random.default_rng(0))
+    assert [(g.x, g.y) for g in found] == [(3, 3)]
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="`explore` must lie between 0 and 1"):
+        GuidedPolicy(objectives=OBJECTIVES, explore=1.5)
+    with pytest.raises(ValueError, match="`brood` must be 1 or more"):
+        GuidedPolicy(objectives=OBJECTIVES, brood=0)
