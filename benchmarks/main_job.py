@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.engine import SearchResult
-from codenas_hf.jobs.search import open_study
+from codenas_hf.jobs.study import open_study
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"

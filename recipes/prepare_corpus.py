@@ -12,7 +12,7 @@ from pathlib import Path
 
 from codenas_hf.data import overview
 from codenas_hf.jobs.settings import RunSettings
-from codenas_hf.jobs.train import prepare
+from codenas_hf.jobs.text import prepare
 from codenas_hf.strict_yaml import load
 
 VOCABULARIES = (2048, 4096, 8192, 16384)

@@ -10,7 +10,7 @@ from study_records import make_records
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from codenas_hf.data import PreparedData
-from codenas_hf.report import StudyView
+from codenas_hf.report.study_view import StudyView
 from codenas_hf.report.tables import correlation_table, front_table, seconds_table, trials_table
 
 LATENCY = {

@@ -90,7 +90,7 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("codenas_hf.cli.studies.search", stopped)
+    monkeypatch.setattr("codenas_hf.jobs.search.search", stopped)
     assert main(["search"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -99,7 +99,7 @@ def test_what_is_no_users_mistake_shows_where_it_happened(monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise AttributeError("a bug of ours")
 
-    monkeypatch.setattr("codenas_hf.cli.studies.search", broken)
+    monkeypatch.setattr("codenas_hf.jobs.search.search", broken)
     with pytest.raises(AttributeError, match="a bug of ours"):
         main(["search"])
 

@@ -20,7 +20,7 @@ from codenas_hf.data import PreparedData
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.release.export import write_release
 from codenas_hf.release.hub import publish
-from codenas_hf.report import write_report
+from codenas_hf.report.page import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Client = Callable[..., str]

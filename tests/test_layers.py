@@ -37,7 +37,7 @@ INSIDE = {
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
     "release": ["export", "cards", "parcels", "hub"],
-    "jobs": ["settings", "train", "search"],
+    "jobs": ["settings", "text", "study", "cost", "release", "releases", "train", "search", "models", "status"],
     "cli": ["words", "models", "studies", "main"],
 }
 # The rooms of the house: root modules and folders of the package, and the folders beside it that import them.

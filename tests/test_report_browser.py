@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from study_records import make_records
 
-from codenas_hf.report import write_report
+from codenas_hf.report.page import write_report
 
 pytestmark = pytest.mark.browser
 

@@ -11,9 +11,9 @@ from study_records import PlainGenome, make_records
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.records import TrialRecord
 from codenas_hf.engine.result import SearchResult
-from codenas_hf.report import write_report
 from codenas_hf.report.architecture import Tensor
 from codenas_hf.report.drawing import INKS, round_ticks, time_ticks, to_svg
+from codenas_hf.report.page import write_report
 from codenas_hf.report.plots import curves_table, hypervolume_figure, points_table, projections
 from codenas_hf.report.study_view import StudyView
 from codenas_hf.report.tables import hypervolume_table

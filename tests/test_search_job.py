@@ -21,17 +21,11 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.data import PreparedData
 from codenas_hf.hardware import Hardware, alone
-from codenas_hf.jobs.search import (
-    _corners,
-    _policy,
-    _screened,
-    cost_lines,
-    engine_settings,
-    load_space,
-    open_study,
-    search,
-)
+from codenas_hf.jobs.cost import cost_lines
+from codenas_hf.jobs.search import _policy, engine_settings, search
 from codenas_hf.jobs.settings import PolicyName, RunSettings
+from codenas_hf.jobs.study import corners, open_study, screened
+from codenas_hf.jobs.text import load_space
 from codenas_hf.measure.latency import LatencyModel
 from codenas_hf.strict_yaml import SettingsError, load
 
@@ -217,19 +211,19 @@ def test_limits_screen_and_become_the_reference(
     settings = tiny_settings(tmp_path, tiny_corpus_folder, "limits.bytes=200kB", "limits.decode_ms=0.25")
     space = load_space(settings.space)
     latency = latency_model(space)
-    screened = _screened(space, settings, data=tiny_data, latency=latency)
+    within = screened(space, settings, data=tiny_data, latency=latency)
     rng = np.random.default_rng(1)
-    for genome in (screened.sample(rng) for _ in range(30)):
+    for genome in (within.sample(rng) for _ in range(30)):
         assert genome.artifact_bytes() < 200_000
         assert latency.predict_decode_ms(genome) < 0.28
-    corners = _corners(screened, data=tiny_data, latency=latency)
-    engine = engine_settings(settings, hardware=Hardware("cpu", "x", 2), corners=corners, identity={"a": 1})
+    points = corners(within, data=tiny_data, latency=latency)
+    engine = engine_settings(settings, hardware=Hardware("cpu", "x", 2), corners=points, identity={"a": 1})
     assert engine.limits == {"artifact_bytes": 200_000.0, "decode_ms": 0.25}
     assert engine.reference["artifact_bytes"] == 200_000.0
     assert all(engine.ideal[name] < engine.reference[name] for name in engine.reference)
     impossible = tiny_settings(tmp_path, tiny_corpus_folder, "limits.bytes=1kB")
     with pytest.raises(SettingsError, match=r"no architecture of the space .* keeps the limits"):
-        _screened(space, impossible, data=tiny_data, latency=latency)
+        screened(space, impossible, data=tiny_data, latency=latency)
 
 
 def test_seeds_come_first_and_must_belong(tmp_path: Path, tiny_corpus_folder: Path) -> None:

@@ -14,9 +14,10 @@ from codenas_hf.data import PreparedData
 from codenas_hf.engine import Budget
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
-from codenas_hf.jobs.train import _curve_lines, prepare, train_genome
+from codenas_hf.jobs.text import prepare
+from codenas_hf.jobs.train import _curve_lines, train_genome
 from codenas_hf.release.cards import model_card
-from codenas_hf.report import architecture_table, tensors_of_folder
+from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.strict_yaml import load
 
 

@@ -8,8 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from transformers.utils.logging import disable_progress_bar
-
 from ..data import DataError
 from ..engine import IdentityError, SingleJobError
 from ..release.hub import PublishError
@@ -72,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    disable_progress_bar()  # of loading weights; jobs have displays of their own
     try:
         return options.run(options)  # type: ignore[no-any-return]  # a Run
     except KeyboardInterrupt:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..data import overview
-from ..hardware import is_main_process
-from ..jobs.search import load_space, open_study, report_study, search
-from ..jobs.settings import RunSettings
-from ..jobs.train import prepare
-from ..release.hub import Published, publish
-from ..report.cells import Column, Table
 from .words import Run, add_settings, fail, print_json, print_table, say, with_settings
+
+if TYPE_CHECKING:
+    from ..jobs.settings import RunSettings
+    from ..release.hub import Published
 
 
 def corpus(verb: argparse.ArgumentParser) -> Run:
@@ -23,7 +20,9 @@ def corpus(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--json", action="store_true", help="the whole report as JSON")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
-        data = prepare(settings, vocab_sizes=load_space(settings.space).vocab_sizes)
+        from ..jobs.text import overview, prepare_all  # loads torch
+
+        data = prepare_all(settings)
         if options.json:
             print_json(data.corpus.report)
         else:
@@ -40,22 +39,10 @@ def tokenizer(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
-        sizes = options.vocab or load_space(settings.space).vocab_sizes
-        data = prepare(settings, vocab_sizes=sizes)
-        rows = [
-            {
-                "vocab_size": size,
-                "bytes_per_token": data.tokens(size, "validation").bytes_per_token,
-                "folder": str(data.tokenizer(size)),
-            }
-            for size in data.vocab_sizes
-        ]
-        columns = (
-            Column("vocab_size", "vocabulary", "integer"),
-            Column("bytes_per_token", "held-out bytes per token"),
-            Column("folder", "folder"),
-        )
-        print_table(Table("tokenizers", "Tokenizers", columns, tuple(rows)), as_json=options.json)
+        from ..jobs.text import prepare_all, vocabulary_table  # loads torch
+
+        data = prepare_all(settings, vocab_sizes=options.vocab or ())
+        print_table(vocabulary_table(data), as_json=options.json)
         return 0
 
     return with_settings(job)
@@ -67,6 +54,9 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--fresh", action="store_true", help="put an existing study aside and start anew")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..hardware import is_main_process
+        from ..jobs.search import search  # loads torch
+
         outcome = search(settings, fresh=options.fresh, say=say)
         if not is_main_process():
             return 0
@@ -89,58 +79,15 @@ def status(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:
-        rows = [study_row(path.parent) for path in sorted(options.folder.glob("*/settings.yaml"))]
-        if not rows:
+        from ..jobs.status import status_table
+
+        table = status_table(options.folder)
+        if not table.rows:
             return fail(f"no studies in {options.folder}; `codenas search` starts one", code=1)
-        columns = (
-            Column("study", "study"),
-            Column("state", "state"),
-            Column("evaluated", "evaluated", "integer"),
-            Column("failed", "failed", "integer"),
-            Column("front", "front", "integer"),
-            Column("bits_per_byte", "best bits per byte"),
-            Column("artifact_bytes", "winner", "bytes"),
-            Column("decode_ms", "decode per token", "ms"),
-            Column("seconds_left", "left", "seconds"),
-        )
-        print_table(Table("studies", "Studies", columns, tuple(rows)), as_json=options.json)
+        print_table(table, as_json=options.json)
         return 0
 
     return run
-
-
-def study_row(folder: Path) -> dict[str, Any]:
-    """How one study stands; what is not known yet is absent."""
-    try:
-        result, settings = open_study(folder)
-    except FileNotFoundError:
-        return {"study": folder.name, "state": "preparing data"}
-    done = [r for r in result.records if r.state == "complete"]
-    ladder = settings.search
-    each = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]
-    running = any(r.state == "running" for r in result.records)
-    row: dict[str, Any] = {
-        "study": folder.name,
-        "state": "finished" if result.finished else "running" if running else "unfinished",
-        "evaluated": len(done),
-        "failed": len(result.failures),
-        "front": len(result.front),
-    }
-    if result.front:
-        row["bits_per_byte"] = min(r.evaluation.objectives["bits_per_byte"] for r in result.front if r.evaluation)
-    if result.winner is not None and result.winner.evaluation is not None:
-        row |= {k: result.winner.evaluation.objectives[k] for k in ("artifact_bytes", "decode_ms")}
-    if not result.finished and done:
-        spent = {rung: [] for rung in range(len(each))}  # type: dict[int, list[float]]
-        for r in done:
-            if r.evaluation is not None:
-                spent[r.rung].append(sum(r.evaluation.seconds.values()))
-        means = [sum(v) / len(v) if v else None for v in spent.values()]
-        if all(mean is not None for mean in means):
-            left = [max(0, ladder.generations * n - len(spent[rung])) for rung, n in enumerate(each)]
-            workers = max(1, sum(r.state == "running" for r in result.records))
-            row["seconds_left"] = sum(n * (mean or 0.0) for n, mean in zip(left, means, strict=True)) / workers
-    return row
 
 
 def plot(verb: argparse.ArgumentParser) -> Run:
@@ -149,9 +96,9 @@ def plot(verb: argparse.ArgumentParser) -> Run:
 
     def run(options: argparse.Namespace) -> int:
         started = time.perf_counter()
-        result, _ = open_study(options.study)
-        winner = options.study / "winner"
-        page = report_study(result, folder=options.study, winner=winner if winner.is_dir() else None)
+        from ..jobs.study import write_study_report  # loads torch
+
+        page = write_study_report(options.study)
         print(f"report    {page} ({time.perf_counter() - started:.1f} s)")
         return 0
 
@@ -170,6 +117,8 @@ def publish_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:
+        from ..release.hub import publish  # loads datasets
+
         done = publish(
             options.folder,
             repo_id=options.repo_id,

@@ -1,4 +1,7 @@
-"""What the verbs share: settings from words, messages, tables."""
+"""What the verbs share: settings from words, messages, tables.
+
+A local import, here and in the verbs, keeps torch (five seconds) away from `--help`, `status`, `show` and `winner`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..hardware import Hardware
-from ..jobs.settings import RunSettings, config_path
-from ..report import Table
-from ..strict_yaml import dump, load
+from ..report.cells import Table
+
+if TYPE_CHECKING:
+    from ..jobs.settings import RunSettings
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -36,25 +39,28 @@ def add_settings(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--show-settings", action="store_true", help="print the resolved settings and stop")
 
 
-def run_settings(options: argparse.Namespace) -> RunSettings:
-    """Defaults, then configs/gpu.yaml where there is a GPU, then `--config` files, then name=value words."""
-    files = [config_path(name) for name in options.config]
-    if Hardware.discover().device == "cuda" and "device=cpu" not in options.overrides:
-        files.insert(0, config_path("gpu"))
-    return load(RunSettings, *files, overrides=options.overrides)
-
-
 def with_settings(job: Callable[[argparse.Namespace, RunSettings], int]) -> Run:
     """A verb that runs `job` with the resolved settings, or prints them when that is all that was asked."""
 
     def run(options: argparse.Namespace) -> int:
-        settings = run_settings(options)
+        from ..jobs.settings import RunSettings
+        from ..strict_yaml import dump
+
+        settings = RunSettings.of(*options.overrides, config=options.config)
         if options.show_settings:
             print(dump(settings), end="")
             return 0
+        quiet()
         return job(options, settings)
 
     return run
+
+
+def quiet() -> None:
+    """Hides transformers' bars of loading and saving weights: jobs have displays of their own."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def say(line: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data import CorpusSettings, TokenizerSettings
 from ..engine import Budget, Rung
+from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
 from ..release.hub import PublishSettings
-from ..strict_yaml import SettingsError
+from ..strict_yaml import SettingsError, load
 from ..training import TrainSettings
 
 PolicyName = Literal["genetic", "screened", "random", "regularized"]
@@ -172,3 +174,19 @@ class RunSettings:
     final_score_bytes: int = 1_000_000
     log_with: tuple[str, ...] = ()
     publish: PublishSettings = field(default_factory=PublishSettings)
+
+    @classmethod
+    def of(cls, *words: str, config: Sequence[str | Path] = ()) -> RunSettings:
+        """Defaults, then configs/gpu.yaml where there is a GPU, then files, then `name=value` words.
+
+        Args:
+            words: settings such as `limits.bytes=20MB`; values are YAML.
+            config: settings files, by path or by name in configs/.
+
+        Raises:
+            SettingsError: no such file or setting, or a value that cannot be used.
+        """
+        files = [config_path(name) for name in config]
+        if Hardware.discover().device == "cuda" and "device=cpu" not in words:
+            files.insert(0, config_path("gpu"))
+        return load(cls, *files, overrides=words)

@@ -1,170 +1,107 @@
-"""One genome, trained, scored and released; and a study's trial, released as it is."""
+"""One genome, trained on every process of the launcher, scored and released."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
-from ..data import PreparedData, prepare_data, prepare_for_tokenizer
+from ..architecture.genome_file import read_genome
+from ..data import PreparedData
 from ..data.storage import file_sha256
-from ..engine import Budget, TrialRecord
+from ..engine import Budget
 from ..generation.loading import load_model
-from ..hardware import Hardware, alone, exclusively, is_main_process
-from ..measure.candidate import ARTIFACT, new_model
-from ..measure.latency import default_protocol
-from ..measure.provenance import provenance
-from ..measure.score import Score, leak_gate, score_windows
-from ..measure.timing import measure_latency
-from ..modeling_codenas import CodeNASForCausalLM
-from ..release.export import write_release
-from ..strict_yaml import to_mapping
-from ..suite.prompts import PromptKind, prompt_file
-from ..training import latest_checkpoint, train
-from .settings import RunSettings
+from ..hardware import Hardware, is_main_process
+from ..measure.candidate import new_model
+from ..measure.score import leak_gate
+from ..training import latest_checkpoint
+from ..training import train as train_model
+from .release import measure_model, release_model, score_model
+from .settings import RunSettings, config_path
+from .study import open_study
+from .text import prepare
 
 Say = Callable[[str], None]
 
 
-def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer: Path | None = None) -> PreparedData:
-    """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
-
-    Of the processes of a job on one machine one builds and the others then find it. Where the corpus is cleaned of
-    benchmarks it is cleaned of this project's own prompts too.
-
-    Args:
-        settings: name the text.
-        vocab_sizes: of the tokenizers that are trained on it.
-        tokenizer: folder of one that is there already; it is taken instead.
-    """
-    folder = (settings.folder / "data").resolve()
-    corpus = settings.corpus
-    if corpus.benchmarks:
-        prompts = tuple(str(prompt_file(kind)) for kind in get_args(PromptKind))
-        corpus = replace(corpus, benchmarks=(*corpus.benchmarks, *prompts))
-    with exclusively(folder / ".lock"):
-        if tokenizer is not None:
-            return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
-        return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
-
-
-def seconds_per_step(
-    genome: Genome, *, settings: RunSettings, data: PreparedData, device: str, steps: int = 6
-) -> float:
-    """Seconds of one training step of a genome with one compute thread, measured now on `device`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = new_model(genome, optim=settings.train.optim, settings=settings.candidate, seed=0)
-        tokens = data.tokens(genome.vocab_size, "train")
-        with alone():  # the main rank measures; the others are not here to be waited for
-            accelerator = Accelerator(cpu=device == "cpu")
-        train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
-        result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
-    finally:
-        torch.set_num_threads(threads)
-    return result.seconds_run / result.steps_run
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a released model was measured to be.
-
-    Args:
-        facts: bits per byte, loss, accuracy, bytes, latencies, ...; what was not measured is absent.
-        seconds: what the measuring took.
-    """
-
-    facts: Mapping[str, Any]
-    seconds: float
-
-
-def measure_model(
-    model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str
-) -> Measured:
-    """Scores a model on `final_score_bytes` of held-out text and times it alone, after the leak gate.
+def find_genome(source: str) -> Genome:
+    """A genome from a genome file, a study (its winner), `study:NUMBER` (a trial of rung 0), or a release folder.
 
     Raises:
-        codenas_hf.measure.score.LeakError: the model sees tokens that it must predict.
+        FileNotFoundError: nothing there.
+        ValueError: no such trial.
     """
-    started = time.perf_counter()
-    model = torch.nn.Module.to(model, torch.device(device)).eval()
-    leak_gate(model, vocab_size=vocab_size)
-    length = settings.train.sequence_length
-    score = _score(model, settings=settings, data=data, vocab_size=vocab_size)
-    latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
-    facts = {
-        "bits_per_byte": score.bits_per_byte,
-        "loss": score.loss,
-        "next_token_accuracy": score.next_token_accuracy,
-        "scored_bytes": score.num_bytes,
-        "scored_tokens": score.num_tokens,
-        "window_tokens": length,
-        "bytes_per_token": score.num_bytes / score.num_tokens,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "latency": latency.to_dict(),
-    }
-    return Measured(facts, time.perf_counter() - started)
+    path, _, number = source.partition(":")
+    folder = Path(path)
+    if (folder / "record.json").is_file():
+        return Genome.from_dict(json.loads((folder / "record.json").read_text(encoding="utf-8"))["genome"])
+    if (folder / "settings.yaml").is_file():
+        result, _ = open_study(folder)
+        if not number:
+            if result.winner is None:
+                raise ValueError(f"{folder} has no winner yet; name a trial as {folder}:NUMBER")
+            return _genome(result.winner.genome)
+        found = [r for r in result.records if r.rung == 0 and str(r.number) == number]
+        if not found:
+            raise ValueError(f"{folder} has no trial {number}; it has 0 to {len(result.records) - 1}")
+        return _genome(found[0].genome)
+    return read_genome(config_path(path if "/" in path else f"genomes/{path}"))
 
 
-def _score(model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int) -> Score:
-    """On `final_score_bytes` of held-out text."""
-    windows = data.tokens(vocab_size, "validation").windows(
-        settings.train.sequence_length, max_bytes=settings.final_score_bytes
-    )
-    return score_windows(model, windows)
+def _genome(value: Any) -> Genome:
+    assert isinstance(value, Genome)
+    return value
 
 
-def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, data: PreparedData) -> Path:
-    """Writes `study`/winner from the weights that a trial left; an existing release of the same trial stays.
+def train(
+    genome: Genome | str | Path,
+    budget: Budget | str = "300 seconds",
+    *,
+    settings: RunSettings | None = None,
+    out: Path | None = None,
+    fine_tune: bool = False,
+    say: Say = print,
+) -> Path:
+    """Trains one architecture on the text of the settings, scores it and writes a release folder.
 
-    The weights are loaded from the trial's checkpoint, scored on more text than in the search, and timed alone.
+    Under `accelerate launch` every process calls it. The same call goes on with an interrupted training.
+
+    Args:
+        genome: the architecture: a genome, or what `find_genome` reads.
+        budget: the total, such as `"5000 steps"`, `"2e8 tokens"` or `"300 seconds"`.
+        settings: text, training and scoring; None takes those of `RunSettings.of()`.
+        out: the release folder; None takes one in `settings.folder`, named after the genome.
+        fine_tune: train the weights of the release folder `genome` on, with its tokenizer.
+        say: told how it goes, a line at a time.
 
     Returns:
         The release folder.
 
     Raises:
-        ValueError: the trial has no checkpoint.
+        ValueError: no such genome or budget; fine-tuning of what is no release.
+        codenas_hf.data.DataError: no usable training text.
+        codenas_hf.training.DivergenceError: the loss is no longer finite.
     """
-    genome, evaluation = record.genome, record.evaluation
-    if evaluation is None or evaluation.checkpoint is None or not isinstance(genome, Genome):
-        raise ValueError(f"trial {record.number} of rung {record.rung} has no weights to release; train its genome")
-    folder = study / "winner"
-    same = {"genome_id": genome.genome_id, "rung": record.rung, "number": record.number}
-    try:
-        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        if found.get("trial") == same:
-            return folder
-    except (OSError, ValueError):
-        pass
-    device = Hardware.discover(settings.device).device
-    model = CodeNASForCausalLM.from_pretrained(evaluation.checkpoint / ARTIFACT, dtype=torch.float32)
-    measured = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
-    return _release(
-        model,
-        genome,
-        folder=folder,
-        settings=settings,
-        data=data,
-        record={
-            "trial": same,
-            "study": study.name,
-            "evaluation": evaluation.to_dict(),
-            "measured": measured.facts,
-            "seconds": {**evaluation.seconds, "final_measure": measured.seconds},
-        },
-    )
+    settings = settings or RunSettings.of()
+    budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
+    architecture = genome if isinstance(genome, Genome) else find_genome(str(genome))
+    start = None
+    if fine_tune:
+        if isinstance(genome, Genome) or not (Path(genome) / "record.json").is_file():
+            raise ValueError(f"--fine-tune wants a release folder with its weights, got {genome}")
+        start = Path(genome)
+    if out is None:
+        out = settings.folder / (f"{architecture.genome_id}-tuned" if start else architecture.genome_id)
+    data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start)
+    return train_genome(architecture, budget, folder=out, settings=settings, data=data, say=say, start=start)
 
 
 def train_genome(
@@ -218,7 +155,7 @@ def train_genome(
     if settings.log_with:
         accelerator.init_trackers("trackers", config={"genome": genome.genome_id, "budget": str(budget)})
     say(f"train     {genome.num_parameters():,} parameters for {budget} on {accelerator.num_processes} x {device}")
-    result = train(
+    result = train_model(
         model,
         tokens,
         budget,
@@ -250,7 +187,7 @@ def train_genome(
         "processes": accelerator.num_processes,
         "curve": [dict(point) for point in result.curve],
     }
-    return _release(
+    return release_model(
         model,
         genome,
         folder=folder,
@@ -270,7 +207,7 @@ def _start(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model of a release folder, and what the record of its fine-tuning says of it."""
     model = load_model(folder, device=device).model
-    bits = _score(model, settings=settings, data=data, vocab_size=vocab_size).bits_per_byte
+    bits = score_model(model, settings=settings, data=data, vocab_size=vocab_size).bits_per_byte
     say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
     earlier = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     known = {"folder": folder.name, "weights": file_sha256(folder / "model.safetensors"), "bits_per_byte": bits}
@@ -303,29 +240,3 @@ def _curve_lines(bytes_per_token: float, *, say: Say) -> Callable[[Mapping[str, 
             )
 
     return on_point
-
-
-def _release(
-    model: PreTrainedModel,
-    genome: Genome,
-    *,
-    folder: Path,
-    settings: RunSettings,
-    data: PreparedData,
-    record: Mapping[str, Any],
-) -> Path:
-    """Writes the release folder with its record."""
-    full = {
-        "genome": genome.to_dict(),
-        "genome_id": genome.genome_id,
-        **record,
-        "data": {"digest": data.digest, "corpus": data.corpus.report},
-        "provenance": provenance(torch.device(Hardware.discover(settings.device).device)),
-    }
-    return write_release(
-        torch.nn.Module.to(model, "cpu"),
-        folder=folder,
-        tokenizer=data.tokenizer(genome.vocab_size),
-        record=full,
-        settings=to_mapping(settings),
-    )

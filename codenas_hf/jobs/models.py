@@ -1,0 +1,190 @@
+"""What a finished model is asked for: a completion, an evaluation, its record, another form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ..architecture.genome import Genome
+from ..compression.gguf import write_gguf
+from ..generation import decode
+from ..generation.loading import LoadedModel, load_model
+from ..hardware import Hardware
+from ..modeling_codenas import CodeNASForCausalLM
+from ..suite.evaluation import SUITES, evaluate_model, format_table
+from .releases import read_record
+
+__all__ = ["complete", "evaluate", "export_gguf", "format_table", "load_searched", "open_model", "stream"]
+
+
+def open_model(
+    model: str | Path | LoadedModel, *, device: str | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """A model with its tokenizer, ready to be asked more than once.
+
+    Args:
+        model: folder, GGUF file or Hub id; one that is open already is returned as it is.
+        device: such as `cuda`; None takes what there is.
+        trust_remote_code: run code that a model brings.
+
+    Raises:
+        FileNotFoundError: a path that holds no model.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    return load_model(model, device=device or Hardware.discover().device, trust_remote_code=trust_remote_code)
+
+
+def stream(
+    model: str | Path | LoadedModel,
+    prompt: str,
+    *,
+    suffix: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = decode.SHIPPED.temperature,
+    top_p: float = decode.SHIPPED.top_p,
+    repetition_penalty: float = decode.SHIPPED.repetition_penalty,
+    seed: int = 0,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[str]:
+    """The text of `complete`, piece by piece as it comes. The arguments are those of `complete`."""
+    loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    settings = replace(
+        decode.SHIPPED,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p if temperature else 1.0,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    yield from decode.stream(loaded.model, loaded.tokenizer, prompt, settings=settings, suffix=suffix)
+
+
+def complete(
+    model: str | Path | LoadedModel,
+    prompt: str,
+    *,
+    suffix: str | None = None,
+    max_new_tokens: int = 128,
+    temperature: float = decode.SHIPPED.temperature,
+    top_p: float = decode.SHIPPED.top_p,
+    repetition_penalty: float = decode.SHIPPED.repetition_penalty,
+    seed: int = 0,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> str:
+    """Continues code, or fills the gap between `prompt` and `suffix`.
+
+    Args:
+        model: folder, GGUF file or Hub id; or what `open_model` returned, for more than one prompt.
+        prompt: the text to continue, or what stands before the gap.
+        suffix: what stands after the gap.
+        max_new_tokens: upper bound.
+        temperature: 0 is greedy.
+        top_p: nucleus that is sampled from, with a temperature.
+        repetition_penalty: 1 is off.
+        seed: of sampling; the same call gives the same text.
+        device: such as `cuda`; None takes what there is.
+        trust_remote_code: run code that a model brings.
+
+    Returns:
+        The new text, without the prompt.
+
+    Raises:
+        FileNotFoundError: a path that holds no model.
+        ValueError: a setting out of range; a suffix for a model that cannot fill gaps.
+    """
+    return "".join(
+        stream(
+            model,
+            prompt,
+            suffix=suffix,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+
+
+def evaluate(
+    model: str | Path | LoadedModel,
+    *,
+    suite: str = "quick",
+    folder: Path | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    on_part: Callable[[str, float], None] | None = None,
+) -> dict[str, Any]:
+    """Measures a finished model, ours or any, without a network.
+
+    Args:
+        model: folder, GGUF file or Hub id; or what `open_model` returned.
+        suite: how much, `quick` or `full`.
+        folder: where `evaluation.json` and the completions go; None takes the model's own folder, and writes nothing
+            where it has none.
+        device: such as `cuda`; None takes what there is.
+        trust_remote_code: run code that a model brings.
+        on_part: told the name of each part when it ends, and its seconds.
+
+    Returns:
+        Rows with their intervals, the protocol, and what was not measured and why.
+
+    Raises:
+        FileNotFoundError: a path that holds no model.
+        ValueError: no such suite.
+    """
+    settings = next((value for name, value in SUITES.items() if name == suite), None)
+    if settings is None:
+        raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
+    loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    if folder is None and Path(loaded.name).is_dir():
+        folder = Path(loaded.name)
+    return evaluate_model(loaded, settings=settings, folder=folder, on_part=on_part)
+
+
+def load_searched(folder: Path) -> CodeNASForCausalLM:
+    """A release folder's weights in our own class, whatever stock class the folder names.
+
+    Raises:
+        FileNotFoundError: no release.
+        ValueError: its architecture's tensors have other names than ours.
+    """
+    genome = Genome.from_dict(read_record(folder)["genome"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    special = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = CodeNASForCausalLM(genome.to_config(**special, max_position_embeddings=config["max_position_embeddings"]))
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"{folder} holds a {config['model_type']}, whose tensors have other names: {unexpected[:3]}")
+    model.tie_weights()
+    model.eval()
+    return model
+
+
+def export_gguf(folder: Path, out: Path, *, dtype: str = "float16") -> Path:
+    """Writes a release folder as one GGUF file, for llama.cpp.
+
+    Args:
+        folder: the release.
+        out: the file.
+        dtype: of the weights, `float16` or `float32`.
+
+    Raises:
+        FileNotFoundError: no release.
+        ValueError: an architecture that llama.cpp does not have.
+    """
+    return write_gguf(load_searched(folder), out, tokenizer=folder, dtype=dtype)

@@ -1,0 +1,174 @@
+"""What a study stands on: space, text, latency model, corners of the objectives; and its record, opened."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..architecture.genome import Genome
+from ..architecture.space import SearchSpace
+from ..data import DataError, PreparedData, ngram_bits_per_byte
+from ..engine import SearchResult
+from ..folders import folder_bytes, write_json
+from ..hardware import Hardware, exclusively
+from ..measure.latency import LatencyModel
+from ..report.architecture import tensors_of_folder
+from ..report.page import write_report
+from ..strict_yaml import SettingsError, load, to_mapping
+from .settings import RunSettings
+from .text import load_space, prepare
+
+Say = Callable[[str], None]
+
+
+def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int], say: Say) -> PreparedData:
+    """The data of a study: what it began with where that is still there, else built or found now.
+
+    The default source is the Python that is installed here, which changes with every `pip install`; a study must not.
+    """
+    note = folder / "data.json"
+    wanted = {
+        "corpus": to_mapping(settings.corpus),
+        "tokenizer": to_mapping(settings.tokenizer),
+        "vocab_sizes": list(vocab_sizes),
+    }
+    with exclusively(folder / ".data.lock"):
+        with contextlib.suppress(OSError, ValueError, KeyError, DataError):
+            stored = json.loads(note.read_text(encoding="utf-8"))
+            if stored["settings"] == wanted:
+                data = PreparedData.from_dict(stored["data"])
+                for size in vocab_sizes:
+                    for split in ("train", "validation"):
+                        data.tokens(size, split)
+                say(f"data      of this study, {data.corpus.folder}")
+                return data
+        say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
+        data = prepare(settings, vocab_sizes=vocab_sizes)
+        write_json(note, {"settings": wanted, "data": data.to_dict()})
+    return data
+
+
+def study_latency(
+    settings: RunSettings, *, folder: Path, space: SearchSpace, hardware: Hardware, say: Say
+) -> LatencyModel:
+    """The latency model of a study's device: the study's own, else this machine's from an earlier study, else fitted.
+
+    It is kept with the study because its predictions are part of the record: another fit would be another search.
+    """
+    own = folder / "latency.json"
+    shared = settings.folder / "latency" / f"{settings.space.replace('/', '_')}-{hardware.device}.json"
+    with exclusively(settings.folder / "latency" / ".lock"):
+        for path in (own, shared):
+            model = LatencyModel.load(path, device=hardware.device) if path.exists() else None
+            if model is not None:
+                break
+        else:
+            say("latency   timing architectures of the space alone on this device, to predict the others")
+            model = LatencyModel.fit(space, device=hardware.device)
+            write_json(shared, model.to_dict())
+        if not own.exists():
+            write_json(own, model.to_dict())
+    return model
+
+
+def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, latency: LatencyModel) -> SearchSpace:
+    """The space within the user's limits: what cannot fit is never trained."""
+    limits = settings.limits
+    tokenizer_bytes = {size: folder_bytes(data.tokenizer(size)) for size in space.vocab_sizes}
+
+    def too_large_or_slow(genome: Genome) -> str | None:
+        total = genome.artifact_bytes() + tokenizer_bytes[genome.vocab_size]
+        if limits.bytes is not None and total > limits.bytes:
+            return f"weights and tokenizer have {total:,} bytes, the limit is {limits.bytes:,}"
+        if limits.decode_ms is not None:
+            predicted = latency.predict_decode_ms(genome)
+            # The prediction errs by some per cent; what lies just beyond is timed when it reaches the front.
+            if predicted > 1.1 * limits.decode_ms:
+                return f"a token takes {predicted:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
+        return None
+
+    within = space.with_limits(min_artifact_bytes=limits.min_bytes, extra=too_large_or_slow)
+    try:
+        within.sample(np.random.default_rng(0))
+    except ValueError as error:
+        raise SettingsError(f"no architecture of the space `{settings.space}` keeps the limits: {error}") from error
+    return within
+
+
+def given_limits(settings: RunSettings) -> dict[str, float]:
+    """The user's limits by objective."""
+    wanted = {"artifact_bytes": settings.limits.bytes, "decode_ms": settings.limits.decode_ms}
+    return {name: float(value) for name, value in wanted.items() if value is not None}
+
+
+def corners(space: SearchSpace, *, data: PreparedData, latency: LatencyModel) -> dict[str, tuple[float, float]]:
+    """Ideal and reference of each objective.
+
+    For bytes and latency the lowest and highest of 256 genomes drawn from the space. For quality, the bits per byte of
+    an n-gram model on the same text as the worst that is worth anything, and three quarters of them as the ideal: half
+    would stretch the scale so far that a short search always ends with the smallest model.
+    """
+    rng = np.random.default_rng(0)
+    genomes = [space.sample(rng) for _ in range(256)]
+    sizes = [float(g.artifact_bytes() + folder_bytes(data.tokenizer(g.vocab_size))) for g in genomes]
+    times = [latency.predict_decode_ms(g) for g in genomes]
+    bits = ngram_bits_per_byte(data.corpus)
+    return {
+        "bits_per_byte": (0.75 * bits, bits),
+        "artifact_bytes": (min(sizes), max(sizes)),
+        "decode_ms": (min(times), max(times)),
+    }
+
+
+def report_study(result: SearchResult, *, folder: Path, winner: Path | None) -> Path:
+    """Writes `folder`/report from the record of a study.
+
+    Returns:
+        Its `index.html`.
+    """
+    config = None if winner is None else json.loads((winner / "config.json").read_text(encoding="utf-8"))
+    facts = {} if result.winner is None or result.winner.evaluation is None else result.winner.evaluation.provenance
+    return write_report(
+        result,
+        folder=folder / "report",
+        name=folder.name,
+        tensors=None if winner is None else tensors_of_folder(winner),
+        config=config,
+        facts=dict(facts),
+    )
+
+
+def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
+    """The record and the settings of a study, finished or not.
+
+    Raises:
+        FileNotFoundError: no study there.
+    """
+    path = folder / "settings.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"no study in {folder}: expected the file settings.yaml; studies lie in runs/")
+    settings = dataclasses.replace(load(RunSettings, path), folder=folder.parent, study=folder.name)
+    space = load_space(settings.space)
+    return (
+        SearchResult.open(folder, space=space, storage=settings.search.storage, name=settings.study),
+        settings,
+    )
+
+
+def write_study_report(folder: Path) -> Path:
+    """Writes the report of a study, finished or not: tables, pictures, one page.
+
+    Returns:
+        Its `index.html`.
+
+    Raises:
+        FileNotFoundError: no study there.
+    """
+    result, _ = open_study(folder)
+    winner = folder / "winner"
+    return report_study(result, folder=folder, winner=winner if winner.is_dir() else None)

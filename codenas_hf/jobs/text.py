@@ -1,0 +1,67 @@
+"""The text of a run: corpus, tokenizers and tokens, made or found, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ..architecture.space import SearchSpace
+from ..data import PreparedData, overview, prepare_data, prepare_for_tokenizer
+from ..hardware import exclusively
+from ..report.cells import Column, Table
+from ..suite.prompts import PromptKind, prompt_file
+from .settings import RunSettings, config_path
+
+__all__ = ["load_space", "overview", "prepare", "prepare_all", "vocabulary_table"]
+
+
+def load_space(name: str) -> SearchSpace:
+    """A search space by the name of its file in configs/spaces, or by path; without limits."""
+    return SearchSpace.from_yaml(config_path(name if "/" in name else f"spaces/{name}"))
+
+
+def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer: Path | None = None) -> PreparedData:
+    """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
+
+    Of the processes of a job on one machine one builds and the others then find it. Where the corpus is cleaned of
+    benchmarks it is cleaned of this project's own prompts too.
+
+    Args:
+        settings: name the text.
+        vocab_sizes: of the tokenizers that are trained on it.
+        tokenizer: folder of one that is there already; it is taken instead.
+    """
+    folder = (settings.folder / "data").resolve()
+    corpus = settings.corpus
+    if corpus.benchmarks:
+        prompts = tuple(str(prompt_file(kind)) for kind in get_args(PromptKind))
+        corpus = replace(corpus, benchmarks=(*corpus.benchmarks, *prompts))
+    with exclusively(folder / ".lock"):
+        if tokenizer is not None:
+            return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
+        return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
+
+
+def prepare_all(settings: RunSettings, *, vocab_sizes: Sequence[int] = ()) -> PreparedData:
+    """What a search with these settings would prepare, or with other vocabulary sizes than its space has."""
+    return prepare(settings, vocab_sizes=vocab_sizes or load_space(settings.space).vocab_sizes)
+
+
+def vocabulary_table(data: PreparedData) -> Table:
+    """One row for each tokenizer: how many bytes of held-out text one token of it stands for."""
+    rows: list[dict[str, Any]] = [
+        {
+            "vocab_size": size,
+            "bytes_per_token": data.tokens(size, "validation").bytes_per_token,
+            "folder": str(data.tokenizer(size)),
+        }
+        for size in data.vocab_sizes
+    ]
+    columns = (
+        Column("vocab_size", "vocabulary", "integer"),
+        Column("bytes_per_token", "held-out bytes per token"),
+        Column("folder", "folder"),
+    )
+    return Table("tokenizers", "Tokenizers", columns, tuple(rows))
