@@ -2,8 +2,8 @@
 
 Of the objectives of a code language model, bytes are counted and latency is predicted before anything is trained:
 only quality has to be learned from the record. So the model is asked for quality alone: a Gaussian process on the
-genes, at the highest rung that the record knows. Genomes evolve inside it, a thousand at no cost, and the batch that is
-trained is the one expected to add most hypervolume, its uncertainty included.
+genes, at the highest rung that the record knows. Genomes evolve inside it, a thousand at no cost, and the batch that
+is trained is the one expected to add most hypervolume, its uncertainty included.
 """
 
 from __future__ import annotations

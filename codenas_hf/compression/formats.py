@@ -1,0 +1,103 @@
+"""The storage formats: what a weight costs, in which blocks, which layers stay wider, which runtimes read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FormatName = Literal["bf16", "f16", "q8_0", "q4_0", "iq4_nl"]
+# The fixed points of a 4-bit weight in llama.cpp's IQ4_NL: denser near zero, where weights are.
+IQ4_NL_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """How the weights of one tensor are stored.
+
+    Args:
+        name: as llama.cpp spells it, in small letters.
+        size: weights that share one float16 scale; 1 where there is none.
+        bits: of one weight, its share of the scale included.
+        points: what a code stands for, in units of the scale; None for plain floating point.
+    """
+
+    name: str
+    size: int
+    bits: float
+    points: tuple[int, ...] | None = None
+
+    def num_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix.
+
+        Raises:
+            ValueError: its rows are not whole blocks.
+        """
+        if columns % self.size:
+            raise ValueError(f"{self.name} stores rows in blocks of {self.size} weights, got rows of {columns}")
+        return round(rows * columns * self.bits / 8)
+
+
+BLOCKS = {
+    block.name: block
+    for block in (
+        Block(name="f32", size=1, bits=32),
+        Block(name="bf16", size=1, bits=16),
+        Block(name="f16", size=1, bits=16),
+        Block(name="q8_0", size=32, bits=8.5, points=tuple(range(-127, 128))),
+        Block(name="q4_0", size=32, bits=4.5, points=tuple(range(-8, 8))),
+        Block(name="iq4_nl", size=32, bits=4.5, points=IQ4_NL_POINTS),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a whole model is stored. Norms and other vectors stay in float32 (float in safetensors: the model's).
+
+    Args:
+        name: of the format, as `ship.format` takes it.
+        matrix: the block of attention and feed-forward matrices.
+        embedding: the block of embedding and head, which are hit hardest by few bits.
+        readers: runtimes that read a file of it.
+    """
+
+    name: FormatName
+    matrix: Block
+    embedding: Block
+    readers: tuple[str, ...]
+
+    def block_of(self, name: str, shape: tuple[int, ...]) -> Block:
+        """The block of one tensor by its name and shape."""
+        if len(shape) != 2:
+            return BLOCKS["f32"] if self.matrix.points else self.matrix
+        return self.embedding if is_embedding(name) else self.matrix
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format(
+            name="bf16", matrix=BLOCKS["bf16"], embedding=BLOCKS["bf16"], readers=("torch", "onnxruntime", "llama.cpp")
+        ),
+        Format(name="f16", matrix=BLOCKS["f16"], embedding=BLOCKS["f16"], readers=("llama.cpp",)),
+        Format(name="q8_0", matrix=BLOCKS["q8_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
+        Format(name="q4_0", matrix=BLOCKS["q4_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
+        Format(name="iq4_nl", matrix=BLOCKS["iq4_nl"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
+    )
+}
+
+
+def is_embedding(name: str) -> bool:
+    """True for the tables of tokens and positions and for the head."""
+    return any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+
+
+def find_format(name: str) -> Format:
+    """A format by name.
+
+    Raises:
+        ValueError: there is none; names those that there are.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"the storage format must be one of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]  # type: ignore[index]

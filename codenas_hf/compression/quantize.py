@@ -1,0 +1,161 @@
+"""Weights in few bits, exactly as their reader decodes them.
+
+A block of 32 weights shares a float16 scale; each weight is one of the format's points times that scale. The reader
+fixes how codes are decoded; which codes and scale a block gets is the writer's choice, and here it is the best of some
+scales by squared error. The same function serves measuring, training and writing, so what is measured is what ships.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .formats import Block, Format
+
+# What the largest weight of a block may become, in units of the scale: each gives one scale that is tried. Chosen one
+# after the other for the least squared error on normal and heavy-tailed weights; more gain nothing. The outer points
+# themselves are among them, so what was stored once is stored again without loss.
+_TARGETS = {
+    "q8_0": (127.0,),
+    "q4_0": (-8.25, -7.75, -8.5, -7.25, -8.0, -8.75, -7.0, -6.0),
+    "iq4_nl": (-129.0, -123.0, -135.0, 114.0, 120.0, -108.0, -132.0, -127.0, 113.0, -104.0),
+}
+_LARGEST = 65504.0  # of float16
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantised matrix.
+
+    Args:
+        block: its format.
+        scales: float16 `[rows, columns / block size]`.
+        codes: uint8 `[rows, columns]`, indices of the format's points.
+    """
+
+    block: Block
+    scales: torch.Tensor
+    codes: torch.Tensor
+
+    def decoded(self) -> torch.Tensor:
+        """float32 `[rows, columns]`: one product for each weight, as every reader does it."""
+        points = _points(self.block).to(self.codes.device)[self.codes.long()]
+        rows, columns = self.codes.shape
+        blocks = points.view(rows, -1, self.block.size) * self.scales.float()[..., None]
+        return blocks.view(rows, columns)
+
+    def packed(self) -> NDArray[np.uint8]:
+        """Bytes `[rows, bytes of a row]` as llama.cpp lays them out: a scale, then the codes of each block."""
+        rows, columns = self.codes.shape
+        scales = self.scales.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
+        codes = self.codes.cpu().numpy().reshape(rows, columns // self.block.size, self.block.size)
+        if self.block.name == "q8_0":
+            packed = (codes.astype(np.int16) - 127).astype(np.int8).view(np.uint8)
+        else:  # the first half of a block in the low bits, the second half in the high bits
+            half = self.block.size // 2
+            packed = codes[..., :half] | (codes[..., half:] << 4)
+        return np.concatenate([scales, packed], axis=-1).reshape(rows, -1)
+
+
+@torch.no_grad()
+def quantize(weight: torch.Tensor, block: Block) -> Codes:
+    """The codes of a matrix `[rows, columns]`.
+
+    Raises:
+        ValueError: the format has no codes, rows are not whole blocks, or a weight that float16 scales cannot hold.
+    """
+    if block.points is None:
+        raise ValueError(f"{block.name} stores numbers as they are; it has no codes")
+    block.num_bytes(*weight.shape)
+    values = weight.detach().float().reshape(-1, block.size)
+    largest = values.abs().amax(dim=1)
+    points = _points(block).to(values.device)
+    if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * abs(_TARGETS[block.name][-1]):
+        raise ValueError(f"a weight of {float(largest.max()):.3g} does not fit {block.name}")
+    peak = values.gather(1, values.abs().argmax(dim=1, keepdim=True)).squeeze(1)
+    if block.name == "q8_0":  # symmetric: the sign of the largest weight does not matter
+        peak = largest
+    best_error = torch.full_like(peak, torch.inf)
+    best_scale, best_codes = torch.zeros_like(peak).half(), torch.zeros_like(values, dtype=torch.uint8)
+    for target in _TARGETS[block.name]:
+        scale = (peak / target).half()
+        codes, error = _nearest(values, scale.float(), points)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_codes = torch.where(better[:, None], codes, best_codes)
+    rows, columns = weight.shape
+    return Codes(block, best_scale.view(rows, -1), best_codes.view(rows, columns))
+
+
+def as_stored(weight: torch.Tensor, block: Block) -> torch.Tensor:
+    """A tensor as a reader of the format has it, float32; the tensor's own shape."""
+    if block.points is None:
+        return weight.detach().to(_DTYPES[block.name]).float()
+    return quantize(weight, block).decoded()
+
+
+@torch.no_grad()
+def store_in(model: nn.Module, form: Format) -> None:
+    """Replaces every parameter of a model by what a reader of the format has; tied ones once.
+
+    Raises:
+        ValueError: a layer that the format cannot store; names it.
+    """
+    for name, parameter in model.named_parameters():
+        block = form.block_of(name, tuple(parameter.shape))
+        try:
+            parameter.copy_(as_stored(parameter, block))
+        except ValueError as error:
+            raise ValueError(f"`{name}` {list(parameter.shape)} cannot be stored as {form.name}: {error}") from error
+
+
+@contextmanager
+def stored_weights(model: nn.Module, form: Format) -> Iterator[None]:
+    """Inside the block the model computes with the weights as stored; gradients go straight through to the full ones.
+
+    Bengio et al. 2013, https://arxiv.org/abs/1308.3432. Call `backward` inside the block, step the optimiser outside.
+    """
+    full = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    store_in(model, form)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(full[name])
+
+
+def stored_bytes(shapes: dict[str, tuple[int, ...]], form: Format) -> int:
+    """Bytes of all tensors, by name and shape, without a file's header."""
+    total = 0
+    for name, shape in shapes.items():
+        rows, columns = (shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else (1, shape[0])
+        total += form.block_of(name, shape).num_bytes(rows, columns)
+    return total
+
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@functools.cache
+def _points(block: Block) -> torch.Tensor:
+    assert block.points is not None
+    return torch.tensor(block.points, dtype=torch.float32)
+
+
+def _nearest(values: torch.Tensor, scale: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of the points nearest to `values` `[blocks, size]` at a scale for each block, and their squared error."""
+    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)[:, None]
+    wanted = values * inverse
+    borders = (points[1:] + points[:-1]) / 2
+    codes = torch.bucketize(wanted, borders)
+    error = ((points[codes] * scale[:, None] - values) ** 2).sum(dim=1)
+    return codes.to(torch.uint8), error
