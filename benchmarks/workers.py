@@ -20,7 +20,7 @@ from benchmarks.results_file import protocol, target, write
 from benchmarks.scale import Number, Numbers
 from codenas_hf.engine import Evaluation, Rung, SearchSettings, run_search, two_stage
 from codenas_hf.engine.evolution import RandomPolicy
-from codenas_hf.engine.study import open_storage
+from codenas_hf.engine.storage import open_storage
 
 SECONDS, WORKERS = 0.1, 2
 

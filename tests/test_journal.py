@@ -14,11 +14,11 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from codenas_hf.engine.journal import GuardedJournal, JobLock, SingleJobError, whole_end
+from codenas_hf.engine.journal import GuardedJournal, JobLock, JournalError, SingleJobError, whole_end
 
 
 def opened(path: Path, **more: Any) -> JournalStorage:
-    return JournalStorage(GuardedJournal(path, **more))
+    return GuardedJournal(path, **more).open()
 
 
 def study_in(path: Path, **more: Any) -> optuna.Study:
@@ -56,6 +56,80 @@ def test_a_file_that_is_all_torn_starts_anew(tmp_path: Path) -> None:
     assert len(study_in(path).trials) == 1
 
 
+DAMAGE = {
+    "zeros": lambda line: b"\0" * 20 + line[20:],
+    "zeros over the end of the line": lambda line: line[:-20] + b"\0" * 20,
+    "half a line": lambda line: line[: len(line) // 2] + b"\n",
+    "another file's line": lambda line: b"hello\n",
+    "a number": lambda line: b"42\n",
+    "no operation": lambda line: b'{"op":1}\n',
+    "an unknown operation": lambda line: b'{"op_code":77,"worker_id":"x"}\n',
+    "an operation without its fields": lambda line: b'{"op_code":4,"worker_id":"x"}\n',
+    "brackets without end": lambda line: b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_in_the_middle_names_file_line_and_remedy(tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "a study" / "j"
+    path.parent.mkdir()
+    study = study_in(path)
+    for value in range(3):
+        finish(study, value)
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = [i for i, line in enumerate(lines) if b'"op_code":4' in line][1]  # the second trial begins
+    damaged = b"".join([*lines[:number], damage(lines[number]), *lines[number + 1 :]])
+    path.write_bytes(damaged)
+    with pytest.raises(JournalError, match=rf"{path}, line {number + 1}: expected an operation .*") as raised:
+        opened(path)
+    assert path.read_bytes() == damaged, "nothing is guessed at"
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+    # What the message says to type keeps all that stands before the line.
+    command = str(raised.value).split("`")[1]
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [t.value for t in study_in(path).trials] == [0]
+
+
+@pytest.mark.parametrize("content", [b"print('hello')\n", b"\x89PNG\r\n\x1a\n" * 9, b'{"a": 1}\n', b"x"])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=rf"{path}, line 1: .*it is no journal of a study.*move it away"):
+        opened(path)
+    assert path.read_bytes() == content
+
+
+def test_an_empty_journal_starts_anew_and_a_folder_is_named(tmp_path: Path) -> None:
+    for name, content in (("empty", b""), ("zeros", b"\0" * 4096)):
+        (tmp_path / name).write_bytes(content)
+        finish(study_in(tmp_path / name), 1.0)
+        assert len(study_in(tmp_path / name).trials) == 1
+    with pytest.raises(JournalError, match="is a folder, expected the journal of a study: move it away"):
+        opened(tmp_path)
+
+
+def test_a_journal_that_may_not_be_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "j"
+    finish(study_in(path), 1.0)
+    real = os.access
+    monkeypatch.setattr("os.access", lambda place, mode: mode != os.W_OK and real(place, mode))
+    (tmp_path / "j.lock").unlink()
+    before = path.read_bytes()
+    path.write_bytes(before + b"torn")
+    storage = opened(path)  # on a disk that may only be read
+    assert [t.value for t in optuna.load_study(storage=storage, study_name="s").trials] == [1.0]
+    assert path.read_bytes() == before + b"torn"
+    assert not (tmp_path / "j.lock").exists()
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("codenas_hf.engine.journal.open", refused, raising=False)
+    with pytest.raises(JournalError, match=rf"{path} cannot be read \(Permission denied\): become its owner"):
+        opened(path)
+
+
 class _Short:
     """A file on a disk that has `room` bytes left: writes what fits, then raises."""
 
@@ -64,6 +138,9 @@ class _Short:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+    def __iter__(self) -> Any:
+        return iter(self._file)
 
     def __enter__(self) -> Any:
         self._file.__enter__()

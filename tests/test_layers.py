@@ -16,8 +16,8 @@ LAYERS = [
 ]
 INSIDE = {
     "engine": [
-        *("records", "pareto", "objectives", "settings", "journal", "study", "members", "surrogate", "evolution"),
-        *("gaussian", "improvement", "guided"),
+        *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
+        *("study", "members", "surrogate", "evolution", "gaussian", "improvement", "guided"),
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
     "architecture": ["genome", "genome_file", "stock", "choices", "space"],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy
 from codenas_hf.engine.journal import GuardedJournal
 from codenas_hf.engine.members import Members, host_key, parent_key
 from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.places import found_place, stored_place
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.engine.schedule import Schedule, closed_generations
 from codenas_hf.engine.settings import Patience, SearchSettings, World, single_stage, two_stage
-from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study, open_storage
+from codenas_hf.engine.storage import StorageError, open_storage
+from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
 SPACE = IntegerSpace()
 SETTINGS = SearchSettings(objectives=("a", "b"), population=8, generations=6, rungs=two_stage(population=8, keep=3))
+
+
+OBJECTIVES = SETTINGS.build_objectives()
 
 
 def study_in(storage: BaseStorage, settings: SearchSettings = SETTINGS, space: Any = SPACE) -> Study:
@@ -143,14 +149,88 @@ def test_another_identity_is_refused_by_name(storage: BaseStorage) -> None:
     more = dataclasses.replace(SETTINGS, generations=9, workers_per_rank=3, time_limit_s=5, memory_limit_bytes=1 << 30)
     assert study.check_identity(more.identity_of(space=SPACE, policy=policy), create=True)
     other = dataclasses.replace(SETTINGS, seed=3, limits={"a": 5}, identity={"data": "abc"})
-    with pytest.raises(
-        IdentityError, match=r'identity: stored \{\}, given \{"data": "abc"\}; objectives: .*seed: stored 0, given 3'
-    ):
+    differing = r'\(identity.data: stored nothing, given "abc"; objectives.limits.a: .* 5; seed: stored 0, given 3\)'
+    with pytest.raises(IdentityError, match=differing):
         study.check_identity(other.identity_of(space=SPACE, policy=policy), create=True)
-    with pytest.raises(IdentityError, match="space: stored"):
+    with pytest.raises(IdentityError, match=r"space\.genes\.x: stored \[0, 1"):
         study.check_identity(SETTINGS.identity_of(space=IntegerSpace(side=5), policy=policy), create=True)
     with pytest.raises(IdentityError, match="policy: stored"):
         study.check_identity(SETTINGS.identity_of(space=SPACE, policy=RandomPolicy()), create=True)
+
+
+# Where things lie
+
+
+def test_checkpoints_are_recorded_relative_to_the_study(tmp_path: Path) -> None:
+    def opened(folder: Path) -> Study:
+        return Study(
+            open_storage(None, folder=folder), name="s", space=SPACE, rungs=2, objectives=OBJECTIVES, folder=folder
+        )
+
+    old, new = tmp_path / "old", tmp_path / "new [1]"
+    study = opened(old)
+    inside, outside = old / "trials" / "x", tmp_path / "elsewhere"
+    for x, place in enumerate((inside, outside, None)):
+        study.add(0, Point(x, 0), generation=0)
+        study.finish(claimed(study), outcome(checkpoint=place))
+    inside.mkdir(parents=True)
+    assert str(old) not in (old / "study.journal").read_text()
+    places = [r.evaluation.checkpoint for r in study.snapshot().rungs[0] if r.evaluation]
+    assert places == [inside, outside, None]
+    old.rename(new)
+    places = [r.evaluation.checkpoint for r in opened(new).snapshot().rungs[0] if r.evaluation]
+    assert places == [new / "trials" / "x", outside, None]
+    # A claim's `previous` is what the next rung continues.
+    study = opened(new)
+    study.add(1, Point(0, 0), generation=0, parent=0)
+    previous = claimed(study).previous
+    assert previous is not None
+    assert previous.checkpoint == new / "trials" / "x"
+
+
+def test_absolute_paths_of_earlier_studies_are_found(tmp_path: Path) -> None:
+    old, new = tmp_path / "a" / "smoke", tmp_path / "b" / "smoke.old1"
+    for folder in (old, new):
+        (folder / "trials" / "x-r0").mkdir(parents=True)
+    written = str(old / "trials" / "x-r0")
+    assert found_place(written, new) == new / "trials" / "x-r0", "a copy uses its own files"
+    assert found_place(written, tmp_path) == Path(written)
+    assert found_place("/gone/trials/y-r0", new) == Path("/gone/trials/y-r0")
+    (tmp_path / "link").symlink_to(new)
+    assert stored_place(new / "trials" / "x-r0", tmp_path / "link") == "trials/x-r0"
+    assert stored_place(tmp_path / "link" / "trials" / "x-r0", tmp_path / "link") == "trials/x-r0"
+
+
+SECRETS = ("hunter22", "sesame@crypt:etude/99")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgres://me:{}@localhost/d", "no such kind of database .*write postgresql:// for postgres://"),
+        ("postgresql+nodriver://me:{}@localhost/d", "no such kind of database"),
+        ("mysql+pymysql://me:{}@localhost/d", r"driver is not installed: pip install psycopg\[binary\].*pymysql"),
+        ("postgresql+psycopg://me:{}@127.0.0.1:1/d", "is the server up"),
+        ("postgresql+psycopg://me:{}@nohost.invalid/d", "nohost.invalid.*: is the server up"),
+        ("postgresql+psycopg://me:{}@localhost:port/d", "no URL of a database, such as .* write @ as %40"),
+        ("http://me:{}@localhost/d", "no such kind of database"),
+        ("postgresql+psycopg://127.0.0.1:1/d?user=me&password={}", "is the server up"),
+        ("me:{}@localhost", "no URL of a database"),
+        ("", "no URL of a database"),
+        ("study.db", "no URL of a database"),
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_line_without_the_password(
+    url: str, problem: str, secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codenas_hf.engine.storage.time.sleep", lambda _: None)
+    with pytest.raises(StorageError, match=rf"^`storage` '.*': .*({problem}|no URL of a database)") as raised:
+        open_storage(url.format(secret), folder=tmp_path)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert not [part for part in (secret, *re.split("[@:/]", secret)) if len(part) > 2 and part in text]
 
 
 # The schedule

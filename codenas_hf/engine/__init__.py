@@ -3,12 +3,13 @@
 from .driver import run_search
 from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution, Seeded
 from .guided import GuidedPolicy
-from .journal import SingleJobError
+from .journal import JournalError, SingleJobError
 from .objectives import Frame, Objectives
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
 from .records import Budget, Evaluation, Evaluator, Genome, Policy, Rung, Space, TrialRecord
 from .result import RankCorrelation, SearchResult
 from .settings import Patience, SearchSettings, single_stage, two_stage
+from .storage import StorageError
 from .study import IdentityError
 from .surrogate import Screened
 
@@ -21,6 +22,7 @@ __all__ = [
     "Genome",
     "GuidedPolicy",
     "IdentityError",
+    "JournalError",
     "Objectives",
     "OptunaPolicy",
     "Patience",
@@ -35,6 +37,7 @@ __all__ = [
     "Seeded",
     "SingleJobError",
     "Space",
+    "StorageError",
     "TrialRecord",
     "crowding_distance",
     "front",

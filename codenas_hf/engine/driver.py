@@ -22,7 +22,8 @@ from .records import Evaluator, Policy
 from .result import SearchResult
 from .schedule import Schedule, superseded
 from .settings import SearchSettings, World
-from .study import SERVER_ERRORS, Claim, Snapshot, Study, open_storage
+from .storage import SERVER_ERRORS, StorageError, first_line, open_storage
+from .study import Claim, Snapshot, Study
 from .surrogate import Screened
 from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 
@@ -68,6 +69,8 @@ def run_search(
         IdentityError: the folder holds another search.
         KeyboardInterrupt: stopped; the same call goes on.
         OSError: the disk stayed full.
+        JournalError: the journal is damaged; names the line.
+        StorageError: the database cannot be opened, or stayed away.
     """
     world = World.read()
     world.check(settings.world_size)
@@ -147,10 +150,11 @@ def _enter(
     )
     study = Study(
         storage,
-        name=settings.name or folder.name,
+        name=settings.name or (Study.name_in_journal(storage) if journal else None) or folder.name,
         space=space,
         rungs=len(settings.rungs),
         objectives=settings.build_objectives(),
+        folder=folder,
     )
     members = Members(
         storage,
@@ -270,9 +274,12 @@ class _Search:
                     self._check_leader()
                 well = time.monotonic()
             except SERVER_ERRORS as error:
+                reason = first_line(error, self.settings.storage)
                 if time.monotonic() - well > self.settings.patience.server_s:
-                    raise
-                logger.warning("The database server does not answer, trying again: %s", str(error).splitlines()[0])
+                    raise StorageError(
+                        f"the database server is away ({reason}); what is finished is kept: run the same command again"
+                    ) from error
+                logger.warning("The database server does not answer, trying again: %s", reason)
                 time.sleep(1.0)
             self.unrecorded += pool.poll(idle if pool.free else _BUSY_S)
             idle = _IDLE_S[0] if self.unrecorded else min(2 * idle, _IDLE_S[1])

@@ -3,7 +3,8 @@
 Optuna's journal is JSON lines, one operation each. Two things break it (seen on Optuna 5.0): a full disk or a power
 cut leaves half a line, after which the next write is lost and every later open fails; and its lock file survives a
 SIGKILL and then costs 30 seconds. Here the torn tail is cut off before anything is appended, a failed append is rolled
-back, and the lock is `flock`, which the kernel releases when its holder dies.
+back, and the lock is `flock`, which the kernel releases when its holder dies. Damage before the tail is not guessed
+at: it is named with its line.
 """
 
 from __future__ import annotations
@@ -13,23 +14,30 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
 
 logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 1 << 16
 _OUTCOME = 6  # Optuna's JournalOperation.SET_TRIAL_STATE_VALUES; the number is the file format
+_FIRST = b'{"op_code":'  # how every line begins
 
 
 class SingleJobError(RuntimeError):
     """Another job works on this journal."""
+
+
+class JournalError(ValueError):
+    """The journal cannot be read; says where and how to mend it."""
 
 
 class JobLock:
@@ -70,21 +78,96 @@ class JobLock:
             self._descriptor = None
 
 
-class GuardedJournal(JournalFileBackend):
+class GuardedJournal(BaseJournalBackend):
     """Optuna's journal file with the guards above.
 
     Args:
         path: the journal; created when missing.
         full_disk_wait_s: how long an append waits for space before it gives up; nothing is lost while it waits.
+
+    Raises:
+        JournalError: a folder lies there, or a file that is no journal, or one that may not be read.
     """
 
     def __init__(self, path: Path, *, full_disk_wait_s: float = 60.0) -> None:
-        super().__init__(str(path))
         self._path = path
         self._full_disk_wait_s = full_disk_wait_s
-        if os.access(path, os.W_OK):  # else it is only read
+        self._offsets = [0]  # where each line that was read begins
+        if path.is_dir():
+            raise JournalError(f"{path} is a folder, expected the journal of a study: move it away")
+        try:
+            with open(path, "rb" if path.exists() else "ab"):
+                pass
+        except PermissionError as error:
+            raise JournalError(
+                f"{path} cannot be read ({error.strerror}): become its owner, or ask for the right (chmod u+rw)"
+            ) from error
+        if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):  # else it is only read
             with self._locked(), open(path, "r+b", buffering=0) as file:
-                file.truncate(whole_end(file))
+                file.truncate(self._whole_end(file))
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The operations from a number on; a torn tail means nothing, as while another process writes.
+
+        Raises:
+            JournalError: a damaged line before others that are whole.
+        """
+        with open(self._path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            known = min(log_number_from, len(self._offsets) - 1)
+            end = file.seek(self._offsets[known])
+            for number, line in enumerate(file, start=known):
+                end += len(line)
+                if end > size:
+                    return
+                operation = _operation(line)
+                if operation is None:
+                    following = sum(_operation(later) is not None for later in file)
+                    if following:
+                        raise self._damage(number, line, f"{following} whole lines follow it")
+                    return
+                if number + 1 == len(self._offsets):
+                    self._offsets.append(end)
+                if number >= log_number_from:
+                    yield operation
+
+    def open(self) -> JournalStorage:
+        """The storage that this journal keeps.
+
+        Raises:
+            JournalError: a line is damaged, or does not fit those before it.
+        """
+        try:
+            return JournalStorage(self)
+        except JournalError:
+            raise
+        except Exception as error:  # Optuna's replay trusts its lines and fails in any way on one that is no operation
+            number = len(self._offsets) - 2
+            with open(self._path, "rb") as file:
+                file.seek(self._offsets[number])
+                line = file.readline()
+            raise self._damage(number, line, f"{type(error).__name__}: {error}") from error
+
+    def _damage(self, number: int, line: bytes, reason: str) -> JournalError:
+        keep = (
+            f"or keep what stands before it with `sed -i '{number + 1},$d' {shlex.quote(str(self._path))}` (what is "
+            "cut off is evaluated again)"
+            if number
+            else "or move it away, and the search starts anew"
+        )
+        return JournalError(
+            f"{self._path}, line {number + 1}: expected an operation of the study, got {line[:40]!r} ({reason}): put "
+            f"a copy of the file back, {keep}"
+        )
+
+    def _whole_end(self, file: BinaryIO) -> int:
+        end = whole_end(file)
+        file.seek(0)
+        head = file.read(_TAIL_BYTES).lstrip(b"\0")[: len(_FIRST)]
+        if end == 0 and not _FIRST.startswith(head):  # text of somebody else's is not torn, and must not be cut off
+            file.seek(0)
+            raise self._damage(0, file.readline(), "no line of it is one, so it is no journal of a study")
+        return end
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends whole lines or nothing; an outcome, with all before it, is on the disk when it returns.
@@ -117,7 +200,7 @@ class GuardedJournal(JournalFileBackend):
 
     def _append(self, data: bytes, *, durable: bool) -> None:
         with self._locked(), open(self._path, "r+b", buffering=0) as file:
-            end = whole_end(file)
+            end = self._whole_end(file)
             file.truncate(end)
             file.seek(end)
             try:
@@ -155,15 +238,16 @@ def whole_end(file: BinaryIO) -> int:
             file.seek(start)
             tail = file.read(size) + tail
         line = tail[tail.rfind(b"\n", 0, len(tail) - 1) + 1 :]
-        if line.endswith(b"\n") and _is_json(line):
+        if _operation(line) is not None:
             return end
         end -= len(line)
     return 0
 
 
-def _is_json(line: bytes) -> bool:
+def _operation(line: bytes) -> dict[str, Any] | None:
+    """What a whole line says; None for anything else."""
     try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("op_code"), int) else None

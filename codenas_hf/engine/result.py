@@ -14,7 +14,8 @@ import numpy as np
 from .objectives import Frame, Objectives
 from .pareto import front
 from .records import Rung, Space, TrialRecord
-from .study import JOURNAL_FILE, Snapshot, Study, open_storage
+from .storage import JOURNAL_FILE, open_storage
+from .study import Snapshot, Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +97,23 @@ class SearchResult:
             folder: of the search.
             space: rebuilds the genomes.
             storage: as in the settings of the search.
-            name: likewise.
+            name: likewise; None takes the only one that a journal holds.
 
         Raises:
             FileNotFoundError: there is no search.
+            JournalError: its journal is damaged.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         if storage is None and not (folder / JOURNAL_FILE).exists():
             raise FileNotFoundError(f"no search in {folder}: expected the file {JOURNAL_FILE}")
-        identity = Study.stored_identity(open_storage(storage, folder=folder), name or folder.resolve().name)
+        opened = open_storage(storage, folder=folder)
+        name = name or (Study.name_in_journal(opened) if storage is None else None) or folder.name
+        identity = Study.stored_identity(opened, name)
         if identity is None:
-            raise FileNotFoundError(f"no search called {name or folder.resolve().name!r} in the storage")
+            raise FileNotFoundError(f"no search called {name!r} in the storage")
         objectives = Objectives(**identity["objectives"])
         rungs = tuple(Rung.from_dict(rung) for rung in identity["rungs"])
-        study = Study(
-            open_storage(storage, folder=folder),
-            name=name or folder.resolve().name,
-            space=space,
-            rungs=len(rungs),
-            objectives=objectives,
-        )
+        study = Study(opened, name=name, space=space, rungs=len(rungs), objectives=objectives, folder=folder)
         snapshot = study.snapshot()
         return cls.of(snapshot, objectives=objectives, rungs=rungs, finished="finished" in snapshot.facts)
 

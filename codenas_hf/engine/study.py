@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,26 @@ from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
-from .journal import GuardedJournal
 from .objectives import Objectives
+from .places import found_place, stored_place
 from .records import Evaluation, Genome, Space, State, TrialRecord
 
 logger = logging.getLogger(__name__)
 
-SERVER_ERRORS = (StorageInternalError, SQLAlchemyError)
-JOURNAL_FILE = "study.journal"
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "fail",
 }
+
+
+_ABSENT = object()
 
 
 class IdentityError(ValueError):
@@ -81,35 +80,6 @@ class Snapshot:
         return tuple(record for rung in self.rungs for record in rung)
 
 
-def open_storage(
-    url: str | None, *, folder: Path, full_disk_wait_s: float = 60.0, lease_s: float = 30.0
-) -> BaseStorage:
-    """The storage at `url`, or the guarded journal file in `folder`.
-
-    Args:
-        url: any Optuna storage URL, such as `postgresql+psycopg://user@host/database`; None means the journal.
-        folder: the folder of the search; created when missing.
-        full_disk_wait_s: how long a write to the journal waits for space.
-        lease_s: PostgreSQL ends a transaction whose process stood still for so long; else a frozen machine would hold
-            its locks, and with them everybody else, for hours.
-    """
-    if url is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(GuardedJournal(folder / JOURNAL_FILE, full_disk_wait_s=full_disk_wait_s))
-    arguments: dict[str, Any] = {}
-    if url.startswith("postgresql"):
-        limit = f"-c idle_in_transaction_session_timeout={int(1000 * lease_s)}"
-        arguments = {"pool_pre_ping": True, "connect_args": {"options": limit}}
-    for attempt in range(5):
-        try:
-            return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))
-        except Exception:  # two launchers may create the tables at the same moment; the second attempt finds them
-            if attempt == 4:
-                raise
-            time.sleep(0.2 * (attempt + 1))
-    raise AssertionError
-
-
 class Study:
     """One search in a storage.
 
@@ -119,14 +89,25 @@ class Study:
         space: rebuilds genomes; where it has `genes`, their values are shown as Optuna parameters.
         rungs: number of rungs.
         objectives: gives the order of the values.
+        folder: of the study; checkpoints are recorded relative to it. None records them as they come.
     """
 
-    def __init__(self, storage: BaseStorage, *, name: str, space: Space, rungs: int, objectives: Objectives) -> None:
+    def __init__(
+        self,
+        storage: BaseStorage,
+        *,
+        name: str,
+        space: Space,
+        rungs: int,
+        objectives: Objectives,
+        folder: Path | None = None,
+    ) -> None:
         self.storage = storage
         self.name = name
         self.rungs = rungs
         self.confirmations = rungs
         self.objectives = objectives
+        self._folder = folder
         self._space = space
         self._distributions = _distributions(space)
         names = [f"{name}/rung{index}" for index in range(rungs)] + [f"{name}/confirmed"]
@@ -162,6 +143,12 @@ class Study:
         self.storage.set_study_user_attr(self._studies[0], key, value)
 
     @staticmethod
+    def name_in_journal(storage: BaseStorage) -> str | None:
+        """The name under which a journal keeps its search, whatever its folder is called now; None when it is new."""
+        first = [s.study_name for s in storage.get_all_studies() if s.study_name.endswith("/rung0")]
+        return first[0].removesuffix("/rung0") if len(first) == 1 else None
+
+    @staticmethod
     def stored_identity(storage: BaseStorage, name: str) -> dict[str, Any] | None:
         """The identity of a search that is in the storage; None when there is none."""
         try:
@@ -185,15 +172,16 @@ class Study:
             if create:
                 self.set_fact("identity", given)
             return create
+        before, now = _flat(stored), _flat(given)
         differences = [
-            f"{key}: stored {_brief(stored.get(key))}, given {_brief(given.get(key))}"
-            for key in sorted({*stored, *given})
-            if stored.get(key) != given.get(key)
+            f"{key}: stored {_brief(before, key)}, given {_brief(now, key)}"
+            for key in sorted({*before, *now})
+            if before.get(key, _ABSENT) != now.get(key, _ABSENT)
         ]
         if differences:
             raise IdentityError(
-                f"the study {self.name!r} belongs to another search ({'; '.join(differences)}): use another folder "
-                "or the same settings; only generations, workers and limits of time and memory may change"
+                f"the study {self.name!r} belongs to another search ({'; '.join(differences)}): go on with the stored "
+                "values, or use another folder; only generations, workers and limits of time and memory may change"
             )
         return True
 
@@ -260,7 +248,10 @@ class Study:
 
     def finish(self, claim: Claim, evaluation: Evaluation) -> None:
         """Records the outcome of a claimed trial, once; one that someone else finished meanwhile stays as it is."""
-        self._finish(claim.trial_id, "evaluation", evaluation.to_dict())
+        outcome = evaluation.to_dict()
+        if self._folder is not None and evaluation.checkpoint is not None:
+            outcome["checkpoint"] = stored_place(evaluation.checkpoint, self._folder)
+        self._finish(claim.trial_id, "evaluation", outcome)
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Records that a claimed trial failed, with the reason."""
@@ -337,7 +328,7 @@ class Study:
             genome=self._genome(attributes["genome"]),
             rung=attributes["rung"],
             state=state,
-            evaluation=Evaluation.from_dict(attributes["evaluation"]) if state == "complete" else None,
+            evaluation=self._evaluation(attributes["evaluation"]) if state == "complete" else None,
             failure=attributes.get("failure", "no reason was recorded") if state == "fail" else None,
             parent=attributes["parent"],
             generation=attributes["generation"],
@@ -346,6 +337,11 @@ class Study:
         )
         self._cache[trial._trial_id] = (trial, record)
         return record
+
+    def _evaluation(self, data: Mapping[str, Any]) -> Evaluation:
+        if self._folder is not None and data.get("checkpoint") is not None:
+            data = {**data, "checkpoint": found_place(data["checkpoint"], self._folder)}
+        return Evaluation.from_dict(data)
 
     def _genome(self, text: str) -> Genome:
         if text not in self._genomes:
@@ -367,6 +363,19 @@ def _known(value: Any, choices: Sequence[Any]) -> bool:
     return any(value == choice and type(value) is type(choice) for choice in choices)
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested JSON value by the dotted names of its leaves; lists of plain values are leaves, empty mappings none."""
+    if isinstance(value, Mapping):
+        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
+    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
+        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+    else:
+        return {name: value}
+    return {key: leaf for part, inner in parts.items() for key, leaf in _flat(inner, part).items()}
+
+
+def _brief(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    text = json.dumps(values[key], sort_keys=True)
     return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
