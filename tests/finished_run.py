@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import yaml
-from study_records import make_records
+from study_records import make_records, make_result
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from codenas_hf.data import PreparedData
@@ -77,7 +77,7 @@ def make_run(folder: Path, data: PreparedData, *, seed: int = 0) -> Path:
 def write_tables(folder: Path) -> None:
     """A report without its drawings, which take longer than everything else here."""
     folder.mkdir()
-    view = StudyView(name="demo", records=make_records(generations=1, population=4, top=2))
+    view = StudyView(name="demo", result=make_result(make_records(generations=1, population=4, top=2)))
     for table in (front_table(view), trials_table(view), correlation_table(view), seconds_table(view)):
         (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
         (folder / f"{table.name}.md").write_text(table.to_markdown(), encoding="utf-8")

@@ -2,12 +2,16 @@
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from codenas_hf.engine.records import Evaluation, TrialRecord
+from codenas_hf.engine.objectives import Objectives, Scale
+from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
+from codenas_hf.engine.result import SearchResult
+from codenas_hf.engine.study import Snapshot
 
 CHOICES = {
     "hidden_size": [128, 192, 256, 320],
@@ -50,7 +54,9 @@ def outcome(genes: dict[str, Any], rung: int, rng: np.random.Generator) -> Evalu
             "num_parameters": int(params),
             "loss": float(loss),
             "next_token_accuracy": float(math.exp(-loss / 3)),
-            "curve": [[s, float(quality + 3.0 * (s**-0.45 - steps**-0.45))] for s in range(5, steps + 1, 5)],
+            "curve": [
+                {"step": s, "loss": float(loss + 3.0 * (s**-0.45 - steps**-0.45))} for s in range(5, steps + 1, 5)
+            ],
         },
         seconds={"build": 0.2, "train": float(train), "evaluate": float(0.06 * train + 0.1), "measure": 0.05},
         provenance={"seed": 0, "device": "synthetic"},
@@ -105,3 +111,20 @@ def make_records(*, seed: int = 0, generations: int = 4, population: int = 12, t
             counts[1] += 1
         best += [dict(trial.genome.genes) for trial in ranked[:top]]
     return records
+
+
+SCALES: dict[str, Scale] = {"bits_per_byte": "linear", "artifact_bytes": "log2", "decode_ms": "log2"}
+
+
+def make_result(
+    records: Sequence[TrialRecord],
+    *,
+    scales: Mapping[str, Scale] = SCALES,
+    limits: Mapping[str, float] | None = None,
+    frame: Mapping[str, Mapping[str, float]] | None = None,
+) -> SearchResult:
+    """The outcome of a search of two rungs with these records, as a study's storage would give it."""
+    rungs = (Rung(0, Budget("steps", 50), 3), Rung(1, Budget("steps", 300)))
+    by_rung = tuple(tuple(r for r in records if r.rung == rung.index) for rung in rungs)
+    snapshot = Snapshot(rungs=by_rung, confirmed=(), facts={} if frame is None else {"frame": frame})
+    return SearchResult.of(snapshot, objectives=Objectives(scales=scales, limits=limits or {}), rungs=rungs)

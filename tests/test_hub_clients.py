@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 from finished_run import LATENCY, make_run
 from hub_server import HubServer
-from study_records import make_records
+from study_records import make_records, make_result
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
@@ -73,7 +73,7 @@ def stranger(client: Client) -> Client:
 @pytest.fixture(scope="module")
 def published(server: HubServer, tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs") / "demo", tiny_data)
-    write_report(make_records(generations=2, population=6), folder=run / "report", name="demo")
+    write_report(make_result(make_records(generations=2, population=6)), folder=run / "report", name="demo")
     publish(run, repo_id="alice/demo", what=("dataset", "study", "model", "space", "collection"))
     return run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_records import make_records
+from study_records import make_records, make_result
 
 from codenas_hf.report.page import write_report
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    records = make_records(generations=2)
-    return write_report(records, folder=tmp_path_factory.mktemp("report"))
+    result = make_result(make_records(generations=2))
+    return write_report(result, folder=tmp_path_factory.mktemp("report"), name="study")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-from study_records import PlainGenome, make_records
+from study_records import SCALES, PlainGenome, make_records, make_result
 
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.records import TrialRecord
-from codenas_hf.engine.result import SearchResult
 from codenas_hf.report.architecture import Tensor
 from codenas_hf.report.drawing import INKS, round_ticks, time_ticks, to_svg
 from codenas_hf.report.page import write_report
@@ -28,26 +26,11 @@ TENSORS = {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = make_records()
-    scales: Any = {"bits_per_byte": "linear", "artifact_bytes": "log2", "decode_ms": "log2"}
-    objectives = Objectives(scales=scales, limits={"artifact_bytes": 14e6})
     done = [r.evaluation for r in records if r.evaluation is not None]
-    frame = Frame.derive(objectives, done, ideal={}, reference={})
-    front = tuple(StudyView(name="", records=records).front_members())
-    result = SearchResult(
-        records=tuple(records),
-        front=front,
-        winner=front[0],
-        failures=(),
-        confirmed=(),
-        objectives=objectives,
-        frame=frame,
-        rungs=(),
-    )
+    frame = Frame.derive(Objectives(scales=SCALES), done, ideal={}, reference={})
+    result = make_result(records, limits={"artifact_bytes": 14e6}, frame=frame.to_dict())
     folder = tmp_path_factory.mktemp("report")
-    facts = {"device": "two <cores>"}
-    others = make_records(seed=2, top=0)
-    known: dict[str, Any] = {"random_records": others, "facts": facts}
-    write_report(result, folder=folder, name="a & b", tensors=TENSORS, **known)
+    write_report(result, folder=folder, name="a & b", tensors=TENSORS, facts={"device": "two <cores>"})
     return folder
 
 
@@ -104,7 +87,7 @@ def test_text_of_others_cannot_become_markup(report: Path) -> None:
 
 
 def test_the_same_table_gives_the_same_picture() -> None:
-    table = hypervolume_table(StudyView(name="s", records=make_records(generations=1)))
+    table = hypervolume_table(StudyView(name="s", result=make_result(make_records(generations=1))))
     first, second = (to_svg(hypervolume_figure(table), name="x", label='a "b" <c>') for _ in range(2))
     assert first == second
     assert 'aria-label="a &quot;b&quot; &lt;c>"' in first
@@ -112,14 +95,14 @@ def test_the_same_table_gives_the_same_picture() -> None:
 
 def test_a_study_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     waiting = TrialRecord(0, PlainGenome((("a", 1),)), 0, "waiting")
-    page = write_report([waiting], folder=tmp_path).read_text()
+    page = write_report(make_result([waiting]), folder=tmp_path, name="s").read_text()
     assert "1 to come" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "trials.csv", "trials.md"]
 
 
 def test_one_rung_and_one_trial_are_enough(tmp_path: Path) -> None:
     records = make_records(generations=1, population=2, top=1)[:1]
-    page = write_report(records, folder=tmp_path).read_text()
+    page = write_report(make_result(records), folder=tmp_path, name="s").read_text()
     assert "Kendall" not in page
     assert "would buy" not in page
     assert "Gene importance" not in page
@@ -127,21 +110,22 @@ def test_one_rung_and_one_trial_are_enough(tmp_path: Path) -> None:
 
 
 def test_projections_show_every_pair_once() -> None:
-    view = StudyView(name="s", records=make_records())
+    view = StudyView(name="s", result=make_result(make_records()))
     pairs = {frozenset(pair) for pair in projections(view)}
     assert len(pairs) == 3
     roles = {row["role"] for row in points_table(view).rows}
     assert roles <= {"front", "other", "over"}
 
 
-def test_curves_take_pairs_and_mappings() -> None:
+def test_curves_are_what_training_recorded() -> None:
     records = make_records(generations=1, top=1)
     top = next(r for r in records if r.rung == 1)
     assert top.evaluation is not None
-    top.evaluation.measurements["curve"] = [{"tokens": 10, "loss": 3.0}]  # type: ignore[index]
-    table = curves_table(StudyView(name="s", records=[top]))
-    assert [(row["x"], row["y"]) for row in table.rows] == [(10, 3.0)]
-    assert [c.title for c in table.columns[2:]] == ["tokens", "loss"]
+    # As training.loop writes a point.
+    point = {"step": 10, "tokens": 40_960, "seconds": 1.5, "loss": 3.0}
+    top.evaluation.measurements["curve"] = [point]  # type: ignore[index]
+    table = curves_table(StudyView(name="s", result=make_result([top])))
+    assert [(row["step"], row["loss"]) for row in table.rows] == [(10, 3.0)]
 
 
 def test_ticks_are_round_and_few() -> None:

@@ -3,17 +3,21 @@
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from study_records import PlainGenome, make_records
+from study_records import PlainGenome, make_records, make_result
 
+from codenas_hf.engine.objectives import Scale
 from codenas_hf.engine.records import Evaluation, TrialRecord
 from codenas_hf.report.architecture import Tensor, architecture_table, architecture_text, tensors_of_folder
 from codenas_hf.report.cells import Column, Table, format_value
 from codenas_hf.report.comparison import budget_table, compare_table, facts_of
-from codenas_hf.report.study_view import StudyView, evaluation_of, non_dominated
+from codenas_hf.report.plots import _places, front_figure, parallel_table, points_table, projections
+from codenas_hf.report.study_view import StudyView, evaluation_of
 from codenas_hf.report.tables import (
     correlation_table,
     explained_share,
@@ -28,8 +32,9 @@ from codenas_hf.report.tables import (
 RECORDS = make_records()
 
 
-def view(**known: object) -> StudyView:
-    return StudyView(name="s", records=RECORDS, **known)  # type: ignore[arg-type]
+def view(records: Sequence[TrialRecord] = RECORDS, *, winner: TrialRecord | None = None, **known: Any) -> StudyView:
+    result = make_result(records, **known)
+    return StudyView(name="s", result=result if winner is None else replace(result, winner=winner))
 
 
 def trial(
@@ -43,7 +48,7 @@ def trial(
 def test_front_holds_what_nothing_dominates() -> None:
     a, b, worse, infeasible = trial(0, 2.0, 1e6), trial(1, 1.5, 2e6), trial(2, 2.1, 1e6), trial(3, 1.0, 1e6)
     infeasible = replace(infeasible, evaluation=replace(evaluation_of(infeasible), constraints={"limit": 1.0}))
-    assert non_dominated([a, b, worse, infeasible]) == [a, b]
+    assert view([a, b, worse, infeasible]).front_members() == [b, a]
 
 
 def test_front_table_marks_the_winner_and_keeps_raw_values() -> None:
@@ -60,7 +65,7 @@ def test_front_table_marks_the_winner_and_keeps_raw_values() -> None:
 
 
 def test_what_was_not_measured_is_an_empty_cell() -> None:
-    table = front_table(StudyView(name="s", records=[trial(0, 2.0)]))
+    table = front_table(view([trial(0, 2.0)]))
     row = next(csv.DictReader(io.StringIO(table.to_csv())))
     assert row["num_parameters"] == ""
     assert row["train_seconds"] == ""
@@ -90,7 +95,7 @@ def test_seconds_add_up_and_the_share_outside_training_is_told() -> None:
         trial(0, 2.0, seconds={"train": 9.0, "evaluate": 1.0}),
         trial(1, 2.1, seconds={"train": 6.0, "wait": 4.0}),
     ]
-    (row,) = seconds_table(StudyView(name="s", records=records)).rows
+    (row,) = seconds_table(view(records)).rows
     assert row["total"] == 20
     assert row["outside_train_share"] == pytest.approx(0.25)
 
@@ -102,19 +107,49 @@ def test_hypervolume_grows_to_the_closed_form() -> None:
     second = trial(1, 1.0, 2.0**21, 2.0, seconds={"train": 4.0})
     beyond = trial(2, 9.0, 2.0**19, 0.5, seconds={"train": 5.0})
     infeasible = trial(3, 1.0, 2.0**20, 1.0, seconds={"train": 1.0}, constraints={"limit": 1.0})
-    known = StudyView(name="s", records=[first, second, beyond, infeasible], ideal=ideal, reference=reference)
+    known = view([first, second, beyond, infeasible], frame={"ideal": ideal, "reference": reference})
     rows = hypervolume_table(known).rows
     assert [row["hypervolume"] for row in rows] == pytest.approx([1 / 8, 1 / 4, 1 / 4, 1 / 4])
     assert [row["seconds"] for row in rows] == [3, 7, 12, 13]
 
 
-def test_hypervolume_never_falls_and_a_random_search_gets_its_own_line() -> None:
-    table = hypervolume_table(view(random_records=make_records(seed=3, top=0)))
-    for name in ("search", "random"):
-        volumes = [row["hypervolume"] for row in table.rows if row["search"] == name]
-        assert len(volumes) > 40
-        assert volumes == sorted(volumes)
+def test_hypervolume_never_falls_in_the_order_of_generations() -> None:
+    table = hypervolume_table(view(RECORDS[::-1]))
+    volumes = [row["hypervolume"] for row in table.rows]
+    assert len(volumes) > 40
+    assert volumes == sorted(volumes)
     assert "not comparable" in table.note
+    assert "order of generations" in table.note
+    ordered = view(RECORDS[::-1]).complete()
+    assert [(r.generation, r.rung, r.number) for r in ordered] == sorted(
+        (r.generation, r.rung, r.number) for r in RECORDS if r.evaluation is not None
+    )
+    assert hypervolume_table(view([])).rows == ()
+
+
+def test_scales_are_those_of_the_study_and_no_name_decides_them() -> None:
+    """A study may compare what it likes on log2: `num_parameters` ends on no unit, `wall_ms` is linear here."""
+    scales: dict[str, Scale] = {"error": "linear", "num_parameters": "log2", "wall_ms": "linear"}
+    points = [(0.3, 1024.0, 1.0), (0.2, 2048.0, 2.0), (0.1, 4096.0, 4.0)]
+    records = [
+        TrialRecord(i, PlainGenome((("n", i),)), 0, "complete", Evaluation(dict(zip(scales, point, strict=True))))
+        for i, point in enumerate(points)
+    ]
+    known = view(records, scales=scales)
+    assert known.objectives == tuple(scales)
+    columns = {column.name: column for column in points_table(known).columns}
+    assert {name: columns[name].scale for name in scales} == scales
+    assert columns["num_parameters"].title == "parameters"
+    assert (columns["wall_ms"].title, columns["wall_ms"].kind) == ("wall ms", "number")
+    axes = front_figure(points_table(known), projections(known)).axes
+    drawn = {(ax.get_xlabel(), ax.get_xscale()) for ax in axes}
+    assert {("parameters", "log"), ("wall ms", "linear")} <= drawn
+    # In log2 the three lie evenly, so the middle one has half the height on an axis of parallel coordinates.
+    table = parallel_table(known, genes=["n"])
+    height, _ = _places(table, next(c for c in table.columns if c.name == "num_parameters"))
+    assert height(2048.0) == pytest.approx(0.5)
+    height, _ = _places(table, next(c for c in table.columns if c.name == "wall_ms"))
+    assert height(2.0) == pytest.approx(1 / 3)
 
 
 def test_gene_importance_finds_the_gene_that_matters() -> None:
@@ -137,12 +172,12 @@ def test_gene_importance_finds_the_gene_that_matters() -> None:
 
 def test_next_budget_is_what_was_measured_and_nothing_else() -> None:
     records = [trial(0, 2.0, 8e6), trial(1, 1.8, 18e6), trial(2, 1.7, 25e6), trial(3, 1.0, 5e6, ms=99.0)]
-    known = StudyView(name="s", records=records, limits={"artifact_bytes": 10e6, "decode_ms": 5.0})
+    known = view(records, limits={"artifact_bytes": 10e6, "decode_ms": 5.0})
     rows = {row["limit"]: row for row in budget_table(known, "artifact_bytes", step=10e6).rows}
     assert rows[10e6]["bits_per_byte"] == 2.0
     assert rows[20e6]["change"] == pytest.approx(-0.2)
     assert rows[30e6]["change"] == pytest.approx(-0.3)
-    latency = budget_table(replace(known, records=records[:1]), "decode_ms", step=5.0)
+    latency = budget_table(view(records[:1], limits=known.limits), "decode_ms", step=5.0)
     assert [row["genome"] for row in latency.rows[-2:]] == ["not measured"] * 2
 
 
@@ -160,13 +195,14 @@ def test_compare_puts_models_side_by_side_and_leaves_the_unmeasured_empty() -> N
     cells = {row["quantity"]: (row.get("a"), row.get("b")) for row in table.rows}
     assert cells["parameters"] == (None, "5")
     assert cells["bits per byte"] == ("1.5000", None)
+    assert {row["key"]: row["better"] for row in table.rows}["bits_per_byte"] == "lower"
     with pytest.raises(ValueError, match="at least one model to compare"):
         compare_table({})
 
 
 def test_a_study_without_a_complete_trial_says_so() -> None:
-    with pytest.raises(ValueError, match="no complete trial yet"):
-        assert StudyView(name="s", records=[]).quality
+    assert "Nothing measured yet." in front_table(view([])).to_markdown()
+    assert view([]).quality == "bits_per_byte"
     with pytest.raises(ValueError, match="it has no evaluation"):
         evaluation_of(TrialRecord(0, PlainGenome(()), 0, "waiting"))
 
@@ -234,7 +270,7 @@ def test_markdown_keeps_a_cell_in_its_cell() -> None:
 def test_quality_comes_first_however_the_study_stored_it() -> None:
     turned = trial(0, 2.0)
     values = dict(reversed(evaluation_of(turned).objectives.items()))
-    known = StudyView(name="s", records=[replace(turned, evaluation=Evaluation(objectives=values))])
+    known = view([replace(turned, evaluation=Evaluation(objectives=values))])
     assert known.quality == "bits_per_byte"
     assert known.values(known.records[0])[0] == 2.0
     assert "bits per byte" in front_table(known).to_markdown().split("|")[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,3 @@ def kendall_tau(first: Any, second: Any) -> float:
 def _fitness(frame: Frame, record: TrialRecord) -> float:
     assert record.evaluation is not None
     return frame.fitness(record.evaluation)
-
-
-def distances(result: SearchResult, record: TrialRecord) -> Mapping[str, float]:
-    """Distance from the ideal by objective: why a winner won. Empty without an evaluation or a frame."""
-    if record.evaluation is None or result.frame is None:
-        return {}
-    return result.frame.distances(record.evaluation)

@@ -23,6 +23,7 @@ from ..engine import (
 )
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import CandidateEvaluator, LatencyConfirmer
+from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
 from ..strict_yaml import SettingsError, dump, to_mapping
 from .cost import cost_lines
@@ -32,7 +33,7 @@ from .study import corners, given_limits, report_study, screened, study_data, st
 from .text import load_space
 
 Say = Callable[[str], None]
-SCALES = {"bits_per_byte": "linear", "artifact_bytes": "log2", "decode_ms": "log2"}
+SCALES = {name: quantity(name).scale for name in OBJECTIVES}
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def engine_settings(
     limits = given_limits(settings)
     reference = {name: limits.get(name, high) for name, (_, high) in corners.items()}
     return SearchSettings(
-        objectives=SCALES,  # type: ignore[arg-type]  # literals
+        objectives=SCALES,
         population=ladder.population,
         generations=ladder.generations,
         rungs=ladder.rungs,
@@ -173,7 +174,7 @@ def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
     """The policy by name, started from the user's genomes where there are any."""
     ladder = settings.search
     objectives = Objectives(
-        scales=SCALES,  # type: ignore[arg-type]  # literals
+        scales=SCALES,
         weights=to_mapping(settings.weights),
         limits=given_limits(settings),
     )

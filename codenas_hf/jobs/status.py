@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..report.cells import Column, Table
+from ..report.cells import Column, Table, quantity_column
 from .study import open_study
 
 COLUMNS = (
@@ -14,9 +14,9 @@ COLUMNS = (
     Column("evaluated", "evaluated", "integer"),
     Column("failed", "failed", "integer"),
     Column("front", "front", "integer"),
-    Column("bits_per_byte", "best bits per byte"),
-    Column("artifact_bytes", "winner", "bytes"),
-    Column("decode_ms", "decode per token", "ms"),
+    quantity_column("bits_per_byte", title="best bits per byte"),
+    quantity_column("artifact_bytes", title="winner"),
+    quantity_column("decode_ms"),
     Column("seconds_left", "left", "seconds"),
 )
 

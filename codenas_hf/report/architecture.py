@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from codenas_hf.report.cells import Column, Table, format_bytes, format_count
+from codenas_hf.report.cells import Column, Table, format_bytes, format_count, quantity_column
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)")
 ATTENTION = re.compile(r"attn|attention|q_proj|k_proj|v_proj|o_proj|Wqkv")
@@ -90,7 +90,7 @@ def architecture_table(tensors: Mapping[str, Tensor], config: Mapping[str, Any] 
         Column("layer", "layer", "integer"),
         Column("part", "part"),
         Column("what", "what"),
-        Column("num_parameters", "parameters", "integer"),
+        quantity_column("num_parameters"),
         Column("num_bytes", "bytes", "bytes"),
     )
     params, size = (sum(row.get(key) or 0 for row in rows) for key in ("num_parameters", "num_bytes"))

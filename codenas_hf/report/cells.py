@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "number", "integer", "bytes", "ms", "seconds", "share", "change"]
+from codenas_hf.quantities import Scale, Unit, quantity
+
+Kind = Unit | Literal["text", "change"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,25 @@ class Column:
         name: key in the rows and head of the CSV column; carries the unit (`artifact_bytes`, `decode_ms`).
         title: head of the column where people read it.
         kind: how people see a value; the CSV keeps the raw one.
+        scale: of an axis that shows the column.
     """
 
     name: str
     title: str
     kind: Kind = "text"
+    scale: Scale = "linear"
+
+
+def quantity_column(name: str, *, title: str | None = None, scale: Scale = "linear") -> Column:
+    """The column of an objective or a measurement, as `quantities` describes it.
+
+    Args:
+        name: of the quantity.
+        title: in place of the quantity's own.
+        scale: on which its study compares it.
+    """
+    row = quantity(name)
+    return Column(name, title or row.title, row.unit, scale)
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codenas_hf.engine.records import TrialRecord
-from codenas_hf.report.cells import Column, Kind, Table, format_value
-from codenas_hf.report.study_view import StudyView, evaluation_of, objective_column, short_id
+from codenas_hf.quantities import QUANTITIES, quantity
+from codenas_hf.report.cells import Column, Table, format_value
+from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 
-QUANTITIES: tuple[tuple[str, str, Kind], ...] = (
-    ("fitness", "fitness", "number"),
-    ("bits_per_byte", "bits per byte", "number"),
-    ("loss", "loss (nats per token)", "number"),
-    ("perplexity", "perplexity per token", "number"),
-    ("next_token_accuracy", "next-token accuracy", "share"),
-    ("num_parameters", "parameters", "integer"),
-    ("artifact_bytes", "artifact", "bytes"),
-    ("prefill_ms", "prefill latency", "ms"),
-    ("decode_ms", "decode latency per token", "ms"),
-    ("decode_p95_ms", "decode latency, 95th percentile", "ms"),
-    ("peak_memory_bytes", "peak memory", "bytes"),
-    ("train_tokens", "training tokens", "integer"),
-    ("train_seconds", "training time", "seconds"),
-)
 OTHER_NAMES = {
     "num_parameters": ("parameters",),
     "train_tokens": ("tokens",),
@@ -33,7 +19,7 @@ OTHER_NAMES = {
 
 
 def facts_of(model: TrialRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of one model, flat: the quantities of `QUANTITIES` that were measured, and no others.
+    """What is known of one model, flat: the quantities that were measured, and no others.
 
     Args:
         model: a trial, or a mapping as `record.json` of a release folder holds: the keys of an evaluation
@@ -46,7 +32,7 @@ def facts_of(model: TrialRecord | Mapping[str, Any]) -> dict[str, Any]:
     latencies = [source.get("latency") or {} for source in (search, final)]
     known: dict[str, Any] = {}
     for source in (data, search, data.get("objectives") or {}, latencies[0], final, latencies[1]):
-        for name, _, _ in QUANTITIES:
+        for name in (row.name for row in QUANTITIES):
             for key in (name, *OTHER_NAMES.get(name, ())):
                 if isinstance(source.get(key), int | float):
                     known[name] = source[key]
@@ -74,12 +60,12 @@ def compare_table(models: Mapping[str, TrialRecord | Mapping[str, Any]]) -> Tabl
         raise ValueError("`models` must name at least one model to compare, got none")
     facts = {name: facts_of(model) for name, model in models.items()}
     rows = []
-    for key, title, kind in QUANTITIES:
-        values = {name: known[key] for name, known in facts.items() if key in known}
+    for row in QUANTITIES:
+        values = {name: known[row.name] for name, known in facts.items() if row.name in known}
         if values:
-            shown = {name: format_value(value, kind) for name, value in values.items()}
-            rows.append({"quantity": title, "key": key, "raw": values, **shown})
-    columns = (Column("quantity", ""), *(Column(name, name) for name in models))
+            shown = {name: format_value(value, row.unit) for name, value in values.items()}
+            rows.append({"quantity": row.title, "better": row.better, "key": row.name, "raw": values, **shown})
+    columns = (Column("quantity", ""), *(Column(name, name) for name in models), Column("better", "better"))
     note = "Loss and perplexity count tokens: compare them only between models with one vocabulary."
     return Table("comparison", "Side by side", columns, tuple(rows), note)
 
@@ -90,24 +76,24 @@ def budget_table(view: StudyView, objective: str, *, step: float | None = None, 
     The other limits of the study stay. Nothing is extrapolated: a limit beyond which nothing was measured says so.
 
     Args:
-        objective: the objective whose limit moves: `artifact_bytes` or `decode_ms`.
-        step: how far, in the objective's unit; None takes 10 MB or 5 ms, or less where the whole study spans less.
+        objective: the objective whose limit moves.
+        step: how far, in the objective's unit; None takes 10 MB or 5 ms, or less where the whole
+            study spans less.
         steps: how many to either side of the limit now, or of the winner's value in a study without that limit.
     """
-    column = objective_column(objective)
+    column = view.column(objective)
     records = [r for r in view.complete(view.top_rung) if _within(view, r, except_for=objective)]
     values = [evaluation_of(r).objectives[objective] for r in records]
     winner = view.winner.evaluation if view.winner is not None else None
     base = view.limits.get(objective, winner.objectives[objective] if winner else None)
     columns = (
         Column("limit", "limit", column.kind),
-        objective_column(view.quality),
+        view.column(view.quality),
         Column("change", "against now", "change"),
         Column("genome", "best"),
         Column(objective, f"its {column.title}", column.kind),
     )
-    more = {"artifact_bytes": "a larger artifact", "decode_ms": "a slower decode"}
-    title = f"What {more.get(objective, 'more ' + column.title)} would buy"
+    title = f"What a higher limit would buy: {column.title}"
     if not records or base is None:
         return Table(f"budget_{objective}", title, columns, (), "Nothing measured, or neither a limit nor a winner.")
     step = step or _step(objective, max(values) - min(values))
@@ -144,7 +130,7 @@ def _best(view: StudyView, records: Sequence[TrialRecord], objective: str, limit
 
 def _step(objective: str, span: float) -> float:
     """10 MB or 5 ms, or a round quarter of the span where that is less."""
-    usual = {"artifact_bytes": 10e6, "decode_ms": 5.0}.get(objective, math.inf)
+    usual = {"bytes": 10e6, "ms": 5.0}.get(quantity(objective).unit, math.inf)
     if span <= 0:
         return usual if math.isfinite(usual) else 1.0
     quarter = span / 4

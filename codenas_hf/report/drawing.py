@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, Formatter, FuncFormatter, NullLocator
 
-from codenas_hf.report.cells import Kind, format_bytes, significant
+from codenas_hf.report.cells import Column, Kind, format_bytes, significant
 
 P = ParamSpec("P")
 
@@ -129,17 +129,17 @@ def _settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def set_scale(axes: Axes, which: str, kind: Kind) -> None:
-    """The scale on which an objective is compared: log2 for bytes and milliseconds, with ticks people read.
+def set_scale(axes: Axes, which: str, column: Column) -> None:
+    """The scale on which a column is compared, with ticks people read.
 
     Call it after the data is drawn.
     """
     axis = axes.xaxis if which == "x" else axes.yaxis
-    if kind in ("bytes", "ms"):
+    if column.scale == "log2":
         (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
         axis.set_major_locator(FixedLocator(round_ticks(*(axes.get_xlim() if which == "x" else axes.get_ylim()))))
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(value_formatter(kind))
+    axis.set_major_formatter(value_formatter(column.kind))
 
 
 def time_ticks(longest: float, *, most: int = 6) -> list[float]:

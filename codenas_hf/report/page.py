@@ -12,7 +12,6 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from codenas_hf.engine.records import TrialRecord
 from codenas_hf.engine.result import SearchResult
 from codenas_hf.report.architecture import Tensor, architecture_table
 from codenas_hf.report.cells import Table, format_count, format_value
@@ -31,7 +30,7 @@ from codenas_hf.report.plots import (
     projections,
     ranks_figure,
 )
-from codenas_hf.report.study_view import StudyView, objective_column, short_id
+from codenas_hf.report.study_view import StudyView, short_id
 from codenas_hf.report.tables import (
     correlation_table,
     flatten,
@@ -72,48 +71,29 @@ class Part:
         ]
 
 
-def view_of(result: SearchResult | Sequence[TrialRecord], *, name: str, **known: Any) -> StudyView:
-    """A `StudyView` of a `SearchResult`, or of bare records.
-
-    Args:
-        result: its limits, fixed points, front and winner are taken over; bare records have none of them.
-        name: the study's name.
-        known: further fields of `StudyView`.
-    """
-    if isinstance(result, SearchResult):
-        frame = result.frame
-        points = (
-            {} if frame is None else {"ideal": frame.ideal, "reference": frame.reference, "fitness": result.fitness}
-        )
-        known = {"limits": result.objectives.limits, **points, **known}
-        return StudyView(name=name, records=result.records, front=result.front, winner=result.winner, **known)
-    return StudyView(name=name, records=tuple(result), **known)
-
-
 def write_report(
-    result: SearchResult | Sequence[TrialRecord],
+    result: SearchResult,
     *,
     folder: Path,
-    name: str = "study",
+    name: str,
     tensors: Mapping[str, Tensor] | None = None,
     config: Mapping[str, Any] | None = None,
-    **known: Any,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the report of a study, finished or not; what has not been measured is left out.
 
     Args:
-        result: a `SearchResult`, or the records of a study in progress.
+        result: the record of the search.
         folder: created; gets `index.html`, one `.csv` and one `.md` per table, one `.png` and one `.svg` per picture.
         name: the study's name, the title of the page.
         tensors: the winner's tensors (`tensors_of_folder`, `tensors_of_model`); None leaves its architecture out.
         config: the winner's `config.json`.
-        known: further fields of `StudyView`: `random_records`, `facts`; for bare records also
-            `winner`, `limits`, `ideal`, `reference`.
+        facts: what stands at the foot of the page: device, versions, commit, data digest, seed.
 
     Returns:
         Path of `index.html`.
     """
-    view = view_of(result, name=name, **known)
+    view = StudyView(name=name, result=result, facts=facts or {})
     folder.mkdir(parents=True, exist_ok=True)
     groups = report_parts(view, tensors=tensors, config=config)
     for part in (part for group in groups for part in group):
@@ -122,7 +102,7 @@ def write_report(
             (folder / f"{table.name}.md").write_text(table.to_markdown(), encoding="utf-8")
         if len(part.figures) == 1:
             save(part.figures[0], folder / f"{part.id}.png", label=part.title)
-    if view.objectives and len(view.objectives) > 1:
+    if view.complete() and len(view.objectives) > 1:
         figure = front_figure(points_table(view), projections(view), limits=view.limits)
         save(figure, folder / "front.png", label=f"Pareto front of {name}")
     page = folder / "index.html"
@@ -135,7 +115,7 @@ def report_parts(
 ) -> list[list[Part]]:
     """The sections of a report, in rows of one or two; a section without anything measured is absent."""
     trials = Part(id="all", title="Trials", folded=[trials_table(view)])
-    if not view.objectives:
+    if not view.complete():
         return [[trials]]
     points = points_table(view)
     panels = [front_figure(points, [pair], limits=view.limits) for pair in projections(view)]
@@ -146,8 +126,7 @@ def report_parts(
         id="hypervolume", title=growth.title, text=growth.note, figures=[hypervolume_figure(growth)], folded=[growth]
     )
     groups.append([cost, *_rank_part(view)])
-    limited = [name for name in ("artifact_bytes", "decode_ms") if name in view.objectives]
-    budgets = [budget_table(view, name) for name in limited] if len(points.rows) > 1 else []
+    budgets = [budget_table(view, name) for name in view.objectives[1:]] if len(points.rows) > 1 else []
     bought = [Part(id=t.name, title=t.title, tables=[t]) for t in budgets if t.rows]
     groups += [bought] if bought else []
     if tensors:
@@ -223,7 +202,7 @@ def _tiles(view: StudyView) -> list[tuple[str, str]]:
         return []
     tiles = [("winner", short_id(view.winner))]
     for name, value in zip(view.objectives, view.values(view.winner), strict=True):
-        column = objective_column(name)
+        column = view.column(name)
         tiles.append((column.title, format_value(value, column.kind)))
     count = parameters_of(view.winner)
     return [*tiles, ("parameters", format_count(count))] if count is not None else tiles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from codenas_hf.report.cells import Column, Table, format_bytes, format_count, format_value
+from codenas_hf.report.cells import Column, Table, format_bytes, format_count, format_value, quantity_column
 from codenas_hf.report.drawing import (
     BLUE,
     GREEN,
@@ -28,7 +29,7 @@ from codenas_hf.report.drawing import (
     time_ticks,
     value_formatter,
 )
-from codenas_hf.report.study_view import StudyView, evaluation_of, objective_column, scaled, short_id
+from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 from codenas_hf.report.tables import flatten
 
 ROLES = {"winner": "winner", "front": "on the front", "other": "dominated", "over": "over a limit"}
@@ -48,7 +49,7 @@ def points_table(view: StudyView) -> Table:
         Column("genome", "genome"),
         Column("role", "role"),
         Column("generation", "generation", "integer"),
-        *(objective_column(name) for name in view.objectives),
+        *(view.column(name) for name in view.objectives),
     )
     return Table("points", "Candidates", columns, tuple(rows))
 
@@ -72,8 +73,8 @@ def front_figure(
             if limits and name in limits:
                 line(limits[name], color=ORANGE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         ax.margins(0.1)
-        set_scale(ax, "x", columns[x].kind)
-        set_scale(ax, "y", columns[y].kind)
+        set_scale(ax, "x", columns[x])
+        set_scale(ax, "y", columns[y])
     axes[0].legend(loc="best", fontsize=8, handletextpad=0.3)
     return figure
 
@@ -109,21 +110,15 @@ def _front_panel(ax: Axes, rows: Sequence[Mapping[str, Any]], x: Column, y: Colu
 
 @styled
 def hypervolume_figure(table: Table) -> Figure:
-    """Hypervolume against the compute that it cost, and what a random search had at the same cost."""
+    """Hypervolume against the compute that it cost."""
     figure, (ax,) = new_figure(6.4, 3.5)
-    for name, color in (("random", MUTED), ("search", BLUE)):
-        rows = [row for row in table.rows if row["search"] == name]
-        if not rows:
-            continue
-        costs, volumes = [r["seconds"] for r in rows], [r["hypervolume"] for r in rows]
-        ax.step([0, *costs], [0, *volumes], where="post", color=color, linewidth=2 if name == "search" else 1.4)
-        label = "random search" if name == "random" else "this search"
-        ax.annotate(label, (costs[-1], volumes[-1]), (6, 0), textcoords="offset points", color=color, va="center")
+    costs, volumes = [row["seconds"] for row in table.rows], [row["hypervolume"] for row in table.rows]
+    ax.step([0, *costs], [0, *volumes], where="post", color=BLUE, linewidth=2)
     ax.set_xlabel("compute spent on evaluations")
     ax.set_ylabel("hypervolume")
     ax.set_ylim(bottom=0)
     ax.set_xlim(left=0)
-    ax.set_xticks(time_ticks(max((row["seconds"] for row in table.rows), default=1.0)))
+    ax.set_xticks(time_ticks(max(costs, default=1.0)))
     ax.xaxis.set_major_formatter(value_formatter("seconds"))
     ax.set_title(table.title)
     return figure
@@ -187,25 +182,23 @@ def genes_figure(table: Table) -> Figure:
     return figure
 
 
-def curves_table(view: StudyView, *, name: str = "curve") -> Table:
-    """Learning curves: one row per point that a trial recorded under a measurement, of the candidates of the top rung.
+def curves_table(view: StudyView) -> Table:
+    """Learning curves of the candidates of the top rung: the training loss at each point that a trial recorded.
 
-    A point is `[x, y]`, or a mapping with `steps` or `tokens`, and `loss` or `bits_per_byte`.
+    The measurement `curve` is a list of mappings with `step` and `loss`.
     """
     roles = {row["genome"]: row["role"] for row in points_table(view).rows}
-    rows: list[dict[str, Any]] = []
-    units: tuple[str, str] = ("steps", "loss")
-    for r in view.complete(view.top_rung):
-        for point in evaluation_of(r).measurements.get(name) or ():
-            if isinstance(point, Mapping):
-                keys = [k for k in ("step", "steps", "tokens") if k in point] or [""]
-                values = [k for k in ("loss", "bits_per_byte", view.quality) if k in point] or [""]
-                units = (keys[0], values[0])
-                x, y = point.get(keys[0]), point.get(values[0])
-            else:
-                x, y = point[0], point[1]
-            rows.append({"genome": short_id(r), "role": roles[short_id(r)], "x": x, "y": y})
-    columns = (Column("genome", "genome"), Column("role", "role"), Column("x", units[0]), Column("y", units[1]))
+    rows = [
+        {"genome": short_id(r), "role": roles[short_id(r)], "step": point["step"], "loss": point["loss"]}
+        for r in view.complete(view.top_rung)
+        for point in evaluation_of(r).measurements.get("curve") or ()
+    ]
+    columns = (
+        Column("genome", "genome"),
+        Column("role", "role"),
+        Column("step", "step", "integer"),
+        quantity_column("loss", title="training loss (nats per token)"),
+    )
     return Table("curves", "Learning curves", columns, tuple(rows))
 
 
@@ -224,9 +217,9 @@ def curves_figure(table: Table) -> Figure:
         line = list(points)
         label = None if role in named else ROLES[role]
         named.add(role)
-        ax.plot([p["x"] for p in line], [p["y"] for p in line], label=label, **styles[role])
+        ax.plot([p["step"] for p in line], [p["loss"] for p in line], label=label, **styles[role])
     ax.set_xlabel(table.columns[2].title)
-    ax.set_ylabel(table.columns[3].title.replace("_", " "))
+    ax.set_ylabel(table.columns[3].title)
     ax.set_title(table.title)
     ax.legend(loc="upper right", fontsize=8)
     return figure
@@ -293,7 +286,7 @@ def parallel_table(view: StudyView, *, genes: Sequence[str]) -> Table:
         Column("genome", "genome"),
         Column("role", "role"),
         *(Column(gene, gene) for gene in genes),
-        *(objective_column(name) for name in view.objectives),
+        *(view.column(name) for name in view.objectives),
     )
     return Table("parallel", "Genes and objectives together (of objectives, lower is better)", columns, tuple(rows))
 
@@ -334,7 +327,7 @@ def _places(table: Table, column: Column) -> tuple[Any, list[tuple[float, str]]]
         order = sorted(values, key=_natural)
         height = {v: (i + 0.5) / len(order) for i, v in enumerate(order)}
         return height.__getitem__, [(h, str(v)) for v, h in height.items()]
-    points = {v: scaled(column.name, v) for v in values}
+    points = {v: math.log2(v) if column.scale == "log2" else v for v in values}
     low, high = min(points.values()), max(points.values())
     ends = [(0.0, min(values)), (1.0, max(values))]
     return lambda v: (points[v] - low) / ((high - low) or 1.0), [(h, format_value(v, column.kind)) for h, v in ends]

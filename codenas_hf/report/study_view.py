@@ -1,76 +1,63 @@
-"""What a report needs to know of a study, whoever kept it."""
+"""What a report needs to know of a study."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from codenas_hf.engine.pareto import front
 from codenas_hf.engine.records import Evaluation, TrialRecord
-from codenas_hf.report.cells import Column, Kind
-
-TITLES: dict[str, tuple[str, Kind]] = {
-    "bits_per_byte": ("bits per byte", "number"),
-    "artifact_bytes": ("artifact", "bytes"),
-    "decode_ms": ("decode per token", "ms"),
-}
+from codenas_hf.engine.result import SearchResult
+from codenas_hf.report.cells import Column, quantity_column
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyView:
-    """A study as reports see it.
+    """A study as reports see it. Titles and units are those of `quantities`, scales those that the study began with.
 
     Args:
         name: the study's name.
-        records: every trial of every rung.
-        front: the members of the Pareto front; None computes it from the records: feasible, at the highest rung that
-            has any complete trial, not dominated.
-        winner: the member of the front that was picked; None names none.
-        limits: objective name to the user's limit, in the objective's own unit.
-        ideal: objective name to the study's fixed ideal point, same units.
-        reference: objective name to the study's fixed reference point, same units.
-        fitness: fitness of a trial; None where the study has no fixed points.
-        random_records: trials of a random search under the same settings, for comparison.
-        facts: what stands at the head of the report: device, versions, commit, data digest, seed.
+        result: its record, finished or not.
+        facts: what stands at the foot of the report: device, versions, commit, data digest, seed.
     """
 
     name: str
-    records: Sequence[TrialRecord]
-    front: Sequence[TrialRecord] | None = None
-    winner: TrialRecord | None = None
-    limits: Mapping[str, float] = field(default_factory=dict)
-    ideal: Mapping[str, float] | None = None
-    reference: Mapping[str, float] | None = None
-    fitness: Callable[[TrialRecord], float | None] | None = None
-    random_records: Sequence[TrialRecord] = ()
+    result: SearchResult
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Every trial of every rung."""
+        return self.result.records
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The member of the front that was picked."""
+        return self.result.winner
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Objective to the user's limit, in the objective's own unit."""
+        return self.result.objectives.limits
+
+    @property
     def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives, quality first; empty before the first complete trial."""
-        names = next((tuple(evaluation_of(r).objectives) for r in self.records if r.evaluation is not None), ())
-        return tuple(sorted(names, key=lambda name: name != "bits_per_byte"))
+        """Names of the objectives in the study's order, quality first."""
+        return self.result.objectives.names
 
     @property
     def quality(self) -> str:
-        """The objective that training improves: bits per byte, in other studies the first.
-
-        Raises:
-            ValueError: the study has no complete trial yet.
-        """
-        if not self.objectives:
-            raise ValueError(f"study {self.name!r} has no complete trial yet, so there is no objective to report")
+        """The objective that training improves: the study's first."""
         return self.objectives[0]
 
+    def column(self, objective: str) -> Column:
+        """The column of an objective."""
+        return quantity_column(objective, scale=self.result.objectives.scales[objective])
+
     def complete(self, rung: int | None = None) -> list[TrialRecord]:
-        """Complete trials, of one rung or of all, in the order in which they finished."""
+        """Complete trials, of one rung or of all, by generation, rung and number."""
         chosen = [r for r in self.records if r.evaluation is not None and rung in (None, r.rung)]
-        return sorted(chosen, key=finish_key)
+        return sorted(chosen, key=lambda r: (r.generation, r.rung, r.number))
 
     @property
     def top_rung(self) -> int:
@@ -79,8 +66,7 @@ class StudyView:
 
     def front_members(self) -> list[TrialRecord]:
         """The front, best first in `quality`."""
-        members = list(self.front) if self.front is not None else non_dominated(self.complete(self.top_rung))
-        return sorted(members, key=lambda r: (*self.values(r), r.genome.genome_id))
+        return sorted(self.result.front, key=lambda r: (*self.values(r), r.genome.genome_id))
 
     def values(self, record: TrialRecord) -> list[float]:
         """Objectives of a complete trial, in the order of `objectives`."""
@@ -100,10 +86,10 @@ class StudyView:
             else None
         )
 
-    def total_seconds(self, record: TrialRecord, part: str | None = None) -> float | None:
-        """Seconds that a candidate has had over all its rungs, in one part (`train`) or all; None if unmeasured."""
+    def total_seconds(self, record: TrialRecord, part: str) -> float | None:
+        """Seconds of one part (`train`) that a candidate has had over all its rungs; None if unmeasured."""
         parent = self.below(record) if record.rung else None
-        own = None if record.evaluation is None else _seconds(record.evaluation, part)
+        own = None if record.evaluation is None else record.evaluation.seconds.get(part)
         earlier = None if parent is None else self.total_seconds(parent, part)
         return own if earlier is None else earlier + (own or 0.0)
 
@@ -122,52 +108,3 @@ def evaluation_of(record: TrialRecord) -> Evaluation:
 def short_id(record: TrialRecord) -> str:
     """How a candidate is called in tables and pictures."""
     return record.genome.genome_id[:8]
-
-
-def finish_key(record: TrialRecord) -> tuple[float, int, int, int]:
-    """Sorts by the time of finishing where the study kept it, else by generation, rung, number."""
-    evaluation = record.evaluation
-    finished = None if evaluation is None else evaluation.provenance.get("finished")
-    at = float(finished) if isinstance(finished, int | float) else 0.0
-    return at, record.generation, record.rung, record.number
-
-
-def objective_column(name: str) -> Column:
-    """The column of an objective; a name of another study gets its unit from its suffix."""
-    title, kind = TITLES.get(name, (name.replace("_", " "), unit_kind(name)))
-    return Column(name, title, kind)
-
-
-def unit_kind(name: str) -> Kind:
-    """How values under a name are shown, from the unit in the name."""
-    for suffix, kind in (("_bytes", "bytes"), ("_ms", "ms"), ("_seconds", "seconds"), ("_share", "share")):
-        if name.endswith(suffix):
-            return kind  # type: ignore[return-value]
-    return "number"
-
-
-def scaled(name: str, value: float) -> float:
-    """An objective on the scale on which it is compared: log2 for bytes and milliseconds, linear otherwise."""
-    return math.log2(value) if name.endswith(("_bytes", "_ms")) and value > 0 else value
-
-
-def scaled_points(records: Sequence[TrialRecord], names: Sequence[str]) -> NDArray[np.float64]:
-    """Scaled objectives [number of records, number of objectives]."""
-    points = [[scaled(name, evaluation_of(r).objectives[name]) for name in names] for r in records]
-    return np.array(points, dtype=np.float64).reshape(len(records), len(names))
-
-
-def non_dominated(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The feasible complete trials that no other feasible one dominates; equal points are all kept."""
-    feasible = [r for r in records if r.evaluation is not None and r.evaluation.feasible]
-    if not feasible:
-        return []
-    points = scaled_points(feasible, tuple(evaluation_of(feasible[0]).objectives))
-    return [feasible[i] for i in front(points)]
-
-
-def _seconds(evaluation: Evaluation, part: str | None) -> float | None:
-    """Seconds of one part of an evaluation, or of all."""
-    if part is not None:
-        return evaluation.seconds.get(part)
-    return sum(evaluation.seconds.values()) if evaluation.seconds else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +12,8 @@ from numpy.typing import NDArray
 from codenas_hf.engine.pareto import hypervolume
 from codenas_hf.engine.records import TrialRecord
 from codenas_hf.engine.result import RankCorrelation
-from codenas_hf.report.cells import Column, Table, format_value
-from codenas_hf.report.study_view import (
-    StudyView,
-    evaluation_of,
-    finish_key,
-    objective_column,
-    scaled_points,
-    short_id,
-    unit_kind,
-)
+from codenas_hf.report.cells import Column, Table, format_value, quantity_column
+from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 
 GENOME = Column("genome", "genome")
 # Below this, chance alone gives some gene a large share.
@@ -37,7 +28,7 @@ def front_table(view: StudyView) -> Table:
             "genome": short_id(r),
             "winner": "winner" if view.is_winner(r) else None,
             **evaluation_of(r).objectives,
-            "fitness": view.fitness(r) if view.fitness else None,
+            "fitness": view.result.fitness(r),
             **_measured(r, "loss", "next_token_accuracy"),
             "num_parameters": parameters_of(r),
             "train_seconds": view.total_seconds(r, "train"),
@@ -48,17 +39,14 @@ def front_table(view: StudyView) -> Table:
     columns = (
         GENOME,
         Column("winner", ""),
-        *(objective_column(name) for name in view.objectives),
-        Column("num_parameters", "parameters", "integer"),
-        Column("fitness", "fitness", "number"),
-        Column("loss", "loss", "number"),
-        Column("next_token_accuracy", "next-token accuracy", "share"),
-        Column("train_seconds", "training", "seconds"),
+        *(view.column(name) for name in view.objectives),
+        quantity_column("num_parameters"),
+        *(quantity_column(name) for name in ("fitness", "loss", "next_token_accuracy", "train_seconds")),
         Column("rung", "rung", "integer"),
     )
     marked = frozenset(i for i, r in enumerate(members) if view.is_winner(r))
     limits = ", ".join(
-        f"{objective_column(name).title} at most {format_value(value, objective_column(name).kind)}"
+        f"{view.column(name).title} at most {format_value(value, view.column(name).kind)}"
         for name, value in view.limits.items()
     )
     note = f"Limits: {limits}." if limits else ""
@@ -92,9 +80,9 @@ def trials_table(view: StudyView) -> Table:
         Column("generation", "generation", "integer"),
         GENOME,
         Column("state", "state"),
-        *(objective_column(name) for name in view.objectives),
+        *(view.column(name) for name in view.objectives),
         Column("feasible", "within limits"),
-        Column("num_parameters", "parameters", "integer"),
+        quantity_column("num_parameters"),
         Column("seconds", "time", "seconds"),
         Column("parent", "promoted from", "integer"),
         Column("worker", "worker"),
@@ -123,7 +111,7 @@ def rank_table(view: StudyView, *, low: int = 0, high: int | None = None) -> Tab
         }
         for g, a, b, rank_a, rank_b in zip(both, first, second, ranks(first), ranks(second), strict=True)
     ]
-    title = objective_column(name).title
+    title = view.column(name).title
     columns = (
         GENOME,
         Column("promoted", "promoted as"),
@@ -201,42 +189,35 @@ def seconds_table(view: StudyView) -> Table:
 
 
 def hypervolume_table(view: StudyView) -> Table:
-    """Hypervolume over cost: after each complete evaluation, for the search and for a random search beside it.
+    """Hypervolume over cost: after each complete evaluation.
 
-    Objectives are scaled (log2 of bytes and milliseconds) and normalised so that the study's ideal is 0 and its
-    reference point 1; the hypervolume then lies between 0 and 1, above only where the ideal was beaten. Where the
-    study has no fixed points, the best and worst values of all records shown are used, and the note says so.
-    Infeasible trials cost but do not count.
+    Objectives are on the study's scales and normalised so that its ideal is 0 and its reference point 1; the
+    hypervolume then lies between 0 and 1, above only where the ideal was beaten. Before the first generation is
+    finished there are no fixed points: the best and worst values seen take their place, and the note says so.
+    Infeasible trials cost but do not count. The record keeps no times of finishing: evaluations stand in the order of
+    generations, and within one of rungs.
     """
-    groups = [("search", view.complete())]
-    if view.random_records:
-        others = [r for r in view.random_records if r.evaluation is not None]
-        groups.append(("random", sorted(others, key=finish_key)))
-    names = view.objectives
-    everything = [r for _, records in groups for r in records]
-    rows: list[dict[str, Any]] = []
-    fixed = view.ideal is not None and view.reference is not None
-    if everything:
-        points = scaled_points(everything, names)
-        ideal, reference = _corners(view, points)
-        span = np.where(reference > ideal, reference - ideal, 1.0)
-        start = 0
-        for group, records in groups:
-            unit = (points[start : start + len(records)] - ideal) / span
-            start += len(records)
-            rows += [{"search": group, **row} for row in _growth(records, unit)]
+    records, frame = view.complete(), view.result.frame
+    evaluations = [evaluation_of(r) for r in records]
+    if frame is not None:
+        rows = [list(frame.distances(evaluation).values()) for evaluation in evaluations]
+        unit = np.array(rows, dtype=np.float64).reshape(len(rows), len(view.objectives))
+    else:
+        points = view.result.objectives.matrix(evaluations)
+        low, high = points.min(axis=0, initial=np.inf), points.max(axis=0, initial=-np.inf)
+        unit = (points - low) / np.where(high > low, high - low, 1.0)
     columns = (
-        Column("search", "search"),
         Column("evaluations", "evaluations", "integer"),
         Column("seconds", "compute", "seconds"),
         Column("hypervolume", "hypervolume", "number"),
     )
-    note = (
-        "Share of the box between the study's ideal and reference point that the front dominates."
-        if fixed
-        else "Share of the box between the best and the worst values seen here: not comparable across studies."
+    box = (
+        "the study's ideal and reference point that the front dominates"
+        if frame is not None
+        else "the best and the worst values seen here: not comparable across studies"
     )
-    return Table("hypervolume", "Hypervolume over cost", columns, tuple(rows), note)
+    note = f"Share of the box between {box}. Evaluations in the order of generations, then of rungs."
+    return Table("hypervolume", "Hypervolume over cost", columns, tuple(_growth(records, unit)), note)
 
 
 def gene_table(view: StudyView, *, rung: int = 0) -> Table:
@@ -251,7 +232,7 @@ def gene_table(view: StudyView, *, rung: int = 0) -> Table:
     genes = _gene_values(records)
     rows: list[dict[str, Any]] = []
     if len(records) >= FEWEST_FOR_GENES:
-        points = scaled_points(records, names)
+        points = view.result.objectives.matrix([evaluation_of(r) for r in records])
         for gene, values in genes.items():
             shares = {n: explained_share(values, points[:, i]) for i, n in enumerate(names)}
             if all(share is None for share in shares.values()):
@@ -269,9 +250,9 @@ def gene_table(view: StudyView, *, rung: int = 0) -> Table:
     rows.sort(key=lambda row: (-(row[f"{names[0]}_share"] or 0.0), row["gene"]))
     columns = (
         Column("gene", "gene"),
-        *(Column(f"{n}_share", objective_column(n).title, "share") for n in names),
+        *(Column(f"{n}_share", view.column(n).title, "share") for n in names),
         Column("choices", "choices seen", "integer"),
-        Column("best_choice", f"best mean {objective_column(names[0]).title}" if names else "best"),
+        Column("best_choice", f"best mean {view.column(names[0]).title}"),
     )
     note = (
         f"Share of variance that a gene explains alone, over {len(records)} candidates of rung {rung}; an association."
@@ -300,8 +281,7 @@ def ranks(values: Sequence[float]) -> NDArray[np.int64]:
 
 def parameters_of(record: TrialRecord) -> int | None:
     """Measured number of parameters of a candidate, None where nobody counted."""
-    found = _measured(record, "num_parameters", "parameters")
-    return next((int(v) for v in found.values() if v is not None), None)
+    return _measured(record, "num_parameters").get("num_parameters")
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -323,20 +303,6 @@ def _gene_values(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
     """Gene to its choice in each record; a gene that a genome lacks counts as the choice `-`."""
     flat = [flatten(r.genome.to_dict()) for r in records]
     return {name: [f.get(name, "-") for f in flat] for name in sorted({n for f in flat for n in f})}
-
-
-def _corners(view: StudyView, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scaled ideal and reference point, each [number of objectives]."""
-    from_study = [p for p in (view.ideal, view.reference) if p is not None]
-    if len(from_study) == 2:
-        low, high = (scaled_values(point, view.objectives) for point in from_study)
-        return low, high
-    return points.min(axis=0), points.max(axis=0)
-
-
-def scaled_values(point: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
-    """A point given by objective name, scaled as the objectives are [number of objectives]."""
-    return np.array([math.log2(point[n]) if unit_kind(n) in ("bytes", "ms") else point[n] for n in names])
 
 
 def _growth(records: Sequence[TrialRecord], unit: NDArray[np.float64]) -> list[dict[str, Any]]:
