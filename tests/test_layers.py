@@ -27,7 +27,7 @@ INSIDE = {
         "overview",
     ],
     "training": ["budgets", "optim", "precision", "checkpoint", "settings", "loop"],
-    "compression": ["formats", "quantize", "gguf"],
+    "compression": ["formats", "quantize", "gguf", "onnx"],
     "generation": ["token_text", "loading", "sampling", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "score", "candidate"],
     "sandbox": ["confinement", "jail_link", "jail", "program_checks", "judge"],

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .formats import Block, Format
 
@@ -109,10 +110,13 @@ def store_in(model: nn.Module, form: Format) -> None:
     Raises:
         ValueError: a layer that the format cannot store; names it.
     """
+    across = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     for name, parameter in model.named_parameters():
         block = form.block_of(name, tuple(parameter.shape))
+        # Blocks lie along the inputs of a product. GPT-2's Conv1D has them in its rows, all others in their columns.
+        turned = parameter.T if id(parameter) in across else parameter
         try:
-            parameter.copy_(as_stored(parameter, block))
+            turned.copy_(as_stored(turned, block))
         except ValueError as error:
             raise ValueError(f"`{name}` {list(parameter.shape)} cannot be stored as {form.name}: {error}") from error
 
