@@ -6,7 +6,7 @@ an explicit yes of whoever started the playground (or, on their own machine, of 
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -25,7 +25,12 @@ from huggingface_hub.errors import (
 )
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
+from codenas_hf.folders.files import CONFIG, WINNER, read_json
+from codenas_hf.folders.places import Release, StudyFolder
+from codenas_hf.folders.record import Record, RecordError
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_log = logging.getLogger(__name__)
 FETCHED = (".safetensors", ".json", ".model", ".py", "merges.txt", "vocab.txt", "README.md")
 
 
@@ -83,9 +88,9 @@ class LoadedModel:
     tokenizer: Any
     context: int
     num_parameters: int
-    weight_bytes: int
+    weights_bytes: int
     card: str
-    record: dict[str, Any]
+    record: Record
 
 
 def find_models(settings: PlaygroundSettings) -> list[tuple[str, str]]:
@@ -93,8 +98,8 @@ def find_models(settings: PlaygroundSettings) -> list[tuple[str, str]]:
 
     Sources are folders or Hub ids. Models in the local Hub cache are listed only where visitors may name any model.
     """
-    found = [(f"{folder.parent.name} (winner)", str(folder)) for folder in sorted(settings.runs.glob("*/winner"))]
-    found = [(label, source) for label, source in found if (Path(source) / "config.json").is_file()]
+    winners = [StudyFolder(folder).winner for folder in sorted(settings.runs.glob("*/"))]
+    found = [(_label(str(w.folder)), str(w.folder)) for w in winners if w.config.is_file()]
     found += [(_label(source), source) for source in settings.models]
     if settings.any_model:
         known = {source for _, source in found}
@@ -106,7 +111,7 @@ def _label(source: str) -> str:
     folder = Path(source)
     if not folder.is_dir():
         return source
-    return f"{folder.parent.name} (winner)" if folder.name == "winner" else folder.name
+    return f"{folder.parent.name} (winner)" if folder.name == WINNER else folder.name
 
 
 def _cached_models(settings: PlaygroundSettings) -> list[str]:
@@ -119,9 +124,9 @@ def _cached_models(settings: PlaygroundSettings) -> list[str]:
     for repo in repos:
         files = {file.file_name: file for revision in repo.revisions for file in revision.files}
         weights = [file for name, file in files.items() if name.endswith(".safetensors")]
-        if repo.repo_type != "model" or "config.json" not in files or not weights:
+        if repo.repo_type != "model" or CONFIG not in files or not weights:
             continue
-        architectures = _read_json(Path(files["config.json"].file_path)).get("architectures") or []
+        architectures = _read_config(Path(files[CONFIG].file_path)).get("architectures") or []
         size = sum(file.size_on_disk for file in weights)
         if size <= settings.max_model_bytes and any(str(name).endswith("ForCausalLM") for name in architectures):
             fitting.append((size, repo.repo_id))
@@ -139,7 +144,7 @@ def _existing_folder(source: str) -> Path | None:
 def may_bring_code(source: str) -> bool:
     """Whether a model may come with code of its own: its folder says so, or it is on the Hub and not yet looked at."""
     folder = _existing_folder(source)
-    return brings_code(_read_json(folder / "config.json")) if folder else bool(source.strip())
+    return brings_code(_read_config(Release(folder).config)) if folder else bool(source.strip())
 
 
 def brings_code(config: dict[str, Any]) -> bool:
@@ -251,14 +256,14 @@ def load_folder(folder: Path, *, source: str, trusted: bool, max_bytes: int) -> 
     Raises:
         PlaygroundError: files missing, too large, or the model brings code and `trusted` is false.
     """
-    config = _read_json(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not config or not weights:
+    release = Release(folder)
+    config = _read_config(release.config)
+    if not config or not release.weights:
         raise PlaygroundError(
-            f"{source[:100]} holds no {'.safetensors weights' if config else 'readable config.json'}. "
+            f"{source[:100]} holds no {'.safetensors weights' if config else f'readable {CONFIG}'}. "
             "Give a folder that save_pretrained wrote, such as runs/my_study/winner."
         )
-    size = sum(file.stat().st_size for file in weights)
+    size = release.weights_bytes
     _check_size(source[:100], size, max_bytes)
     if brings_code(config) and not trusted:
         raise PlaygroundError(
@@ -279,7 +284,6 @@ def load_folder(folder: Path, *, source: str, trusted: bool, max_bytes: int) -> 
             f"{source[:100]} does not load as a causal language model: {_first_line(error)}. "
             "Check that AutoModelForCausalLM.from_pretrained can read it, or pick another model."
         ) from error
-    record = _read_json(folder / "record.json")
     return LoadedModel(
         source=source,
         name=_label(source),
@@ -287,9 +291,9 @@ def load_folder(folder: Path, *, source: str, trusted: bool, max_bytes: int) -> 
         tokenizer=tokenizer,
         context=int(getattr(model.config, "max_position_embeddings", None) or 2048),
         num_parameters=model.num_parameters(),
-        weight_bytes=size,
+        weights_bytes=size,
         card=_read_text(folder / "README.md"),
-        record=record,
+        record=_read_record(release),
     )
 
 
@@ -304,9 +308,20 @@ def _read_text(path: Path, *, limit: int = 60_000) -> str:
         return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
+    """A model's configuration; empty where there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def _read_record(release: Release) -> Record:
+    """What a model's record says; nothing where it has none, or one that is not ours: the model runs without it."""
+    try:
+        return release.read_record()
+    except FileNotFoundError:
+        return Record()
+    except (RecordError, OSError, ValueError) as error:
+        _log.warning("%s; its facts are not shown", error)
+        return Record()

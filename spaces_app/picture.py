@@ -119,26 +119,16 @@ def facts_of(loaded: LoadedModel) -> dict[str, str]:
     """Name and value of what is known about the model; measured values come from its own record and nowhere else."""
     facts = {
         "Parameters": f"{loaded.num_parameters:,}",
-        "Weights": f"{loaded.weight_bytes / 1e6:,.1f} MB",
+        "Weights": f"{loaded.weights_bytes / 1e6:,.1f} MB",
         "Vocabulary": f"{loaded.model.config.vocab_size:,} tokens",
         "Context": f"{loaded.context:,} tokens",
         "Architecture": str(loaded.model.config.model_type),
     }
+    known = loaded.record.quantities()
     for key, label, unit in (("bits_per_byte", "Bits per byte", ""), ("decode_ms", "Decode", " ms per token")):
-        value = _find(loaded.record, key)
-        if value is not None:
-            facts[label] = f"{value:.3f}{unit}"
+        if key in known:
+            facts[label] = f"{known[key]:.3f}{unit}"
     return facts
-
-
-def _find(record: Any, key: str) -> float | None:
-    """The first number under `key`, however deep a record nests its measurements."""
-    if not isinstance(record, dict):
-        return None
-    if isinstance(record.get(key), (int, float)):
-        return float(record[key])
-    found = (_find(value, key) for value in record.values())
-    return next((value for value in found if value is not None), None)
 
 
 def about_html(loaded: LoadedModel) -> str:

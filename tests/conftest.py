@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from codenas_hf.data import CorpusSettings, PreparedData, TokenizerSettings, prepare_data
+from codenas_hf.folders import StudyFolder
 
 _NOUNS = "account packet vector matrix record window buffer cursor session ledger planet engine garden letter".split()
 _VERBS = (
@@ -70,3 +71,11 @@ def tiny_data(tiny_corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory
         vocab_sizes=(512,),
         folder=tmp_path_factory.mktemp("tiny_data"),
     )
+
+
+@pytest.fixture(scope="session")
+def finished_study(tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A small real search with its winner released; tests that change it take a copy (`finished_run.make_run`)."""
+    from finished_run import search_once  # loads the engine and torch, which few tests need
+
+    return search_once(tmp_path_factory.mktemp("finished"), tiny_data)

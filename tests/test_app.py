@@ -19,6 +19,8 @@ from picture import about_html, card_markdown, facts_of, parts_of
 from playground_server import CODE, make_runs, text_of
 from shots import apply_picks, read_examples, with_line_end
 
+from codenas_hf.folders.record import LatencyFacts, Measured, Record
+
 HEADER = "def total(numbers):\n"
 
 
@@ -201,7 +203,7 @@ def test_picture_counts_every_parameter_once(completer: Completer) -> None:
 
 def test_measured_values_come_from_the_record(completer: Completer) -> None:
     loaded = completer.shelf.load(find_models(completer.settings)[0][1])
-    told = replace(loaded, record={"evaluation": {"objectives": {"bits_per_byte": 1.25, "decode_ms": 0.5}}})
+    told = replace(loaded, record=Record(measured=Measured(bits_per_byte=1.25, latency=LatencyFacts(decode_ms=0.5))))
     assert facts_of(told)["Bits per byte"] == "1.250"
     assert facts_of(told)["Decode"] == "0.500 ms per token"
     card = card_markdown(replace(loaded, card="---\na: b\n---\n# Hello\n![x](y.png)\n"))

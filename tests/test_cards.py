@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,64 +13,89 @@ from finished_run import make_run
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from codenas_hf.data import PreparedData
+from codenas_hf.folders import Record, Release, StudyFolder
+from codenas_hf.folders.record import DataFacts, Origin, Start, Training
 from codenas_hf.release.cards import Card, bundled_folder, describe, model_card, study_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
+from codenas_hf.report.cells import format_bytes, format_seconds, format_value
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: PreparedData) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "demo", tiny_data)
+def run(tmp_path_factory: pytest.TempPathFactory, finished_study: StudyFolder) -> StudyFolder:
+    return StudyFolder(make_run(tmp_path_factory.mktemp("runs") / "demo", finished_study))
 
 
-def card_of(release: Path, run: Path | None = None, **known: object) -> Card:
-    layers = architecture_table(tensors_of_folder(release), json.loads((release / "config.json").read_text()))
-    return model_card(release, repo_id="alice/demo", layers=layers, run=run, **known)  # type: ignore[arg-type]
+def card_of(release: Release, study: StudyFolder | None = None, **known: Any) -> Card:
+    layers = architecture_table(tensors_of_folder(release.folder), release.read_config())
+    return model_card(release, repo_id="alice/demo", layers=layers, study=study, **known)
+
+
+def copy_of(run: StudyFolder, folder: Path, record: Record | None = None) -> Release:
+    """Weights and configuration of the winner with another record, or none."""
+    release = Release(folder)
+    folder.mkdir()
+    for path in (run.winner.config, *run.winner.weights):
+        (folder / path.name).write_bytes(path.read_bytes())
+    if record is not None:
+        record.write(folder)
+    return release
 
 
 def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_metadata_and_results_are_what_the_hub_reads(run: Path) -> None:
-    data = ModelCard(card_of(run / "winner", run, dataset_id="alice/demo-corpus").text).data
+def test_metadata_and_results_are_what_the_hub_reads(run: StudyFolder) -> None:
+    data = ModelCard(card_of(run.winner, run, dataset_id="alice/demo-corpus").text).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "text-generation")
     assert data.datasets == ["alice/demo-corpus"]
     results = {r.metric_type: r.metric_value for r in data.eval_results}
-    assert results == {"bits_per_byte": 2.3456, "next_token_accuracy": 0.271}
+    measured = run.winner.read_record().measured
+    names = ("bits_per_byte", "next_token_accuracy", "loss")
+    assert results == {name: round(getattr(measured, name), 6) for name in names}
 
 
-def test_the_snippets_run_as_pasted(run: Path) -> None:
-    code = snippets(card_of(run / "winner", run).text)
+def test_the_snippets_run_as_pasted(run: StudyFolder) -> None:
+    code = snippets(card_of(run.winner, run).text)
     assert len(code) == 2, "use, and filling a gap"
     space: dict[str, object] = {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         for text in code:
-            exec(text.replace("alice/demo", str(run / "winner")), space)
+            exec(text.replace("alice/demo", str(run.winner.folder)), space)
     assert "def subtract(a, b):" in printed.getvalue()
     assert "<|fim_suffix|>" in str(space["prompt"])
     assert "trust_remote_code" not in code[0]
 
 
-def test_every_number_stands_with_its_protocol(run: Path, tiny_data: PreparedData) -> None:
-    text = card_of(run / "winner", run).text
-    assert "| bits per byte | 2.3456 | 200 kB of held-out projects, windows of 256 tokens |" in text
-    assert "| test cpu | 3.20 ms | 0.810 ms | 0.930 ms | threads 1, dtype bfloat16 |" in text
-    assert "best model within 20.0 MB" in text
+def test_every_number_stands_with_its_protocol(run: StudyFolder, tiny_data: PreparedData) -> None:
+    text = card_of(run.winner, run).text
+    record = run.winner.read_record()
+    measured, latency, training = record.measured, record.measured.latency, record.training
+    assert latency is not None
+    scored = f"{format_bytes(measured.scored_bytes or 0)} of held-out projects, windows of 64 tokens"
+    assert f"| bits per byte | {measured.bits_per_byte:.4f} | {scored} |" in text
+    times = [format_value(getattr(latency, n), "ms") for n in ("prefill_ms", "decode_ms", "decode_p95_ms")]
+    assert f"| {latency.device} | {' | '.join(times)} |" in text
+    assert describe(latency.protocol) in text
+    assert "found by random search for the best model within 20.0 MB" in text
     assert f"data digest: `{tiny_data.digest}`" in text
-    assert "tokens: 307,200" in text
-    assert "seconds: 41.0 s" in text
-    assert f"{(run / 'winner' / 'model.safetensors').stat().st_size / 1000:.1f} kB" in text
+    assert training.tokens == 4 * 256
+    assert f"tokens: {training.tokens:,}" in text
+    assert f"seconds: {format_seconds(training.seconds or 0)}" in text
+    assert record.release.weights_bytes is not None
+    assert record.release.artifact_bytes is not None
+    weights, artifact = format_bytes(record.release.weights_bytes), format_bytes(record.release.artifact_bytes)
+    assert weights != artifact
+    assert f"{weights} of weights in bfloat16;\n{artifact} to ship" in text
+    assert f"parameters in {artifact}**" in text
     assert "![Pareto front](assets/front.png)" in text
     assert re.search(r"\| train \| \d+ \|", text)
 
 
-def test_what_was_not_measured_is_absent(run: Path, tmp_path: Path) -> None:
-    release = tmp_path / "winner"
-    release.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (release / name).write_bytes((run / "winner" / name).read_bytes())
-    text = card_of(release).text
+def test_what_was_not_measured_is_absent(run: StudyFolder, tmp_path: Path) -> None:
+    text = card_of(copy_of(run, tmp_path / "winner")).text
+    assert "found by" not in text
     for heading in ("Evaluation", "chosen from", "Training data", "Training and its cost", "Reproduce"):
         assert f"## {heading}" not in text
     for word in ("None", "nan", "Undefined", "| |", "0 parameters"):
@@ -77,26 +103,23 @@ def test_what_was_not_measured_is_absent(run: Path, tmp_path: Path) -> None:
     assert ModelCard(text).data.eval_results is None
 
 
-def test_remote_code_is_asked_for_only_where_it_is_needed(run: Path, tmp_path: Path) -> None:
-    release = tmp_path / "winner"
-    release.mkdir()
-    config = json.loads((run / "winner" / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_codenas.CodeNASForCausalLM"}
-    (release / "config.json").write_text(json.dumps(config))
-    (release / "model.safetensors").write_bytes((run / "winner" / "model.safetensors").read_bytes())
+def test_remote_code_is_asked_for_only_where_it_is_needed(run: StudyFolder, tmp_path: Path) -> None:
+    release = copy_of(run, tmp_path / "winner")
+    auto = {"AutoModelForCausalLM": "modeling_codenas.CodeNASForCausalLM"}
+    release.config.write_text(json.dumps({**release.read_config(), "auto_map": auto}))
     text = card_of(release).text
     assert "from_pretrained(name, trust_remote_code=True)" in text
     assert "read `modeling_codenas.py`" in text
 
 
-def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: Path) -> None:
-    path = run / "winner" / "evaluation.json"
+def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: StudyFolder) -> None:
+    path = run.winner.evaluation
     entry = {"name": "short/greedy/parse_rate", "value": 0.62, "low": 0.55, "high": 0.69, "count": 200}
     listed = {"name": "humaneval/greedy/pass@1", "value": 0.01}
     unlisted = {"name": "short/greedy/distinct_2", "value": 0.5}
     path.write_text(json.dumps({"protocol": {"threads": 2}, "rows": [entry, listed, unlisted]}))
     try:
-        card = card_of(run / "winner", run)
+        card = card_of(run.winner, run)
     finally:
         path.unlink()
     assert "| short, greedy, parse rate | 0.6200 | 0.5500 | 0.6900 | 200 |" in card.text
@@ -108,7 +131,57 @@ def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: Path) ->
     assert "alice/demo-corpus" not in card.text
 
 
-def test_study_card_configures_every_table(run: Path) -> None:
+def test_the_card_says_where_the_architecture_comes_from(run: StudyFolder, tmp_path: Path) -> None:
+    searched = Origin(kind="study", name="demo", rung=1, number=3, policy="screened", limits={"decode_ms": 5.0})
+    by_hand = Origin(kind="file", name="llama_tiny.yaml")
+    texts = {}
+    for name, origin in (("searched", searched), ("by hand", by_hand), ("unsaid", None)):
+        record = Record(
+            origin=origin, genome_id="ab", training=Training(budget="40 steps"), data=DataFacts(digest="d")
+        )
+        texts[name] = card_of(copy_of(run, tmp_path / name, record)).text
+    assert "found by evolutionary search for the best model within 5 ms a token." in texts["searched"]
+    assert "- study: `demo`, trial 3 of rung 1" in texts["searched"]
+    assert "Its architecture is that of the genome file `llama_tiny.yaml`." in texts["by hand"]
+    for name in ("by hand", "unsaid"):
+        assert "search" not in texts[name].split("## Use")[0].replace("architecture-search", "")
+        assert "codenas search" not in texts[name]
+
+
+def test_a_release_says_how_it_was_made_not_another_way(run: StudyFolder, tmp_path: Path) -> None:
+    """Whoever trained a genome is not told to search for it again."""
+    settings = "train: {}\n"
+    trained = Record(training=Training(budget="40 steps"), data=DataFacts(digest="d"))
+    tuned = Record(
+        training=Training(budget="9 steps"), data=DataFacts(digest="d"), start=Start(folder="a", weights="b")
+    )
+    commands = []
+    for name, record in (("trained", trained), ("tuned", tuned)):
+        release = copy_of(run, tmp_path / name, record)
+        release.settings.write_text(settings)
+        commands += [line for line in card_of(release).text.splitlines() if line.startswith("codenas ")]
+    assert commands == [
+        'codenas train demo --budget "40 steps" --config demo/settings.yaml',
+        'codenas train a --fine-tune --budget "9 steps" --config demo/settings.yaml',
+    ]
+    assert "codenas search --config demo/settings.yaml" in card_of(run.winner).text
+
+
+def test_every_text_behind_a_fine_tuned_release_shows_its_licences(run: StudyFolder, tmp_path: Path) -> None:
+    def data(licence: str) -> DataFacts:
+        return DataFacts(digest=licence, corpus={"licences": {licence: {"files": 1, "bytes": 10}}})
+
+    first = Start(folder="first", weights="1" * 64, bits_per_byte=2.5, data=data("GPL-3.0"))
+    second = Start(folder="second", weights="2" * 64, data=data("MIT"), start=first)
+    text = card_of(copy_of(run, tmp_path / "third", Record(start=second, data=data("BSD-3-Clause")))).text
+    for licence in ("GPL-3.0", "MIT", "BSD-3-Clause"):
+        assert f"| {licence} | 1 |" in text
+    assert "Fine-tuned on the text below, from the release `second`" in text
+    assert "itself fine-tuned, from the release `first`" in text
+    assert "None" not in text
+
+
+def test_study_card_configures_every_table(run: StudyFolder) -> None:
     data = DatasetCard(study_card(run, repo_id="a/s", model_id="a/m", tables=["front", "trials"])).data
     assert [(c["config_name"], c.get("default")) for c in data.configs] == [("front", None), ("trials", True)]
 

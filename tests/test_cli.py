@@ -1,11 +1,11 @@
 """The command line: help that teaches, bad input in one line, exit codes."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from codenas_hf.cli.main import VERBS, build_parser, main
+from codenas_hf.folders.record import Measured, Record
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -62,11 +62,11 @@ def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (["complete", "./nosuch"], "nosuch"),
         (["evaluate", "./nosuch"], "nosuch"),
-        (["compare", "nosuch"], "nosuch has no record.json"),
-        (["show", "nosuch"], "nosuch has no config.json"),
+        (["compare", "nosuch"], "nosuch is no release and has no winner/"),
+        (["show", "nosuch"], "nosuch is no release and has no winner/: expected config.json"),
         (["plot", "nosuch"], "no study in nosuch"),
         (["publish", "nosuch", "--repo-id", "me/x", "--dry-run"], "nosuch is no release"),
-        (["export", "nosuch", "--out", "x.gguf"], "nosuch has no record.json"),
+        (["export", "nosuch", "--out", "x.gguf"], "nosuch is no release and has no winner/"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -108,7 +108,9 @@ def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for name, bits in (("a", 2.5), ("b", 2.0)):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "record.json").write_text(json.dumps({"measured": {"bits_per_byte": bits}}))
+        for needed in ("config.json", "model.safetensors"):
+            (folder / needed).write_text("{}")
+        Record(measured=Measured(bits_per_byte=bits)).write(folder)
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
     assert "2.5" in text

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.compression.gguf import QWEN2_PATTERN, write_gguf
+from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.release import export
 from codenas_hf.release.export import export_stock, write_release
 
@@ -132,14 +133,19 @@ def test_a_release_folder_loads_and_says_where_it_comes_from(name: str, tokenize
     genome = make_genome(**GENES[name])
     model = make_model(genome).train()
     folder = write_release(
-        model, folder=tmp_path / "winner", tokenizer=tokenizer, record={"seed": 3}, settings={"train": {"seed": 3}}
+        model,
+        folder=tmp_path / "winner",
+        tokenizer=tokenizer,
+        record=Record(provenance={"seed": 3}),
+        settings={"train": {"seed": 3}},
     )
     assert model.training, "the model is left alone"
-    record = json.loads((folder / "record.json").read_text())
-    assert record["seed"] == 3
-    assert record["release"]["architecture"] == ("llama" if name == "llama" else "codenas")
-    assert record["release"]["parameters"] == genome.num_parameters()
-    assert record["release"]["weights_bytes"] == genome.artifact_bytes("bfloat16")
+    record = Record.read(folder)
+    assert record.provenance["seed"] == 3
+    assert record.release.architecture == ("llama" if name == "llama" else "codenas")
+    assert record.release.num_parameters == genome.num_parameters()
+    assert record.release.weights_bytes == genome.artifact_bytes("bfloat16")
+    assert record.release.artifact_bytes == folder_bytes(folder) > record.release.weights_bytes + 10_000
     assert "seed: 3" in (folder / "settings.yaml").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.dtype == torch.bfloat16
@@ -177,7 +183,7 @@ print(json.dumps({
 
 def test_a_process_without_this_package_generates_from_the_folder(tokenizer: Path, tmp_path: Path) -> None:
     model = make_model(make_genome(**GENES["conv, sliding, alibi"]))
-    folder = write_release(model, folder=tmp_path / "winner", tokenizer=tokenizer, record={}, dtype="float32")
+    folder = write_release(model, folder=tmp_path / "winner", tokenizer=tokenizer, record=Record(), dtype="float32")
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
         [sys.executable, "-c", STRANGER, str(folder)], capture_output=True, text=True, env=environment, cwd=tmp_path
@@ -194,25 +200,25 @@ def test_a_failed_release_leaves_the_earlier_one(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder = make_model(make_genome()), tmp_path / "winner"
-    write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 1})
+    write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="1"))
     monkeypatch.setattr(
         export, "_logits_difference", lambda first, second: 0.25 if second.dtype != torch.float32 else 0
     )
     with pytest.raises(
         RuntimeError, match=r"the written model's logits differ by 0.25, expected none; nothing released"
     ):
-        write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 2})
+        write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="2"))
     monkeypatch.undo()
-    assert json.loads((folder / "record.json").read_text())["number"] == 1
+    assert Record.read(folder).genome_id == "1"
     monkeypatch.setattr(export.os, "rename", _fails_once(export.os.rename))
     with pytest.raises(OSError, match="disk full"):
-        write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 3})
+        write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="3"))
     monkeypatch.undo()
-    assert json.loads((folder / "record.json").read_text())["number"] == 1
+    assert Record.read(folder).genome_id == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["winner"]
-    write_release(model, folder=folder, tokenizer=tokenizer, record={"number": 4}, stock=False)
-    record = json.loads((folder / "record.json").read_text())
-    assert (record["number"], record["release"]["architecture"]) == (4, "codenas")
+    write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="4"), stock=False)
+    record = Record.read(folder)
+    assert (record.genome_id, record.release.architecture) == ("4", "codenas")
 
 
 def _fails_once(rename: Any) -> Any:
@@ -226,9 +232,13 @@ def _fails_once(rename: Any) -> Any:
 
 def test_release_refuses_what_does_not_fit(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 300 entries, expected at most the model's `vocab_size` 280"):
-        write_release(make_model(make_genome(vocab_size=280)), folder=tmp_path / "w", tokenizer=tokenizer, record={})
+        write_release(
+            make_model(make_genome(vocab_size=280)), folder=tmp_path / "w", tokenizer=tokenizer, record=Record()
+        )
     with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
-        write_release(make_model(make_genome()), folder=tmp_path / "w", tokenizer=tokenizer, record={}, dtype="int8")
+        write_release(
+            make_model(make_genome()), folder=tmp_path / "w", tokenizer=tokenizer, record=Record(), dtype="int8"
+        )
 
 
 GGUF_GENES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import pytest
 from finished_run import make_run
 from hub_server import Fault, HubServer
 
-from codenas_hf.data import PreparedData
+from codenas_hf.folders import StudyFolder
 from codenas_hf.release import hub, parcels
 from codenas_hf.release.hub import PublishError, PublishSettings, publish
 
@@ -19,8 +19,8 @@ ALL = ("model", "space", "dataset", "study", "collection")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: PreparedData) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "demo", tiny_data)
+def run(tmp_path_factory: pytest.TempPathFactory, finished_study: StudyFolder) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo", finished_study)
 
 
 @pytest.fixture
@@ -74,13 +74,13 @@ def test_again_changes_nothing_and_sends_no_weights(server: HubServer, run: Path
 
 
 def test_a_new_winner_replaces_the_old_and_leaves_nothing_stale(
-    server: HubServer, run: Path, tmp_path: Path, tiny_data: PreparedData
+    server: HubServer, run: Path, tmp_path: Path, finished_study: StudyFolder
 ) -> None:
     publish(run, repo_id="alice/demo")
     repo = server.repos["model", "alice/demo"]
     there = repo.commits[repo.refs["main"]]
     there |= {"modeling_codenas.py": b"old", "model-00002-of-00002.safetensors": b"old", "notes.md": b"mine"}
-    other = make_run(tmp_path / "other", tiny_data, seed=1)
+    other = make_run(tmp_path / "other", finished_study, seed=1)
     (done,) = publish(other, repo_id="alice/demo")
     files = server.files("model", "alice/demo")
     assert done.changed

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from finished_run import LATENCY, make_run
+from finished_run import make_run
 from hub_server import HubServer
 from study_records import make_records, make_result
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
+from codenas_hf.folders import Record, StudyFolder
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.release.export import write_release
 from codenas_hf.release.hub import publish
@@ -71,8 +72,8 @@ def stranger(client: Client) -> Client:
 
 
 @pytest.fixture(scope="module")
-def published(server: HubServer, tiny_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("runs") / "demo", tiny_data)
+def published(server: HubServer, finished_study: StudyFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("runs") / "demo", finished_study)
     write_report(make_result(make_records(generations=2, population=6)), folder=run / "report", name="demo")
     publish(run, repo_id="alice/demo", what=("dataset", "study", "model", "space", "collection"))
     return run
@@ -88,7 +89,9 @@ def test_a_stranger_runs_the_snippet_of_the_card(published: Path, stranger: Clie
         print(card.data.eval_results[0].metric_value)
     """)
     assert "def subtract(a, b):" in printed
-    assert printed.strip().endswith("2.3456")
+    measured = StudyFolder(published).winner.read_record().measured
+    assert measured.bits_per_byte is not None
+    assert printed.strip().endswith(str(round(measured.bits_per_byte, 6)))
 
 
 def test_a_model_with_its_own_code_loads_with_it(
@@ -97,7 +100,7 @@ def test_a_model_with_its_own_code_loads_with_it(
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     genome = Genome.from_dict({"vocab_size": 512, **sizes, "position_embedding_type": "alibi"})
     model = CodeNASForCausalLM(genome.to_config()).eval()
-    record = json.loads((published / "winner" / "record.json").read_text())
+    record = StudyFolder(published).winner.read_record()
     write_release(model, folder=tmp_path / "winner", tokenizer=tiny_data.tokenizer(512), record=record, stock=False)
     publish(tmp_path / "winner", repo_id="alice/own-code")
     assert "modeling_codenas.py" in server.files("model", "alice/own-code")
@@ -142,7 +145,7 @@ def test_corpus_and_study_load_with_datasets(published: Path, stranger: Client, 
 
 def test_the_hf_command_works_with_what_was_published(published: Path, client: Client, tmp_path: Path) -> None:
     client(HF, "download", "alice/demo", "config.json", "record.json", "--local-dir", str(tmp_path / "got"))
-    assert json.loads((tmp_path / "got" / "record.json").read_text())["measured"]["latency"] == LATENCY
+    assert Record.read(tmp_path / "got") == StudyFolder(published).winner.read_record()
     client(HF, "download", "alice/demo-playground", "--repo-type", "space", "--local-dir", str(tmp_path / "space"))
     assert json.loads((tmp_path / "space" / "models.json").read_text()) == ["alice/demo"]
     client(HF, "repos", "create", "mine", token="hf_bob")

@@ -116,7 +116,14 @@ def test_bytes_are_those_that_must_be_shipped(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     plain = folder_bytes(tmp_path)
     assert plain == sum(path.stat().st_size for path in tmp_path.iterdir())
-    for name in ("README.md", "modeling_codenas.py", "record.json", "settings.yaml"):
+    for name in (
+        "README.md",
+        "modeling_codenas.py",
+        "record.json",
+        "settings.yaml",
+        "evaluation.json",
+        "completions.jsonl",
+    ):
         (tmp_path / name).write_text("text for people")
     assert folder_bytes(tmp_path) == plain
     (tmp_path / "adapter.bin").write_bytes(b"12345")

@@ -13,9 +13,10 @@ from study_records import PlainGenome, make_records, make_result
 
 from codenas_hf.engine.objectives import Scale
 from codenas_hf.engine.records import Evaluation, TrialRecord
+from codenas_hf.folders.record import Record, Training, Trial
 from codenas_hf.report.architecture import Tensor, architecture_table, architecture_text, tensors_of_folder
 from codenas_hf.report.cells import Column, Table, format_value
-from codenas_hf.report.comparison import budget_table, compare_table, facts_of
+from codenas_hf.report.comparison import budget_table, compare_table
 from codenas_hf.report.plots import _places, front_figure, parallel_table, points_table, projections
 from codenas_hf.report.study_view import StudyView, evaluation_of
 from codenas_hf.report.tables import (
@@ -182,16 +183,15 @@ def test_next_budget_is_what_was_measured_and_nothing_else() -> None:
 
 
 def test_compare_puts_models_side_by_side_and_leaves_the_unmeasured_empty() -> None:
-    record = {
-        "evaluation": {"objectives": {"bits_per_byte": 1.5}, "measurements": {"loss": 2.0}, "seconds": {"train": 8}}
-    }
-    assert facts_of(record) == {
+    trial = Trial(rung=0, number=1, objectives={"bits_per_byte": 1.5}, measurements={"loss": 2.0})
+    known = Record(trial=trial, training=Training(seconds=8.0)).quantities()
+    assert known == {
         "bits_per_byte": 1.5,
         "loss": 2.0,
         "perplexity": pytest.approx(math.exp(2.0)),
         "train_seconds": 8,
     }
-    table = compare_table({"a": record, "b": {"num_parameters": 5}})
+    table = compare_table({"a": known, "b": {"num_parameters": 5}})
     cells = {row["quantity"]: (row.get("a"), row.get("b")) for row in table.rows}
     assert cells["parameters"] == (None, "5")
     assert cells["bits per byte"] == ("1.5000", None)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.data import PreparedData
+from codenas_hf.folders import StudyFolder
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
 from codenas_hf.jobs.search import _policy, engine_settings, search
@@ -125,13 +126,15 @@ def test_from_files_to_a_winner(straight: tuple[Path, str], tiny_corpus_folder: 
     }
     model = AutoModelForCausalLM.from_pretrained(study / "winner")
     assert model.config.model_type in ("llama", "qwen3", "arcee")
-    record = json.loads((study / "winner" / "record.json").read_text())
-    assert record["measured"]["bits_per_byte"] > 0
+    record = StudyFolder(study).winner.read_record()
+    assert record.measured.bits_per_byte is not None
+    assert record.origin is not None
+    assert record.origin.kind == "study"
     result, _ = open_study(study)
     assert result.finished
     assert result.objectives.names[0] == "bits_per_byte"  # the order survives the storage
     assert result.winner is not None
-    assert record["genome_id"] == result.winner.genome.genome_id
+    assert record.genome_id == result.winner.genome.genome_id
     for trial in result.records:
         assert trial.evaluation is not None
         assert {"build", "gate", "train", "save", "evaluate"} <= set(trial.evaluation.seconds)

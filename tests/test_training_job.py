@@ -1,7 +1,6 @@
 """`codenas train`, whole: it says how it goes, and leaves a folder that generates."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import codenas_hf
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
 from codenas_hf.engine import Budget
+from codenas_hf.folders import Record, Release
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
@@ -37,8 +37,8 @@ def test_a_genome_is_trained_said_and_released(tmp_path: Path, tiny_data: Prepar
         data=tiny_data,
         say=said.append,
     )
-    record = json.loads((folder / "record.json").read_text())
-    losses = [point["loss"] for point in record["training"]["curve"]]
+    record = Record.read(folder)
+    losses = [point["loss"] for point in record.training.curve]
     assert losses[-1] < losses[0] - 0.5
     assert any("40 steps" in line and "bytes each" in line and "tokens a second" in line for line in said)
     assert any("bits per byte" in line for line in said)
@@ -65,18 +65,22 @@ def test_a_release_is_trained_on_with_other_text(
     assert data.vocab_sizes == (512,)
     before = (first / "model.safetensors").read_bytes()
     second = train_genome(genome, Budget("steps", 60), folder=tmp_path / "second", data=data, start=first, **options)
-    records = [json.loads((folder / "record.json").read_text()) for folder in (first, second)]
-    assert records[1]["start"]["folder"] == "first"
-    assert records[1]["measured"]["bits_per_byte"] < records[1]["start"]["bits_per_byte"] - 0.05
-    assert records[0]["release"]["architecture"] == records[1]["release"]["architecture"]
-    assert (records[0]["release"]["architecture"] == "codenas") == bool(gene)
+    records = [Record.read(folder) for folder in (first, second)]
+    start, measured = records[1].start, records[1].measured
+    assert start is not None
+    assert start.folder == "first"
+    assert measured.bits_per_byte is not None
+    assert start.bits_per_byte is not None
+    assert measured.bits_per_byte < start.bits_per_byte - 0.05
+    assert records[0].release.architecture == records[1].release.architecture
+    assert (records[0].release.architecture == "codenas") == bool(gene)
     assert (first / "model.safetensors").read_bytes() == before
-    layers = architecture_table(tensors_of_folder(second), json.loads((second / "config.json").read_text()))
-    card = model_card(second, repo_id="me/tuned", layers=layers).text
+    layers = architecture_table(tensors_of_folder(second), Release(second).read_config())
+    card = model_card(Release(second), repo_id="me/tuned", layers=layers).text
     assert f"data digest: `{data.digest}`" in card
     assert "Licences of the text:" in card
     assert f"from the release `first` (SHA-256 of its weights `{hashlib.sha256(before).hexdigest()[:12]}`" in card
-    assert "Licences of the text that the earlier release was trained on:" in card
+    assert "Licences of the text that the release `first` was trained on:" in card
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from ..folders.files import TOKENIZER
 from .storage import DataError
 from .tokenizer import SPECIAL_TOKENS
 
@@ -41,7 +42,7 @@ class TokenSplitter:
         Raises:
             DataError: the smaller one's merges are not the first merges of the larger one.
         """
-        large, small = (json.loads((folder / "tokenizer.json").read_text("utf-8")) for folder in (larger, smaller))
+        large, small = (json.loads((folder / TOKENIZER).read_text("utf-8")) for folder in (larger, smaller))
         merges = small["model"]["merges"]
         same = large["model"]["merges"][: len(merges)] == merges and large["pre_tokenizer"] == small["pre_tokenizer"]
         if not same:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..folders.files import TOKENIZER
 from .corpus import Corpus, CorpusSettings, build_corpus, list_inputs
 from .selection import SPLITS
 from .storage import DataError, content_key, file_sha256
@@ -145,7 +146,7 @@ def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Pa
         )
     built = _build_corpus(corpus, folder)
     size = backend.get_vocab_size()
-    digest = content_key([built.digest, file_sha256(tokenizer / "tokenizer.json")])
+    digest = content_key([built.digest, file_sha256(tokenizer / TOKENIZER)])
     splits = {(size, split): folder / "tokens" / f"{size}-{digest[:12]}-{split}" for split in SPLITS}
     for (_, split), target in splits.items():
         build_tokens(built, tokenizer, split=split, folder=target)

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from ..folders import write_json
+from ..folders.files import TOKENIZER, TOKENIZER_MANIFEST
 from .corpus import Corpus
 from .storage import DataError, building, content_key, locked, stored_key
 
@@ -33,7 +34,6 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 LARGEST_VOCABULARY = 65_536
 
 _VERSION = 1
-_MANIFEST = "codenas_tokenizer.json"
 _BATCH_CHARS = 1_000_000
 
 # The first is Qwen2's, letter for letter, so that llama.cpp knows it by name. The other two isolate a newline with the
@@ -101,12 +101,12 @@ def build_tokenizer(
         )
     key = tokenizer_key(corpus, vocab_size=vocab_size, settings=settings)
     with locked(folder):
-        if stored_key(folder, _MANIFEST) == key:
+        if stored_key(folder, TOKENIZER_MANIFEST) == key:
             return folder
         if larger is None:
             tokenizer = _train(corpus, vocab_size, settings)
         else:
-            tokenizer = _first_merges(Tokenizer.from_file(str(larger / "tokenizer.json")), vocab_size)
+            tokenizer = _first_merges(Tokenizer.from_file(str(larger / TOKENIZER)), vocab_size)
         if tokenizer.get_vocab_size() != vocab_size:
             raise DataError(
                 f"the corpus is too small for a vocabulary of {vocab_size}: its text gives "
@@ -114,7 +114,9 @@ def build_tokenizer(
             )
         with building(folder) as work:
             _save(tokenizer, work)
-            write_json(work / _MANIFEST, {"key": key, "vocab_size": vocab_size, **dataclasses.asdict(settings)})
+            write_json(
+                work / TOKENIZER_MANIFEST, {"key": key, "vocab_size": vocab_size, **dataclasses.asdict(settings)}
+            )
     return folder
 
 
@@ -201,9 +203,9 @@ def load_backend(folder: Path) -> Tokenizer:
     Raises:
         DataError: the folder holds no tokenizer.
     """
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER
     if not path.is_file():
-        raise DataError(f"expected a tokenizer at {folder}, found no tokenizer.json; build it first")
+        raise DataError(f"expected a tokenizer at {folder}, found no {TOKENIZER}; build it first")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True
     return tokenizer

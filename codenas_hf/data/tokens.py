@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..folders import write_json
+from ..folders.files import TOKENIZER
 from .corpus import Corpus
 from .encode import BulkEncoder
 from .nested import TokenSplitter
@@ -291,7 +292,7 @@ def build_tokens(
         DataError: no such split or tokenizer, a damaged shard, a full disk.
     """
     backend = load_backend(tokenizer)
-    key = content_key([_VERSION, corpus.digest, split, file_sha256(tokenizer / "tokenizer.json")])
+    key = content_key([_VERSION, corpus.digest, split, file_sha256(tokenizer / TOKENIZER)])
     with locked(folder):
         if stored_key(folder, _MANIFEST) == key:
             return Tokens.open(folder, verify=True)

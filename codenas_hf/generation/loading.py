@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from codenas_hf.folders import folder_bytes
+from codenas_hf.folders import Release
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,17 @@ def load_model(
     source = str(name)
     if path.exists():
         files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-        if path.is_file() or (files and not (path / "config.json").exists()):
+        if path.is_file() or (files and not Release(path).config.exists()):
             if len(files) != 1 or files[0].suffix != ".gguf":
                 raise FileNotFoundError(f"{path} is neither a model's folder nor one GGUF file: name the file")
             source, options["gguf_file"] = str(files[0].parent), files[0].name
             num_bytes = files[0].stat().st_size
-        elif not (path / "config.json").exists():
-            raise FileNotFoundError(f"{path} holds no config.json: name the folder that `save_pretrained` wrote")
+        elif not Release(path).config.exists():
+            raise FileNotFoundError(
+                f"{path} holds no {Release(path).config.name}: name the folder that `save_pretrained` wrote"
+            )
         else:
-            num_bytes = folder_bytes(path)
+            num_bytes = Release(path).artifact_bytes
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     model.to(torch.device(device))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from safetensors.torch import load_file
 
 from ..architecture.genome import Genome
 from ..compression.gguf import write_gguf
+from ..folders import Release
 from ..generation import decode
 from ..generation.loading import LoadedModel, load_model
 from ..hardware import Hardware
 from ..modeling_codenas import CodeNASForCausalLM
 from ..suite.evaluation import SUITES, evaluate_model, format_table
-from .releases import read_record
 
 __all__ = ["complete", "evaluate", "export_gguf", "format_table", "load_searched", "open_model", "stream"]
 
@@ -131,7 +130,7 @@ def evaluate(
     Args:
         model: folder, GGUF file or Hub id; or what `open_model` returned.
         suite: how much, `quick` or `full`.
-        folder: where `evaluation.json` and the completions go; None takes the model's own folder, and writes nothing
+        folder: where results and completions go; None takes the model's own folder, and writes nothing
             where it has none.
         device: such as `cuda`; None takes what there is.
         trust_remote_code: run code that a model brings.
@@ -153,33 +152,37 @@ def evaluate(
     return evaluate_model(loaded, settings=settings, folder=folder, on_part=on_part)
 
 
-def load_searched(folder: Path) -> CodeNASForCausalLM:
-    """A release folder's weights in our own class, whatever stock class the folder names.
+def load_searched(release: Release) -> CodeNASForCausalLM:
+    """A release's weights in our own class, whatever stock class its configuration names.
 
     Raises:
-        FileNotFoundError: no release.
-        ValueError: its architecture's tensors have other names than ours.
+        FileNotFoundError: no record.
+        ValueError: its record is damaged or names no genome, or its architecture's tensors have other names than ours.
     """
-    genome = Genome.from_dict(read_record(folder)["genome"])
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    record, config = release.read_record(), release.read_config()
+    if record.genome is None:
+        raise ValueError(f"{release.record} names no genome, so its architecture cannot be rebuilt")
+    genome = Genome.from_dict(record.genome)
     special = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = CodeNASForCausalLM(genome.to_config(**special, max_position_embeddings=config["max_position_embeddings"]))
     weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in release.weights:
         weights |= load_file(path)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"{folder} holds a {config['model_type']}, whose tensors have other names: {unexpected[:3]}")
+        raise ValueError(
+            f"{release.folder} holds a {config['model_type']}, whose tensors have other names: {unexpected[:3]}"
+        )
     model.tie_weights()
     model.eval()
     return model
 
 
 def export_gguf(folder: Path, out: Path, *, dtype: str = "float16") -> Path:
-    """Writes a release folder as one GGUF file, for llama.cpp.
+    """Writes a release as one GGUF file, for llama.cpp.
 
     Args:
-        folder: the release.
+        folder: of the release, or of the study whose winner it is.
         out: the file.
         dtype: of the weights, `float16` or `float32`.
 
@@ -187,4 +190,5 @@ def export_gguf(folder: Path, out: Path, *, dtype: str = "float16") -> Path:
         FileNotFoundError: no release.
         ValueError: an architecture that llama.cpp does not have.
     """
-    return write_gguf(load_searched(folder), out, tokenizer=folder, dtype=dtype)
+    release = Release.find(folder)
+    return write_gguf(load_searched(release), out, tokenizer=release.folder, dtype=dtype)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +13,8 @@ from transformers import PreTrainedModel
 from ..architecture.genome import Genome
 from ..data import PreparedData
 from ..engine import TrialRecord
+from ..folders import Record, StudyFolder
+from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
 from ..hardware import Hardware
 from ..measure.candidate import ARTIFACT
 from ..measure.latency import default_protocol
@@ -25,25 +25,16 @@ from ..modeling_codenas import CodeNASForCausalLM
 from ..release.export import write_release
 from ..strict_yaml import to_mapping
 from .settings import RunSettings
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a released model was measured to be.
-
-    Args:
-        facts: bits per byte, loss, accuracy, bytes, latencies, ...; what was not measured is absent.
-        seconds: what the measuring took.
-    """
-
-    facts: Mapping[str, Any]
-    seconds: float
+from .study import given_limits
 
 
 def measure_model(
     model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str
-) -> Measured:
+) -> tuple[Measured, float]:
     """Scores a model on `final_score_bytes` of held-out text and times it alone, after the leak gate.
+
+    Returns:
+        What it was measured to be, and the seconds that the measuring took.
 
     Raises:
         codenas_hf.measure.score.LeakError: the model sees tokens that it must predict.
@@ -51,21 +42,19 @@ def measure_model(
     started = time.perf_counter()
     model = torch.nn.Module.to(model, torch.device(device)).eval()
     leak_gate(model, vocab_size=vocab_size)
-    length = settings.train.sequence_length
     score = score_model(model, settings=settings, data=data, vocab_size=vocab_size)
     latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
-    facts = {
-        "bits_per_byte": score.bits_per_byte,
-        "loss": score.loss,
-        "next_token_accuracy": score.next_token_accuracy,
-        "scored_bytes": score.num_bytes,
-        "scored_tokens": score.num_tokens,
-        "window_tokens": length,
-        "bytes_per_token": score.num_bytes / score.num_tokens,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "latency": latency.to_dict(),
-    }
-    return Measured(facts, time.perf_counter() - started)
+    measured = Measured(
+        bits_per_byte=score.bits_per_byte,
+        loss=score.loss,
+        next_token_accuracy=score.next_token_accuracy,
+        scored_bytes=score.num_bytes,
+        scored_tokens=score.num_tokens,
+        window_tokens=settings.train.sequence_length,
+        bytes_per_token=score.num_bytes / score.num_tokens,
+        latency=LatencyFacts(**latency.to_dict()),
+    )
+    return measured, time.perf_counter() - started
 
 
 def score_model(model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int) -> Score:
@@ -90,30 +79,46 @@ def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, da
     genome, evaluation = record.genome, record.evaluation
     if evaluation is None or evaluation.checkpoint is None or not isinstance(genome, Genome):
         raise ValueError(f"trial {record.number} of rung {record.rung} has no weights to release; train its genome")
-    folder = study / "winner"
-    same = {"genome_id": genome.genome_id, "rung": record.rung, "number": record.number}
-    try:
-        found = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        if found.get("trial") == same:
-            return folder
-    except (OSError, ValueError):
-        pass
+    release = StudyFolder(study).winner
+    with contextlib.suppress(OSError, ValueError):
+        found = release.read_record()
+        there = found.trial and (found.genome_id, found.trial.rung, found.trial.number)
+        if there == (genome.genome_id, record.rung, record.number):
+            return release.folder
     device = Hardware.discover(settings.device).device
     model = CodeNASForCausalLM.from_pretrained(evaluation.checkpoint / ARTIFACT, dtype=torch.float32)
-    measured = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    known, trained = trial_and_training(evaluation.to_dict())
     return release_model(
         model,
         genome,
-        folder=folder,
+        folder=release.folder,
         settings=settings,
         data=data,
-        record={
-            "trial": same,
-            "study": study.name,
-            "evaluation": evaluation.to_dict(),
-            "measured": measured.facts,
-            "seconds": {**evaluation.seconds, "final_measure": measured.seconds},
-        },
+        record=Record(
+            origin=trial_origin(record, settings=settings),
+            trial=Trial(rung=record.rung, number=record.number, **known),
+            training=Training(**trained, fim_rate=settings.train.fim_rate),
+            measured=measured,
+            seconds={**evaluation.seconds, "final_measure": seconds},
+        ),
+    )
+
+
+def trial_origin(record: TrialRecord, *, settings: RunSettings) -> Origin:
+    """What a release says of a genome that a study found.
+
+    Args:
+        record: the trial.
+        settings: of the study.
+    """
+    return Origin(
+        kind="study",
+        name=settings.study,
+        rung=record.rung,
+        number=record.number,
+        policy=settings.search.policy,
+        limits=given_limits(settings),
     )
 
 
@@ -124,16 +129,16 @@ def release_model(
     folder: Path,
     settings: RunSettings,
     data: PreparedData,
-    record: Mapping[str, Any],
+    record: Record,
 ) -> Path:
     """Writes the release folder with its record."""
-    full = {
-        "genome": genome.to_dict(),
-        "genome_id": genome.genome_id,
-        **record,
-        "data": {"digest": data.digest, "corpus": data.corpus.report},
-        "provenance": provenance(torch.device(Hardware.discover(settings.device).device)),
-    }
+    full = replace(
+        record,
+        genome=genome.to_dict(),
+        genome_id=genome.genome_id,
+        data=DataFacts(digest=data.digest, corpus=data.corpus.report),
+        provenance=provenance(torch.device(Hardware.discover(settings.device).device)),
+    )
     return write_release(
         torch.nn.Module.to(model, "cpu"),
         folder=folder,

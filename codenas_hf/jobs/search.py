@@ -21,6 +21,7 @@ from ..engine import (
     Seeded,
     run_search,
 )
+from ..folders import StudyFolder
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import CandidateEvaluator, LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
@@ -90,9 +91,9 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         corners=corners(space, data=data, latency=latency),
         identity={"data": data.digest, "train": to_mapping(settings.train), "score": to_mapping(settings.candidate)},
     )
-    trials = (folder / "trials").resolve()
+    trials = StudyFolder(folder).trials.resolve()
     if main:
-        (folder / "settings.yaml").write_text(dump(settings), encoding="utf-8")
+        StudyFolder(folder).settings.write_text(dump(settings), encoding="utf-8")
         for line in cost_lines(settings, space=space, data=data, hardware=hardware):
             say(line)
     result = run_search(

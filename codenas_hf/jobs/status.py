@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..folders import StudyFolder
 from ..report.cells import Column, Table, quantity_column
 from .study import open_study
 
@@ -23,7 +24,7 @@ COLUMNS = (
 
 def status_table(folder: Path) -> Table:
     """One row for each study in a folder of studies."""
-    rows = [study_row(path.parent) for path in sorted(folder.glob("*/settings.yaml"))]
+    rows = [study_row(study.folder) for study in StudyFolder.all_in(folder)]
     return Table("studies", "Studies", COLUMNS, tuple(rows))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
-from ..folders import folder_bytes, write_json
+from ..folders import Release, StudyFolder, folder_bytes, read_json, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.latency import LatencyModel
 from ..report.architecture import tensors_of_folder
@@ -31,7 +30,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
 
     The default source is the Python that is installed here, which changes with every `pip install`; a study must not.
     """
-    note = folder / "data.json"
+    note = StudyFolder(folder).data
     wanted = {
         "corpus": to_mapping(settings.corpus),
         "tokenizer": to_mapping(settings.tokenizer),
@@ -39,7 +38,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
     }
     with exclusively(folder / ".data.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError, DataError):
-            stored = json.loads(note.read_text(encoding="utf-8"))
+            stored = read_json(note)
             if stored["settings"] == wanted:
                 data = PreparedData.from_dict(stored["data"])
                 for size in vocab_sizes:
@@ -60,7 +59,7 @@ def study_latency(
 
     It is kept with the study because its predictions are part of the record: another fit would be another search.
     """
-    own = folder / "latency.json"
+    own = StudyFolder(folder).latency
     shared = settings.folder / "latency" / f"{settings.space.replace('/', '_')}-{hardware.device}.json"
     with exclusively(settings.folder / "latency" / ".lock"):
         for path in (own, shared):
@@ -131,11 +130,11 @@ def report_study(result: SearchResult, *, folder: Path, winner: Path | None) -> 
     Returns:
         Its `index.html`.
     """
-    config = None if winner is None else json.loads((winner / "config.json").read_text(encoding="utf-8"))
+    config = None if winner is None else Release(winner).read_config()
     facts = {} if result.winner is None or result.winner.evaluation is None else result.winner.evaluation.provenance
     return write_report(
         result,
-        folder=folder / "report",
+        folder=StudyFolder(folder).report,
         name=folder.name,
         tensors=None if winner is None else tensors_of_folder(winner),
         config=config,
@@ -149,9 +148,9 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
     Raises:
         FileNotFoundError: no study there.
     """
-    path = folder / "settings.yaml"
+    path = StudyFolder(folder).settings
     if not path.exists():
-        raise FileNotFoundError(f"no study in {folder}: expected the file settings.yaml; studies lie in runs/")
+        raise FileNotFoundError(f"no study in {folder}: expected the file {path.name}; studies lie in runs/")
     settings = dataclasses.replace(load(RunSettings, path), folder=folder.parent, study=folder.name)
     space = load_space(settings.space)
     return (
@@ -170,5 +169,5 @@ def write_study_report(folder: Path) -> Path:
         FileNotFoundError: no study there.
     """
     result, _ = open_study(folder)
-    winner = folder / "winner"
-    return report_study(result, folder=folder, winner=winner if winner.is_dir() else None)
+    winner = StudyFolder(folder).winner
+    return report_study(result, folder=folder, winner=winner.folder if winner.config.is_file() else None)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -17,14 +15,16 @@ from ..architecture.genome import Genome
 from ..architecture.genome_file import read_genome
 from ..data import PreparedData
 from ..data.storage import file_sha256
-from ..engine import Budget
+from ..engine import Budget, TrialRecord
+from ..folders import Record, Release, StudyFolder
+from ..folders.record import Origin, Start, Training
 from ..generation.loading import load_model
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
 from ..measure.score import leak_gate
 from ..training import latest_checkpoint
 from ..training import train as train_model
-from .release import measure_model, release_model, score_model
+from .release import measure_model, release_model, score_model, trial_origin
 from .settings import RunSettings, config_path
 from .study import open_study
 from .text import prepare
@@ -32,8 +32,11 @@ from .text import prepare
 Say = Callable[[str], None]
 
 
-def find_genome(source: str) -> Genome:
+def find_genome(source: str) -> tuple[Genome, Origin | None]:
     """A genome from a genome file, a study (its winner), `study:NUMBER` (a trial of rung 0), or a release folder.
+
+    Returns:
+        The genome, and where it comes from; None where a release folder does not say.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -41,24 +44,28 @@ def find_genome(source: str) -> Genome:
     """
     path, _, number = source.partition(":")
     folder = Path(path)
-    if (folder / "record.json").is_file():
-        return Genome.from_dict(json.loads((folder / "record.json").read_text(encoding="utf-8"))["genome"])
-    if (folder / "settings.yaml").is_file():
-        result, _ = open_study(folder)
+    if Release(folder).record.is_file():
+        record = Release(folder).read_record()
+        if record.genome is None:
+            raise ValueError(f"{Release(folder).record} names no genome; expected the record of a release of ours")
+        return Genome.from_dict(record.genome), record.origin
+    if StudyFolder(folder).settings.is_file():
+        result, settings = open_study(folder)
         if not number:
             if result.winner is None:
                 raise ValueError(f"{folder} has no winner yet; name a trial as {folder}:NUMBER")
-            return _genome(result.winner.genome)
+            return _genome(result.winner), trial_origin(result.winner, settings=settings)
         found = [r for r in result.records if r.rung == 0 and str(r.number) == number]
         if not found:
             raise ValueError(f"{folder} has no trial {number}; it has 0 to {len(result.records) - 1}")
-        return _genome(found[0].genome)
-    return read_genome(config_path(path if "/" in path else f"genomes/{path}"))
+        return _genome(found[0]), trial_origin(found[0], settings=settings)
+    file = config_path(path if "/" in path else f"genomes/{path}")
+    return read_genome(file), Origin(kind="file", name=file.name)
 
 
-def _genome(value: Any) -> Genome:
-    assert isinstance(value, Genome)
-    return value
+def _genome(record: TrialRecord) -> Genome:
+    assert isinstance(record.genome, Genome)
+    return record.genome
 
 
 def train(
@@ -92,16 +99,18 @@ def train(
     """
     settings = settings or RunSettings.of()
     budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
-    architecture = genome if isinstance(genome, Genome) else find_genome(str(genome))
+    architecture, origin = (genome, None) if isinstance(genome, Genome) else find_genome(str(genome))
     start = None
     if fine_tune:
-        if isinstance(genome, Genome) or not (Path(genome) / "record.json").is_file():
+        if isinstance(genome, Genome) or not Release(Path(genome)).record.is_file():
             raise ValueError(f"--fine-tune wants a release folder with its weights, got {genome}")
         start = Path(genome)
     if out is None:
         out = settings.folder / (f"{architecture.genome_id}-tuned" if start else architecture.genome_id)
     data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start)
-    return train_genome(architecture, budget, folder=out, settings=settings, data=data, say=say, start=start)
+    return train_genome(
+        architecture, budget, folder=out, settings=settings, data=data, say=say, start=start, origin=origin
+    )
 
 
 def train_genome(
@@ -113,6 +122,7 @@ def train_genome(
     data: PreparedData,
     say: Say,
     start: Path | None = None,
+    origin: Origin | None = None,
 ) -> Path:
     """Trains a genome on every process of the launcher, scores it and writes a release folder.
 
@@ -126,6 +136,7 @@ def train_genome(
         data: what text; for fine-tuning, of the tokenizer in `start`.
         say: told how it goes.
         start: a release folder of the same genome, whose weights are trained on (fine-tuning); None draws fresh ones.
+        origin: where the genome comes from, for the record; None takes what the record of `start` says.
 
     Returns:
         The release folder.
@@ -137,16 +148,16 @@ def train_genome(
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")
-    before = {}
+    known: Start | None = None
     if start is None:
         optim, seed = settings.train.optim, settings.train.seed
         model: PreTrainedModel = new_model(genome, optim=optim, settings=settings.candidate, seed=seed)
     else:
-        model, known = _start(
+        model, known, found = _start(
             start, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, say=say
         )
-        before = {"start": known}
-        state = folder.with_name(f"{folder.name}.{known['weights'][:8]}.training")  # other weights, another training
+        origin = origin or found
+        state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
     resume = latest_checkpoint(state) if state.exists() else None
@@ -174,44 +185,48 @@ def train_genome(
         f"{result.tokens_per_second:,.0f} tokens a second"
     )
     model = accelerator.unwrap_model(model)
-    measured = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
-    say(f"quality   {measured.facts['bits_per_byte']:.4f} bits per byte on {measured.facts['scored_bytes']:,} bytes")
-    training = {
-        "budget": str(budget),
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "bytes": result.bytes,
-        "seconds": result.seconds,
-        "tokens_per_second": result.tokens_per_second,
-        "precision": result.precision,
-        "processes": accelerator.num_processes,
-        "curve": [dict(point) for point in result.curve],
-    }
+    measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    say(f"quality   {measured.bits_per_byte:.4f} bits per byte on {measured.scored_bytes:,} bytes")
+    training = Training(
+        budget=str(budget),
+        steps=result.steps,
+        tokens=result.tokens,
+        bytes=result.bytes,
+        seconds=result.seconds,
+        tokens_per_second=result.tokens_per_second if math.isfinite(result.tokens_per_second) else None,
+        precision=result.precision,
+        processes=accelerator.num_processes,
+        fim_rate=settings.train.fim_rate,
+        curve=tuple(dict(point) for point in result.curve),
+    )
     return release_model(
         model,
         genome,
         folder=folder,
         settings=settings,
         data=data,
-        record={
-            **before,
-            "training": training,
-            "measured": measured.facts,
-            "seconds": {"train": result.seconds, "final_measure": measured.seconds},
-        },
+        record=Record(
+            origin=origin,
+            start=known,
+            training=training,
+            measured=measured,
+            seconds={"train": result.seconds, "final_measure": seconds},
+        ),
     )
 
 
 def _start(
     folder: Path, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str, say: Say
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model of a release folder, and what the record of its fine-tuning says of it."""
+) -> tuple[PreTrainedModel, Start, Origin | None]:
+    """The model of a release folder, what the record of its fine-tuning says of it, and where its genome is from."""
     model = load_model(folder, device=device).model
     bits = score_model(model, settings=settings, data=data, vocab_size=vocab_size).bits_per_byte
     say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
-    earlier = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    known = {"folder": folder.name, "weights": file_sha256(folder / "model.safetensors"), "bits_per_byte": bits}
-    return model, known | {"data": earlier.get("data")}
+    release = Release(folder)
+    earlier = release.read_record()
+    weights = file_sha256(release.weights[0])
+    known = Start(folder=folder.name, weights=weights, bits_per_byte=bits, data=earlier.data, start=earlier.start)
+    return model, known, earlier.origin
 
 
 def _trackers(settings: RunSettings) -> list[str] | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
+from codenas_hf.folders import Record, Release, StudyFolder, read_json
+from codenas_hf.folders.record import Start
 from codenas_hf.report.architecture import architecture_text
 from codenas_hf.report.cells import Column, Table, format_bytes, format_count, format_seconds, format_value
-from codenas_hf.report.comparison import facts_of
 
 TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 # What the tokenizer calls the pieces of a gap to be filled.
 FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-# Of an evaluation's many numbers those that a card shows; the others stand in evaluation.json beside it.
+# Of an evaluation's many numbers those that a card shows; the others stand in the evaluation's file beside it.
 SUITE_METRICS = (
     "bits_per_byte",
     "pass@1",
@@ -58,11 +58,6 @@ SPEED = (
     Column("peak_memory_bytes", "peak memory", "bytes"),
     Column("protocol", "protocol"),
 )
-FORMATS = (
-    Column("format", "format"),
-    Column("artifact_bytes", "bytes", "bytes"),
-    Column("bits_per_byte", "bits per byte", "number"),
-)
 COUNTS = (
     Column("name", ""),
     Column("files", "files", "integer"),
@@ -85,33 +80,31 @@ class Card:
 
 
 def model_card(
-    release: Path,
+    release: Release,
     *,
     repo_id: str,
     layers: Table,
-    run: Path | None = None,
+    study: StudyFolder | None = None,
     licence: str = "mit",
     dataset_id: str | None = None,
 ) -> Card:
-    """The card of a release folder.
+    """The card of a release.
 
     Args:
-        release: the folder; its `config.json`, `record.json` (see docs/sharing.md for the keys), `settings.yaml` and
-            `evaluation.json` are read where they are.
+        release: its configuration, record (docs/sharing.md lists the keys) and evaluation are read where they are.
         repo_id: its id on the Hub.
         layers: `architecture_table` of its weights.
-        run: the study that found it; its `report/front.md` is shown.
+        study: that found it; the front of its report is shown.
         licence: of the weights, as the Hub spells it.
         dataset_id: Hub id of the training text, where that is published.
+
+    Raises:
+        RecordError: the record is damaged, or of a newer schema.
     """
-    config, record = read_json(release / "config.json"), read_json(release / "record.json")
-    suite = read_json(release / "evaluation.json")
-    facts = facts_of(record)
-    facts["artifact_bytes"] = sum(path.stat().st_size for path in release.glob("*.safetensors"))
-    facts["num_parameters"] = sum(row.get("num_parameters") or 0 for row in layers.rows)
+    record = release.read_record() if release.record.is_file() else Record()
+    suite = read_json(release.evaluation) if release.evaluation.is_file() else {}
     results = result_rows(record, suite)
-    front = run / "report" / "front.md" if run is not None else None
-    data, start = record.get("data") or {}, record.get("start") or {}
+    report = study.report if study is not None else None
     name = repo_id.split("/")[-1]
     card_data = ModelCardData(
         language="code",
@@ -121,37 +114,35 @@ def model_card(
         tags=TAGS,
         datasets=[dataset_id] if dataset_id else None,
         model_name=name,
-        eval_results=_model_index(results, data, dataset_id) or None,
+        eval_results=_model_index(results, record.data.digest or "", dataset_id) or None,
     )
     text = _render(
         "model.md.jinja",
         card_data=card_data.to_yaml(),
         repo_id=repo_id,
         name=name,
-        facts=facts,
+        num_parameters=sum(row.get("num_parameters") or 0 for row in layers.rows),
+        artifact_bytes=release.artifact_bytes,
+        weights_bytes=release.weights_bytes,
         record=record,
-        release=record.get("release") or {},
-        remote_code="auto_map" in config,
+        architecture=release.read_config().get("model_type") or "transformers",
+        origin=_origin(record),
+        remote_code="auto_map" in release.read_config(),
         fills_gaps=_fills_gaps(release, record),
         layers=architecture_text(layers),
         layers_note=layers.note,
-        front=front.read_text(encoding="utf-8").split("\n", 2)[-1].strip() if front and front.is_file() else None,
-        front_picture=front is not None and (front.parent / "front.png").is_file(),
+        front=report and _body(report / "front.md"),
+        front_picture=report is not None and (report / "front.png").is_file(),
         evaluation=_table(RESULTS.columns, results),
         protocol=suite.get("protocol"),
         speed=_table(SPEED, speed_rows(record)),
-        formats=_table(FORMATS, record.get("compression") or []),
-        corpus=corpus_context(data.get("corpus") or {}),
-        data_digest=data.get("digest"),
+        corpus=corpus_context(record.data.corpus),
         dataset_id=dataset_id,
-        start=start,
-        start_licences=corpus_context((start.get("data") or {}).get("corpus") or {}).get("licences"),
-        training=record.get("training") or {},
+        starts=_starts(record),
         budget=_budget(record),
-        seconds=record.get("seconds") or {},
-        provenance=record.get("provenance") or {},
-        has_settings=(release / "settings.yaml").is_file(),
-        limits=_limits(release),
+        files={path.name for path in (release.record, release.settings) if path.is_file()},
+        record_name=release.record.name,
+        settings_name=release.settings.name,
     )
     entries = [row for row in results if row.get("dataset_id") and row.get("value") is not None]
     listed = [
@@ -183,11 +174,11 @@ def dataset_card(report: Mapping[str, Any], *, digest: str, repo_id: str) -> str
     return str(DatasetCard(text))
 
 
-def study_card(run: Path, *, repo_id: str, model_id: str, tables: list[str]) -> str:
+def study_card(study: StudyFolder, *, repo_id: str, model_id: str, tables: list[str]) -> str:
     """The card of a study: what was searched, what came out, how to read it.
 
     Args:
-        run: the study's folder with its report.
+        study: its folder, with its report.
         repo_id: its id on the Hub.
         model_id: of the winner.
         tables: names of the report's CSV files that have rows.
@@ -198,41 +189,41 @@ def study_card(run: Path, *, repo_id: str, model_id: str, tables: list[str]) -> 
         for name in tables
     ]
     card_data = DatasetCardData(
-        license="mit", tags=["neural-architecture-search", "codenas"], pretty_name=run.name, configs=configs
+        license="mit", tags=["neural-architecture-search", "codenas"], pretty_name=study.name, configs=configs
     )
-    shown = {name: _body(run / "report" / f"{name}.md") for name in ("front", "rank_correlation", "seconds")}
+    shown = {name: _body(study.report / f"{name}.md") for name in ("front", "rank_correlation", "seconds")}
     text = _render(
         "study.md.jinja",
         card_data=card_data.to_yaml(),
         repo_id=repo_id,
         model_id=model_id,
-        name=run.name,
+        name=study.name,
         tables=tables,
         first=first,
         shown=shown,
-        has_journal=(run / "study.journal").is_file(),
-        pictures=[n for n in ("front", "hypervolume") if (run / "report" / f"{n}.png").is_file()],
+        journal=study.journal.name if study.journal.is_file() else None,
+        pictures=[n for n in ("front", "hypervolume") if (study.report / f"{n}.png").is_file()],
     )
     return str(DatasetCard(text))
 
 
-def result_rows(record: Mapping[str, Any], suite: Mapping[str, Any]) -> list[dict[str, Any]]:
+def result_rows(record: Record, suite: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Results with their intervals: the release's own measurement, then those of an evaluation suite.
 
     Args:
-        record: `record.json`.
-        suite: `evaluation.json`, which `codenas evaluate` writes; of its rows those that a reader of a card wants.
+        record: of the release.
+        suite: what `codenas evaluate` wrote; of its rows those that a reader of a card wants.
     """
-    measured = record.get("measured") or {}
+    measured = record.measured
     how = []
-    if "scored_bytes" in measured:
-        how.append(f"{format_bytes(measured['scored_bytes'])} of held-out projects")
-    if "window_tokens" in measured:
-        how.append(f"windows of {measured['window_tokens']:,} tokens")
+    if measured.scored_bytes is not None:
+        how.append(f"{format_bytes(measured.scored_bytes)} of held-out projects")
+    if measured.window_tokens is not None:
+        how.append(f"windows of {measured.window_tokens:,} tokens")
     rows: list[dict[str, Any]] = [
-        {"name": name.replace("_", " "), "metric": name, "value": measured[name], "protocol": ", ".join(how)}
+        {"name": name.replace("_", " "), "metric": name, "value": value, "protocol": ", ".join(how)}
         for name in ("bits_per_byte", "next_token_accuracy", "loss")
-        if isinstance(measured.get(name), int | float)
+        if (value := getattr(measured, name)) is not None
     ]
     for row in suite.get("rows") or ():
         metric = row["name"].rpartition("/")[2]
@@ -244,11 +235,10 @@ def result_rows(record: Mapping[str, Any], suite: Mapping[str, Any]) -> list[dic
     return rows
 
 
-def speed_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Latencies by device, each with its protocol: the release's own and those under `latencies`."""
-    own = (record.get("measured") or {}).get("latency")
-    found = [*([own] if own else []), *(record.get("latencies") or ())]
-    return [{**row, "protocol": describe(row.get("protocol"))} for row in found]
+def speed_rows(record: Record) -> list[dict[str, Any]]:
+    """The release's latency with its protocol: one row, none where nobody timed it."""
+    latency = record.measured.latency
+    return [] if latency is None else [{**asdict(latency), "protocol": describe(latency.protocol)}]
 
 
 def corpus_context(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,14 +269,6 @@ def describe(value: Any) -> str:
     return (
         "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def bundled_folder(name: str) -> Path:
@@ -333,15 +315,14 @@ def _named(counts: Any) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -(row.get("bytes") or 0))
 
 
-def _model_index(rows: list[dict[str, Any]], data: Mapping[str, Any], dataset_id: str | None) -> list[EvalResult]:
+def _model_index(rows: list[dict[str, Any]], digest: str, dataset_id: str | None) -> list[EvalResult]:
     """Results as the Hub's `model-index` wants them."""
-    digest = str(data.get("digest") or "")[:12]
     own = dataset_id or "codenas-corpus"
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=row.get("dataset_id") or own,
-            dataset_name=row.get("dataset") or ("held-out Python projects" + (f" ({digest})" if digest else "")),
+            dataset_name=row.get("dataset") or ("held-out Python projects" + (f" ({digest[:12]})" if digest else "")),
             dataset_split=None if row.get("dataset_id") else "validation",
             metric_type=row["metric"],
             metric_name=row["name"],
@@ -351,44 +332,42 @@ def _model_index(rows: list[dict[str, Any]], data: Mapping[str, Any], dataset_id
     ]
 
 
-def _fills_gaps(release: Path, record: Mapping[str, Any]) -> bool:
+def _fills_gaps(release: Release, record: Record) -> bool:
     """True for a model that was trained to fill gaps and whose tokenizer has the words for it."""
-    settings = release / "settings.yaml"
-    known = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    rate = _find(known, "fim_rate") or _find(record, "fim_rate") or 0
-    tokenizer = release / "tokenizer.json"
-    return bool(rate) and tokenizer.is_file() and all(t in tokenizer.read_text(encoding="utf-8") for t in FILL_TOKENS)
+    if not record.training.fim_rate or not release.tokenizer.is_file():
+        return False
+    text = release.tokenizer.read_text(encoding="utf-8")
+    return all(token in text for token in FILL_TOKENS)
 
 
-def _limits(release: Path) -> str:
-    """The limits that the search was given, in words; empty without any."""
-    settings = release / "settings.yaml"
-    known = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    limits = (known or {}).get("limits") or {}
-    shown = {"bytes": format_bytes, "artifact_bytes": format_bytes, "decode_ms": lambda v: f"{v:g} ms a token"}
-    return " and ".join(
-        shown[name](value) for name, value in limits.items() if isinstance(value, int | float) and name in shown
-    )
-
-
-def _budget(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps, tokens and bytes of training, from wherever the record has them."""
-    training = record.get("training") or {}
-    measured = (record.get("evaluation") or {}).get("measurements") or {}
-    found = {
-        name: training.get(name, measured.get(name)) for name in ("steps", "tokens", "bytes", "tokens_per_second")
-    }
-    seconds = training.get("seconds", measured.get("train_seconds_total"))
-    return {name: value for name, value in {**found, "seconds": seconds}.items() if value is not None}
-
-
-def _find(tree: Any, name: str) -> Any:
-    """The first value under a key, at any depth."""
-    if not isinstance(tree, Mapping):
+def _origin(record: Record) -> str | None:
+    """Where the architecture comes from, as a sentence; None where the record does not say."""
+    origin = record.origin
+    if origin is None:
         return None
-    if name in tree:
-        return tree[name]
-    return next((found for value in tree.values() if (found := _find(value, name)) is not None), None)
+    if origin.kind == "file":
+        return f"Its architecture is that of the genome file `{origin.name}`."
+    how = "random search" if origin.policy == "random" else "evolutionary search"
+    shown = {"artifact_bytes": format_bytes, "decode_ms": lambda v: f"{v:g} ms a token"}
+    limits = " and ".join(shown[name](value) for name, value in origin.limits.items() if name in shown)
+    return f"Its architecture was found by {how}" + (f" for the best model within {limits}." if limits else ".")
+
+
+def _starts(record: Record) -> list[tuple[Start, str]]:
+    """The releases that a fine-tuning goes back to, the nearest first, each with the licences of its text."""
+    found = []
+    start = record.start
+    while start is not None:
+        corpus = corpus_context(start.data.corpus) if start.data is not None else {}
+        found.append((start, corpus.get("licences", "")))
+        start = start.start
+    return found
+
+
+def _budget(record: Record) -> dict[str, Any]:
+    """What the training took: steps, tokens, bytes, seconds."""
+    names = ("steps", "tokens", "bytes", "tokens_per_second", "seconds")
+    return {name: value for name in names if (value := getattr(record.training, name)) is not None}
 
 
 def _splits() -> list[dict[str, str]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from ..architecture.stock import StockRow, find_row
 from ..configuration_codenas import CodeNASConfig
+from ..folders import Record, Release
+from ..folders.record import ReleaseFacts
 from ..modeling_codenas import CodeNASForCausalLM
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
@@ -52,14 +54,14 @@ def write_release(
     *,
     folder: Path,
     tokenizer: Path,
-    record: Mapping[str, Any],
+    record: Record,
     settings: Mapping[str, Any] | None = None,
     dtype: str = "bfloat16",
     stock: bool = True,
 ) -> Path:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, and says in it where it comes from.
 
-    Weights (safetensors), tokenizer, generation config, `record.json`, `settings.yaml`. A model that equals a stock
+    Weights (safetensors), tokenizer, generation config, record and settings. A model that equals a stock
     architecture is written as that and needs no code of ours; another one gets the remote-code pair beside it. The
     folder is loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
 
@@ -67,7 +69,7 @@ def write_release(
         model: ours, or one of a stock class, which stays one; it is not changed.
         folder: where it goes; replaced if it exists.
         tokenizer: folder of the tokenizer.
-        record: JSON values: how the model was found, trained and measured. Facts of the release are added.
+        record: how the model was found, trained and measured. Facts of the release are added.
         settings: the resolved settings of the run.
         dtype: float32, bfloat16 or float16.
         stock: False writes the remote-code pair even where a stock architecture is equal.
@@ -114,20 +116,21 @@ def write_release(
             raise RuntimeError(
                 f"the written model's logits differ by {difference:.3g}, expected none; nothing released"
             )
-        facts = {
-            "architecture": released.config.model_type,
-            "why_not_stock": reasons,
-            "dtype": dtype,
-            "parameters": released.num_parameters(),
-            "weights_bytes": (draft / "model.safetensors").stat().st_size,
-            "versions": {name: version(name) for name in ("codenas-hf", "torch", "transformers")},
-        }
-        text = json.dumps({**record, "release": facts}, indent=2, sort_keys=True, allow_nan=False)
-        (draft / "record.json").write_text(text + "\n", encoding="utf-8")
+        written = Release(draft)
+        facts = ReleaseFacts(
+            architecture=released.config.model_type,
+            why_not_stock=tuple(reasons),
+            dtype=dtype,
+            num_parameters=released.num_parameters(),
+            weights_bytes=written.weights_bytes,
+            artifact_bytes=written.artifact_bytes,
+            versions={name: version(name) for name in ("codenas-hf", "torch", "transformers")},
+        )
+        replace(record, release=facts).write(draft)
         if settings is not None:
-            (draft / "settings.yaml").write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+            written.settings.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
         _put_in_place(draft, folder)
-    _log.info("wrote %s as %s, %d bytes of weights", folder, facts["architecture"], facts["weights_bytes"])
+    _log.info("wrote %s as %s, %d bytes to ship", folder, facts.architecture, facts.artifact_bytes)
     return folder
 
 

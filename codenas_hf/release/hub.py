@@ -16,7 +16,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, release_of, space_parcel, study_parcel
+from codenas_hf.folders import Release, StudyFolder
+from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, space_parcel, study_parcel
 
 _log = logging.getLogger(__name__)
 
@@ -147,19 +148,20 @@ def publish(
 
 def _parcels(folder: Path, *, repo_id: str, asked: PublishSettings, work: Path) -> list[Parcel]:
     """Everything that is to be published, in order, checked for size."""
-    release, run = release_of(folder)
-    study = run or release.parent
+    release = Release.find(folder)
+    study = release.study
+    around = study or StudyFolder(release.folder.parent)  # whose parcels say what is missing
     dataset_id = f"{repo_id}-corpus" if "dataset" in asked.what else None
     parcels = []
     for kind in (k for k in KINDS if k in asked.what):
         place = work / kind
         place.mkdir()
         if kind == "dataset":
-            parcels.append(dataset_parcel(study, repo_id=f"{repo_id}-corpus", work=place))
+            parcels.append(dataset_parcel(around, repo_id=f"{repo_id}-corpus", work=place))
         elif kind == "study":
-            parcels.append(study_parcel(study, repo_id=f"{repo_id}-study", model_id=repo_id))
+            parcels.append(study_parcel(around, repo_id=f"{repo_id}-study", model_id=repo_id))
         elif kind == "model":
-            known: dict[str, Any] = {"run": run, "licence": asked.license, "dataset_id": dataset_id}
+            known: dict[str, Any] = {"study": study, "licence": asked.license, "dataset_id": dataset_id}
             parcels.append(model_parcel(release, repo_id=repo_id, work=place, **known))
         elif kind == "space":
             parcels.append(space_parcel(repo_id=f"{repo_id}-playground", model_id=repo_id, work=place))

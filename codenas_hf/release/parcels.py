@@ -10,10 +10,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from codenas_hf.data import Corpus, PreparedData
-from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, read_json, study_card
+from codenas_hf.folders import Release, StudyFolder, read_json
+from codenas_hf.folders.files import RECORD, WEIGHTS
+from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, study_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.drawing import save
 from codenas_hf.report.plots import architecture_figure
@@ -64,97 +65,81 @@ class Parcel:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def release_of(folder: Path) -> tuple[Path, Path | None]:
-    """The release folder and the folder of the run around it, from either of them.
-
-    Raises:
-        FileNotFoundError: neither `folder` nor `folder/winner` is a release.
-    """
-    for release, run in ((folder, folder.parent), (folder / "winner", folder)):
-        if (release / "config.json").is_file() and any(release.glob("*.safetensors")):
-            return release, run if (run / "report").is_dir() or (run / "settings.yaml").is_file() else None
-    raise FileNotFoundError(
-        f"{folder} is no release and has no winner/: expected config.json and *.safetensors; "
-        "finish the search first, or name the release folder"
-    )
-
-
 def model_parcel(
-    release: Path, *, repo_id: str, run: Path | None, licence: str, dataset_id: str | None, work: Path
+    release: Release, *, repo_id: str, study: StudyFolder | None, licence: str, dataset_id: str | None, work: Path
 ) -> Parcel:
     """Weights, tokenizer, record, card and its pictures. A stock architecture goes as it is, without code.
 
     Args:
         release: what `write_release` wrote.
         repo_id: where it goes.
-        run: the study around it; its report gives the front.
+        study: around it; its report gives the front.
         licence: of the weights, as the Hub spells it.
         dataset_id: the Hub id of the corpus where that is published too.
         work: an empty folder for pictures.
     """
     files: dict[str, Path | bytes] = {}
-    for path in sorted(release.rglob("*")):
-        name = path.relative_to(release)
+    for path in sorted(release.folder.rglob("*")):
+        name = path.relative_to(release.folder)
         if path.is_file() and not _hidden(name) and path.suffix not in _NEVER:
             files[name.as_posix()] = _clean(path)
-    config = read_json(release / "config.json")
-    layers = architecture_table(tensors_of_folder(release), config)
+    layers = architecture_table(tensors_of_folder(release.folder), release.read_config())
     save(architecture_figure(layers), work / "architecture.png", label=f"Architecture of {repo_id}")
     files["assets/architecture.png"] = work / "architecture.png"
-    front = run / "report" / "front.png" if run is not None else None
+    front = study.report / "front.png" if study is not None else None
     if front is not None and front.is_file():
         files["assets/front.png"] = front
-    card = model_card(release, repo_id=repo_id, run=run, licence=licence, dataset_id=dataset_id, layers=layers)
+    card = model_card(release, repo_id=repo_id, study=study, licence=licence, dataset_id=dataset_id, layers=layers)
     files["README.md"] = _scrub(card.text).encode()
     if card.eval_results:
         files[".eval_results/codenas.yaml"] = card.eval_results.encode()
-    stale = ("*.safetensors", "*.safetensors.index.json", "configuration_codenas.py", "modeling_codenas.py")
+    stale = ("*.safetensors", f"{WEIGHTS}.index.json", "configuration_codenas.py", "modeling_codenas.py")
     return Parcel(
         what="model",
         repo_id=repo_id,
         repo_type="model",
         files=files,
-        marker="record.json",
+        marker=RECORD,
         stale=(*stale, "cache_codenas.py", "assets/*.png", ".eval_results/codenas.yaml"),
     )
 
 
-def study_parcel(run: Path, *, repo_id: str, model_id: str) -> Parcel:
+def study_parcel(study: StudyFolder, *, repo_id: str, model_id: str) -> Parcel:
     """A study as a dataset repository: its record, settings, report; the tables load with `load_dataset`.
 
     Raises:
-        FileNotFoundError: the run has no report.
+        FileNotFoundError: the study has no report.
     """
-    report = run / "report"
+    report = study.report
     if not (report / "trials.csv").is_file():
-        raise FileNotFoundError(f"{run} has no report/trials.csv: run `codenas plot {run}` first")
+        raise FileNotFoundError(
+            f"{study.folder} has no {report.name}/trials.csv: run `codenas plot {study.folder}` first"
+        )
     files: dict[str, Path | bytes] = {}
     for path in sorted(report.iterdir()):
         if path.suffix in {".csv", ".md", ".png", ".svg", ".html"}:
             files[f"report/{path.name}"] = _clean(path)
-    for name in ("settings.yaml", "study.journal"):
-        if (run / name).is_file():
-            files[name] = _clean(run / name)
+    for path in (study.settings, study.journal):
+        if path.is_file():
+            files[path.name] = _clean(path)
     tables = [p.stem for p in sorted(report.glob("*.csv")) if p.read_text(encoding="utf-8").count("\n") > 1]
-    text = study_card(run, repo_id=repo_id, model_id=model_id, tables=tables)
+    text = study_card(study, repo_id=repo_id, model_id=model_id, tables=tables)
     files["README.md"] = _scrub(text).encode()
-    files["study.json"] = json.dumps({"study": run.name, "model": model_id}).encode()
+    files["study.json"] = json.dumps({"study": study.name, "model": model_id}).encode()
     return Parcel(
         what="study", repo_id=repo_id, repo_type="dataset", files=files, marker="study.json", stale=("report/*",)
     )
 
 
-def dataset_parcel(run: Path, *, repo_id: str, work: Path) -> Parcel:
-    """The corpus of a run as Parquet, with its report and card.
+def dataset_parcel(study: StudyFolder, *, repo_id: str, work: Path) -> Parcel:
+    """The corpus of a study as Parquet, with its report and card.
 
     Raises:
-        FileNotFoundError: the run does not say where its corpus is.
+        FileNotFoundError: the study does not say where its corpus is.
     """
-    corpus = corpus_of(run)
+    corpus = corpus_of(study)
     if corpus is None:
-        raise FileNotFoundError(
-            f"{run}/data.json does not name a corpus that is still there; search again to build it"
-        )
+        raise FileNotFoundError(f"{study.data} does not name a corpus that is still there; search again to build it")
     files: dict[str, Path | bytes] = {}
     for split in ("train", "validation"):
         shards = corpus.shards(split)
@@ -199,11 +184,10 @@ def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
     )
 
 
-def corpus_of(run: Path) -> Corpus | None:
-    """The corpus that a run was trained on, None where it is gone or unknown."""
+def corpus_of(study: StudyFolder) -> Corpus | None:
+    """The corpus that a study was trained on, None where it is gone or unknown."""
     try:
-        stored: dict[str, Any] = json.loads((run / "data.json").read_text(encoding="utf-8"))
-        return PreparedData.from_dict(stored["data"]).corpus
+        return PreparedData.from_dict(read_json(study.data)["data"]).corpus
     except (OSError, ValueError, KeyError):
         return None
 

@@ -11,57 +11,21 @@ from codenas_hf.quantities import QUANTITIES, quantity
 from codenas_hf.report.cells import Column, Table, format_value
 from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 
-OTHER_NAMES = {
-    "num_parameters": ("parameters",),
-    "train_tokens": ("tokens",),
-    "train_seconds": ("train_seconds_total",),
-}
 
-
-def facts_of(model: TrialRecord | Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of one model, flat: the quantities that were measured, and no others.
-
-    Args:
-        model: a trial, or a mapping as `record.json` of a release folder holds: the keys of an evaluation
-            (`objectives`, `measurements`, `seconds`), at the top or under `evaluation`, beside `training`, `measured`
-            and top-level values. What was measured on the release itself goes before what the search measured.
-    """
-    data = model.to_dict() if isinstance(model, TrialRecord) else dict(model)
-    data = {**(data.get("evaluation") or {}), **{k: v for k, v in data.items() if k != "evaluation"}}
-    search, final = data.get("measurements") or {}, data.get("measured") or {}
-    latencies = [source.get("latency") or {} for source in (search, final)]
-    known: dict[str, Any] = {}
-    for source in (data, search, data.get("objectives") or {}, latencies[0], final, latencies[1]):
-        for name in (row.name for row in QUANTITIES):
-            for key in (name, *OTHER_NAMES.get(name, ())):
-                if isinstance(source.get(key), int | float):
-                    known[name] = source[key]
-                    break
-    training, seconds = data.get("training") or {}, data.get("seconds") or {}
-    for name, value in (("train_tokens", training.get("tokens")), ("train_seconds", training.get("seconds"))):
-        known |= {name: value} if value is not None else {}
-    if "train" in seconds:
-        known.setdefault("train_seconds", seconds["train"])
-    if "loss" in known:
-        known.setdefault("perplexity", math.exp(known["loss"]))
-    return known
-
-
-def compare_table(models: Mapping[str, TrialRecord | Mapping[str, Any]]) -> Table:
+def compare_table(models: Mapping[str, Mapping[str, float]]) -> Table:
     """Models side by side, one column each and one row per quantity; what was not measured is an empty cell.
 
     Args:
-        models: name to model, as `facts_of` takes them.
+        models: name to what is known of it, as `Record.quantities` gives it.
 
     Raises:
         ValueError: no model.
     """
     if not models:
         raise ValueError("`models` must name at least one model to compare, got none")
-    facts = {name: facts_of(model) for name, model in models.items()}
     rows = []
     for row in QUANTITIES:
-        values = {name: known[row.name] for name, known in facts.items() if row.name in known}
+        values = {name: known[row.name] for name, known in models.items() if row.name in known}
         if values:
             shown = {name: format_value(value, row.unit) for name, value in values.items()}
             rows.append({"quantity": row.title, "better": row.better, "key": row.name, "raw": values, **shown})

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from codenas_hf.folders import write_json
+from codenas_hf.folders import Release, write_json
 from codenas_hf.generation.decode import (
     GREEDY,
     SHIPPED,
@@ -141,7 +141,7 @@ def evaluate_model(
         "seconds": seconds,
     }
     if folder is not None:
-        write_json(folder / "evaluation.json", result)
+        write_json(Release(folder).evaluation, result)
     return result
 
 

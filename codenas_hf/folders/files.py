@@ -1,4 +1,4 @@
-"""What lies in a folder of ours, and how it is written."""
+"""The names of our files, and how a file or folder is written: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Of a release. The first three names are those of transformers.
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+RECORD, SETTINGS, EVALUATION = "record.json", "settings.yaml", "evaluation.json"
+TOKENIZER_MANIFEST = "codenas_tokenizer.json"  # what a tokenizer was built from, beside it
+# Of a study. The journal's stands in the engine too, which imports nothing of ours; a test compares them.
+DATA, LATENCY, JOURNAL, WINNER = "data.json", "latency.json", "study.journal", "winner"
+
 # What a reader of the model does not download to run it. All else counts, so that nothing can hide.
-_FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv"})
-_FREE_NAMES = frozenset({"record.json", "LICENSE", ".gitattributes"})
+_FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv", ".jsonl"})
+_FREE_NAMES = frozenset({RECORD, EVALUATION, TOKENIZER_MANIFEST, "LICENSE", ".gitattributes"})
 
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of what must be shipped to run the model in a folder: weights, tokenizer, configuration.
 
-    Code, texts for people and the record do not count.
+    Code, texts for people, the record and what an evaluation left do not count.
 
     Raises:
         FileNotFoundError: the folder holds no such file.
@@ -30,7 +37,7 @@ def folder_bytes(folder: Path) -> int:
         if path.is_file() and path.suffix not in _FREE_SUFFIXES and path.name not in _FREE_NAMES
     ]
     if not counted:
-        raise FileNotFoundError(f"{folder} holds no model: expected model.safetensors and config.json")
+        raise FileNotFoundError(f"{folder} holds no model: expected {WEIGHTS} and {CONFIG}")
     return sum(counted)
 
 
@@ -88,6 +95,22 @@ def write_json(path: Path, value: Any) -> None:
     """
     with whole_file(path) as draft:
         draft.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: something else is in it; the message names the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}); write it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected an object, got {type(found).__name__}; write it again")
+    return found
 
 
 def _umask() -> int:

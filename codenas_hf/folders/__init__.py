@@ -1,0 +1,17 @@
+"""What lies in a folder of ours: names, places, the record, and how files are written; imports nothing of ours."""
+
+from .files import folder_bytes, read_json, whole_file, whole_folder, write_json
+from .places import Release, StudyFolder
+from .record import Record, RecordError
+
+__all__ = [
+    "Record",
+    "RecordError",
+    "Release",
+    "StudyFolder",
+    "folder_bytes",
+    "read_json",
+    "whole_file",
+    "whole_folder",
+    "write_json",
+]

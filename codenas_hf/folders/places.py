@@ -1,0 +1,155 @@
+"""Where a release and a study keep their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .files import (
+    CONFIG,
+    DATA,
+    EVALUATION,
+    JOURNAL,
+    LATENCY,
+    RECORD,
+    SETTINGS,
+    TOKENIZER,
+    WINNER,
+    folder_bytes,
+    read_json,
+)
+from .record import Record
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder with one model, which `AutoModelForCausalLM` loads, and what is told of it."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, path: Path) -> Release:
+        """A release by its own folder, or by that of the study whose winner it is.
+
+        Raises:
+            FileNotFoundError: neither.
+        """
+        for release in (cls(path), StudyFolder(path).winner):
+            if release.config.is_file() and release.weights:
+                return release
+        raise FileNotFoundError(
+            f"{path} is no release and has no {WINNER}/: expected {CONFIG} and *.safetensors; "
+            "finish the search first, or name the release folder"
+        )
+
+    @property
+    def config(self) -> Path:
+        """The configuration, for transformers."""
+        return self.folder / CONFIG
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's main file."""
+        return self.folder / TOKENIZER
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of weights, in order."""
+        return sorted(self.folder.glob("*.safetensors"))
+
+    @property
+    def record(self) -> Path:
+        """How it was found, trained and measured."""
+        return self.folder / RECORD
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings of the run."""
+        return self.folder / SETTINGS
+
+    @property
+    def evaluation(self) -> Path:
+        """What `codenas evaluate` measured."""
+        return self.folder / EVALUATION
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights alone."""
+        return sum(path.stat().st_size for path in self.weights)
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Bytes that must be shipped: weights, tokenizer, configuration."""
+        return folder_bytes(self.folder)
+
+    @property
+    def study(self) -> StudyFolder | None:
+        """The study around it; None for a release that stands alone."""
+        around = StudyFolder(self.folder.parent)
+        return around if around.report.is_dir() or around.settings.is_file() else None
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration as an object."""
+        return read_json(self.config)
+
+    def read_record(self) -> Record:
+        """The record.
+
+        Raises:
+            FileNotFoundError: it has none.
+            RecordError: it is damaged, or of a newer schema.
+        """
+        return Record.read(self.folder)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of one study."""
+
+    folder: Path
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list[StudyFolder]:
+        """The studies in a folder such as `runs/`, by name."""
+        return [cls(path.parent) for path in sorted(folder.glob(f"*/{SETTINGS}"))]
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.folder.name
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings."""
+        return self.folder / SETTINGS
+
+    @property
+    def data(self) -> Path:
+        """Which data the study has."""
+        return self.folder / DATA
+
+    @property
+    def latency(self) -> Path:
+        """The latency model of its device."""
+        return self.folder / LATENCY
+
+    @property
+    def journal(self) -> Path:
+        """The record of the search, where it is not in a database."""
+        return self.folder / JOURNAL
+
+    @property
+    def trials(self) -> Path:
+        """Checkpoints of the candidates."""
+        return self.folder / "trials"
+
+    @property
+    def report(self) -> Path:
+        """Tables, pictures and one page."""
+        return self.folder / "report"
+
+    @property
+    def winner(self) -> Release:
+        """The release of the winner, there or not."""
+        return Release(self.folder / WINNER)
