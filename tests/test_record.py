@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from finished_run import schema_1
 
-from codenas_hf.engine.study import JOURNAL_FILE
+from codenas_hf.engine.storage import JOURNAL_FILE
 from codenas_hf.folders import Record, RecordError, Release, StudyFolder, folder_bytes
 from codenas_hf.folders import files as names
 from codenas_hf.folders.record import DataFacts, Measured, Training, Trial

@@ -48,9 +48,7 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas evaluate`."""
     verb.add_argument("model", help="folder, GGUF file or Hub id")
     verb.add_argument("--suite", choices=["quick", "full"], default="quick", help="how much (default: quick)")
-    verb.add_argument(
-        "--folder", type=Path, help="where evaluation.json and the completions go (default: the model's)"
-    )
+    verb.add_argument("--folder", type=Path, help="where results and completions go (default: the model's)")
     verb.add_argument("--device", help="such as cuda (default: what there is)")
     verb.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
     verb.add_argument("--json", action="store_true", help="as JSON")
@@ -169,7 +167,7 @@ def show_verb(verb: argparse.ArgumentParser) -> Run:
 
 def export_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas export`."""
-    verb.add_argument("model", type=Path, help="release folder")
+    verb.add_argument("model", type=Path, help="release folder, or a study (its winner)")
     verb.add_argument("--to", choices=["gguf"], default="gguf", help="the form (default: gguf, for llama.cpp)")
     verb.add_argument("--out", type=Path, required=True, help="file to write")
     verb.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the weights")
