@@ -98,9 +98,6 @@ def _quiet() -> Iterator[None]:
     """The exporter prints each of its steps and warns of operators that are not ours."""
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.export", "transformers")
     loggers = [logging.getLogger(name) for name in names]
-        logging.getLogger(name)
-        for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.export", "transformers")
-    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

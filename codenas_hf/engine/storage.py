@@ -90,7 +90,7 @@ def shown_url(url: str) -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """Passwords in the query, and from the first colon behind the user to the last @: also where nothing is escaped."""
+    """Passwords in the query, and from the first colon behind the user to the last @, escaped or not."""
     found = re.findall(r"[?&][^=&]*pass[^=&]*=([^&]+)", url, flags=re.IGNORECASE)
     head = url.partition("?")[0] if found else url
     user = re.match(r"(?:[^:/@]*://)?[^:/@?]*:(.*)@", head, flags=re.DOTALL)
