@@ -28,7 +28,7 @@ INSIDE = {
         "overview",
     ],
     "training": ["budgets", "optim", "precision", "checkpoint", "settings", "loop"],
-    "compression": ["formats", "quantize", "gguf", "onnx"],
+    "compression": ["formats", "quantize", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "score", "candidate"],
     "sandbox": ["confinement", "jail_link", "jail", "program_checks", "judge"],
