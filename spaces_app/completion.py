@@ -26,6 +26,7 @@ from codenas_hf.generation.decode import (
     stream,
     supports_infilling,
 )
+from codenas_hf.generation.token_text import as_trained
 from codenas_hf.measure import metrics
 
 FILL = "<FILL_HERE>"
@@ -148,8 +149,8 @@ def prepare(request: CompletionRequest, *, settings: PlaygroundSettings) -> Prep
 
 
 def clean(text: str) -> tuple[str, int]:
-    """The text with `\\n` line ends and without unprintable characters, and how many were dropped."""
-    return UNPRINTABLE.subn("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    """The text as training text is read, without unprintable characters, and how many of these were dropped."""
+    return UNPRINTABLE.subn("", as_trained(text))
 
 
 def is_short(prompt: str, examples: str) -> bool:

@@ -5,8 +5,10 @@ import zipfile
 
 import pytest
 
-from codenas_hf.data import archives
+from codenas_hf.data import FilterSettings, archives
 from codenas_hf.data.archives import list_manifest
+from codenas_hf.data.parts import Part, PartJob, examine_part, save_benchmarks
+from codenas_hf.data.source_files import UNREADABLE
 from codenas_hf.data.storage import DataError
 
 
@@ -82,3 +84,36 @@ def test_bad_manifest(tmp_path, text):
         list_manifest(manifest(tmp_path, text), archives=tmp_path, download=False)
     with pytest.raises(DataError, match="cannot be read"):
         list_manifest("pypi:" + str(tmp_path / "absent.yaml"), archives=tmp_path, download=False)
+
+
+def test_odd_wheels_and_manifests(tmp_path):
+    (tmp_path / "x.whl").write_bytes(b"")
+    path = wheel(tmp_path, metadata="Author: José\nLicense: MIT\n")
+    with zipfile.ZipFile(path, "a") as bundle:
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            bundle.writestr("some/module.py", "x = 2\n")
+        bundle.writestr("some/ü[1]!.py", "y = 1\n")
+    files = list_manifest(manifest(tmp_path), archives=tmp_path, download=False)
+    assert {file.name: file.read() for file in files} == {"some/module.py": b"x = 2\n", "some/ü[1]!.py": b"y = 1\n"}
+    with pytest.raises(DataError, match="names the package a-b twice"):
+        list_manifest(
+            manifest(tmp_path, "version: 1\npackages: {a_b: '1', A-B: '2'}\n"), archives=tmp_path, download=False
+        )
+    (tmp_path / "latin.yaml").write_bytes(b"version: 1  # \xe9\n")
+    with pytest.raises(DataError, match=r"latin.yaml cannot be read"):
+        list_manifest(f"pypi:{tmp_path}/latin.yaml", archives=tmp_path, download=False)
+
+
+def test_a_damaged_member_is_counted(tmp_path):
+    path = wheel(tmp_path)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"x = 1\n", b"x = 9\n", 1))  # its checksum no longer fits
+    (file,) = list_manifest(manifest(tmp_path), archives=tmp_path, download=False)
+    with pytest.raises(UNREADABLE):
+        file.read()
+    job = PartJob(0, (file,), tmp_path, tmp_path / "b.npz", FilterSettings(), ("MIT",), 10, True)
+    save_benchmarks(job.benchmarks, {})
+    examine_part(job)
+    part = Part.open(tmp_path, 0)
+    assert part.counts == {"unreadable (BadZipFile)": [1, 6]}
+    assert part.examples == {"unreadable (BadZipFile)": ["some/module.py"]}

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from codenas_hf.data import Corpus, CorpusSettings, DataError, FilterSettings, build_corpus, parts
-from codenas_hf.data.corpus import _draw
+from codenas_hf.data.candidates import draw
 from codenas_hf.data.sources import SourceFile
 
 
@@ -200,12 +200,12 @@ def file_of(project, number, size):
 
 def test_every_prefix_of_the_drawn_files_shares_the_bytes_among_projects():
     files = [file_of("big", n, 100) for n in range(1000)] + [file_of("small", n, 100) for n in range(50)]
-    order = _draw(files, 0)
+    order = draw(files, 0)
     assert sorted(map(str, order)) == sorted(map(str, files))
     assert sum(file.project == "small" for file in order[:60]) == 30
     assert sum(file.project == "small" for file in order[:100]) == 50
-    assert _draw(files[::-1], 0) == order
-    assert _draw(files, 1) != order
+    assert draw(files[::-1], 0) == order
+    assert draw(files, 1) != order
 
 
 def test_max_bytes_is_a_prefix(tmp_path):

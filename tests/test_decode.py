@@ -210,6 +210,18 @@ def test_infilling_needs_its_tokens():
         complete(tiny_model(plain), plain, "a", suffix="b")
 
 
+@pytest.mark.parametrize("suffix", [None, "    return total\n"])
+def test_line_ends_and_byte_order_mark_are_read_as_in_training(model, tokenizer, suffix):
+    text = "import math\n\ndef mean(values):\n    total = "
+    settings = DecodeSettings(max_new_tokens=4)
+    wanted = complete(model, tokenizer, text, settings=settings, suffix=suffix)
+    for odd in ("\ufeff" + text, text.replace("\n", "\r\n"), text.replace("\n", "\r")):
+        other = suffix and "\ufeff" + suffix.replace("\n", "\r\n")
+        found = complete(model, tokenizer, odd, settings=settings, suffix=other)
+        assert (found.prompt, found.token_ids) == (text, wanted.token_ids)
+        assert found.prompt_tokens == wanted.prompt_tokens
+
+
 def test_suffixes_are_one_per_prompt(model, tokenizer):
     with pytest.raises(ValueError, match="one per prompt"):
         complete_many(model, tokenizer, ["a", "b"], suffixes=["c"])

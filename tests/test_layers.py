@@ -23,9 +23,9 @@ INSIDE = {
     ],
     "architecture": ["genome", "genome_file", "stock", "choices", "space"],
     "data": [
-        *("storage", "licences", "filters", "sources", "archives", "streams", "dedup", "contamination", "ledger"),
-        *("parts", "selection", "shards", "corpus", "tokenizer", "encode", "nested", "tokens", "ngram", "prepare"),
-        "overview",
+        *("storage", "licences", "filters", "source_files", "packages", "sources", "archives", "streams", "dedup"),
+        *("contamination", "settings", "ledger", "candidates", "parts", "selection", "shards", "corpus", "tokenizer"),
+        *("encode", "nested", "tokens", "ngram", "prepare", "overview"),
     ],
     "training": ["budgets", "optim", "precision", "checkpoint", "settings", "loop"],
     "compression": ["formats", "quantize", "gguf", "onnx", "packed"],

@@ -1,10 +1,11 @@
 """Raw Python in, fixed token shards out."""
 
-from .corpus import Corpus, CorpusSettings, build_corpus
+from .corpus import Corpus, build_corpus
 from .filters import FilterSettings
 from .ngram import ngram_bits_per_byte
 from .overview import overview
 from .prepare import PreparedData, prepare_data, prepare_for_tokenizer
+from .settings import CorpusSettings
 from .storage import DataError
 from .streams import HubSettings
 from .tokenizer import TokenizerSettings, build_tokenizer

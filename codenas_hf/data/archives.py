@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from .licences import UNKNOWN, licence_of_text, package_licence
-from .sources import SourceFile
+from .source_files import UNREADABLE, SourceFile
+from .sources import expanded
 from .storage import DataError
 
 
@@ -30,7 +31,7 @@ def list_manifest(source: str, *, archives: Path, download: bool) -> list[Source
     Raises:
         DataError: the manifest cannot be read, or a wheel is missing or damaged.
     """
-    manifest = Path(source.removeprefix("pypi:")).expanduser()
+    manifest = expanded(source.removeprefix("pypi:"))
     packages = _read_manifest(manifest)
     missing = [f"{name}=={version}" for name, version in packages.items() if _wheel(archives, name, version) is None]
     if missing and download:
@@ -52,18 +53,24 @@ def list_manifest(source: str, *, archives: Path, download: bool) -> list[Source
 def _read_manifest(path: Path) -> dict[str, str]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the manifest {path} cannot be read: {error}") from error
     packages = value.get("packages") if isinstance(value, dict) and value.get("version") == 1 else None
     if not isinstance(packages, dict) or not packages or not all(isinstance(v, str) for v in packages.values()):
         raise DataError(f"{path}: expected `version: 1` and `packages:` with quoted versions, as in networkx: '3.4.2'")
-    return {re.sub(r"[-_.]+", "-", str(name)).lower(): version for name, version in packages.items()}
+    named: dict[str, str] = {}
+    for name, version in packages.items():
+        project = re.sub(r"[-_.]+", "-", str(name)).lower()
+        if project in named:
+            raise DataError(f"{path} names the package {project} twice: keep one version of it")
+        named[project] = version
+    return named
 
 
 def _wheel(archives: Path, name: str, version: str) -> Path | None:
     for path in sorted(archives.glob("*.whl")):
         parts = path.name.lower().split("-")
-        if re.sub(r"[._]+", "-", parts[0]) == name and parts[1] == version.lower():
+        if len(parts) > 2 and re.sub(r"[._]+", "-", parts[0]) == name and parts[1] == version.lower():
             return path
     return None
 
@@ -85,13 +92,22 @@ def _list_wheel(wheel: Path, *, project: str, source: str) -> list[SourceFile]:
             licence = package_licence(Parser().parsestr(text, headersonly=True)) if text else UNKNOWN
             if licence == UNKNOWN:
                 licence = _licence_of_members(bundle)
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"the archive {wheel} is damaged ({error}); delete it and let it be downloaded again"
         ) from error
     stamp = wheel.stat().st_mtime_ns
     return [
-        SourceFile(f"{wheel}!{member.filename}", project, member.filename, licence, member.file_size, stamp, source)
+        SourceFile(
+            str(wheel),
+            project,
+            member.filename,
+            licence,
+            member.file_size,
+            stamp,
+            source,
+            member=member.filename,
+        )
         for member in sorted(members, key=lambda member: member.filename)
         if member.filename.endswith(".py")
     ]

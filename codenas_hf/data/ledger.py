@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .sources import SourceFile
+from .source_files import SourceFile
+
+EXAMPLES = 3
 
 
 def _counts() -> defaultdict[str, list[int]]:
@@ -28,9 +30,10 @@ class Ledger:
         listed: by source, everything that the source names.
         dropped: by reason, what a filter dropped.
         refused: by licence, what the licence filter dropped.
-        examined: files whose content was read.
         masked: secrets and addresses that were masked.
         projects: by source, the names of its projects.
+        examples: by reason, the first few files that could not be read, for whoever looks for them.
+        folders: by reason, how many folders were not entered.
     """
 
     listed: defaultdict[str, list[int]] = field(default_factory=_counts)
@@ -38,10 +41,13 @@ class Ledger:
     refused: defaultdict[str, list[int]] = field(default_factory=_counts)
     masked: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     projects: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    eligible: list[int] = field(default_factory=lambda: [0, 0])
+    examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    folders: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def list_file(self, file: SourceFile) -> None:
         """Counts a file that a source names."""
+        if file.is_folder:
+            return
         _add(self.listed[file.source], file.size)
         self.projects[file.source].add(file.project)
 
@@ -51,16 +57,27 @@ class Ledger:
         if reason == "licence":
             _add(self.refused[file.licence[:80]], file.size)
 
-    def keep_file(self, file: SourceFile) -> None:
-        """Counts a file that may be read."""
-        _add(self.eligible, file.size)
+    def leave_out(self, file: SourceFile, reason: str) -> None:
+        """Counts a file that cannot be read, or a folder that was not entered, and remembers the first few."""
+        if file.is_folder:
+            self.folders[reason] += 1
+        else:
+            self.drop_file(file, reason)
+        self._remember(reason, [file.name])
 
-    def add_part(self, counts: Mapping[str, list[int]], masked: Mapping[str, int]) -> None:
+    def add_part(
+        self, counts: Mapping[str, list[int]], masked: Mapping[str, int], examples: Mapping[str, list[str]]
+    ) -> None:
         """Adds what the first pass counted in one part."""
         for reason, (files, size) in counts.items():
             _add(self.dropped[reason], size, files)
         for kind, count in masked.items():
             self.masked[kind] += count
+        for reason, names in examples.items():
+            self._remember(reason, names)
+
+    def _remember(self, reason: str, names: list[str]) -> None:
+        self.examples[reason] = [*self.examples[reason], *names][:EXAMPLES]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -72,6 +89,8 @@ class Ledger:
             "dropped": as_counts(self.dropped),
             "refused_licences": as_counts(self.refused),
             "masked": dict(self.masked),
+            "examples": dict(self.examples),
+            "folders_not_entered": dict(self.folders),
         }
 
 

@@ -164,8 +164,8 @@ def project_licence(folder: Path) -> str:
     pyproject = folder / "pyproject.toml"
     if pyproject.is_file():
         try:
-            declared = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {}).get("license")
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError):
+            declared = tomllib.loads(_beginning(pyproject, 1_000_000)).get("project", {}).get("license")
+        except (tomllib.TOMLDecodeError, AttributeError):
             declared = None
         if isinstance(declared, dict):
             declared = declared.get("text")
@@ -176,8 +176,17 @@ def project_licence(folder: Path) -> str:
     for pattern in ("LICEN[CS]E*", "COPYING*", "licen[cs]e*"):
         for path in sorted(folder.glob(pattern)):
             if path.is_file():
-                return licence_of_text(path.read_text(encoding="utf-8", errors="replace"))
+                return licence_of_text(_beginning(path, 20_000))
     return UNKNOWN
+
+
+def _beginning(path: Path, limit: int) -> str:
+    """The first bytes of a text; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit).decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    except OSError:
+        return ""
 
 
 def header_forbids(text: str, allowed: Collection[str]) -> bool:

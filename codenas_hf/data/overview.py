@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .corpus import Corpus
+from .ledger import EXAMPLES
 from .prepare import PreparedData
 
 
@@ -43,6 +44,7 @@ def corpus_overview(corpus: Corpus) -> str:
         _table(("source", *counted, "projects"), sources),
         "**Dropped before and while reading**",
         _table(("reason", *counted), _counts(report["dropped"])),
+        *_left_out(report),
         f"Masked in what is kept: {masked}.",
         "**Licences that were refused**",
         _table(("licence", *counted), _counts(report["refused_licences"])),
@@ -58,6 +60,18 @@ def corpus_overview(corpus: Corpus) -> str:
         _table(("licence", *counted), _counts(report["licences"])),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _left_out(report: Mapping[str, Any]) -> list[str]:
+    """The folders that were not entered, and the first files of each kind that could not be read; nothing for none."""
+    folders = {reason: f"{count:,}" for reason, count in report["folders_not_entered"].items()}
+    lines = [
+        f"- {reason}{f' ({folders[reason]})' if reason in folders else ''}: "
+        + ", ".join(f"`{name}`" for name in names)
+        + (", ..." if len(names) == EXAMPLES else "")
+        for reason, names in report["examples"].items()
+    ]
+    return ["**Not read: the first of each kind**", "\n".join(lines)] if lines else []
 
 
 def _counts(counts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

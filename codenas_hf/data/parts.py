@@ -12,9 +12,8 @@ import itertools
 import json
 import multiprocessing
 import os
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ from ..folders import write_json
 from .contamination import contaminated
 from .dedup import UInt64, band_keys, fingerprint, signatures
 from .filters import FilterSettings, examine
-from .sources import SourceFile
+from .source_files import UNREADABLE, SourceFile
 from .storage import DataError
 
 PART_BYTES = 4_000_000
+_NO_TEXT = ("not UTF-8", "null byte")  # the files of these reasons are named in the report
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,14 @@ class Part:
         stem: its files' common path.
         counts: reason to [files, bytes] for what was dropped.
         masked: number of masked secrets and addresses.
+        examples: reason to the first few files that could not be read as text.
         take: how many of its kept files are wanted; None takes all.
     """
 
     stem: Path
     counts: dict[str, list[int]]
     masked: dict[str, int]
+    examples: dict[str, list[str]]
     take: int | None = None
 
     @classmethod
@@ -81,7 +83,7 @@ class Part:
             value = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return cls(stem, value["counts"], value["masked"])
+        return cls(stem, value["counts"], value["masked"], value["examples"])
 
     def rows(self) -> list[dict[str, str]]:
         """For each kept file its path, project, licence and source, read from disk."""
@@ -176,10 +178,16 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
+def save_benchmarks(path: Path, benchmarks: Mapping[str, UInt64]) -> None:
+    """Writes the hashes of each benchmark where the workers find them."""
+    arrays = {str(number): hashes for number, hashes in enumerate(benchmarks.values())}
+    np.savez(path, names=np.array(list(benchmarks), dtype=str), allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
 @functools.lru_cache(maxsize=2)
 def _benchmarks(path: Path, stamp: int) -> dict[str, UInt64]:
     with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        return {str(name): stored[str(number)] for number, name in enumerate(stored["names"])}
 
 
 def examine_part(job: PartJob) -> None:
@@ -189,17 +197,22 @@ def examine_part(job: PartJob) -> None:
     rows: list[dict[str, str]] = []
     texts: list[bytes] = []
     counts: dict[str, list[int]] = {}
+    examples: dict[str, list[str]] = {}
     masked = {"secrets": 0, "emails": 0}
     prints = []
     for file in job.files:
         try:
             raw = file.read()
-        except (OSError, KeyError, zlib.error) as error:
-            _count(counts, f"unreadable ({type(error).__name__})", file.size)
+        except UNREADABLE as error:
+            reason = f"unreadable ({type(error).__name__})"
+            _count(counts, reason, file.size)
+            examples.setdefault(reason, []).append(file.name)
             continue
         verdict = examine(raw, name=file.name, settings=job.filters, licences=job.licences)
         if verdict.text is None:
             _count(counts, str(verdict.reason), len(raw))
+            if verdict.reason in _NO_TEXT:
+                examples.setdefault(verdict.reason, []).append(file.name)
             continue
         found = fingerprint(verdict.text, window_lines=job.window_lines, near=job.near, words=bool(benchmarks))
         benchmark = contaminated(found.words, benchmarks)
@@ -232,7 +245,7 @@ def examine_part(job: PartJob) -> None:
             window_count=np.array([len(found.windows) for found in prints], np.int64),
             body=np.array([found.body for found in prints], np.int64),
         )
-    write_json(stem.with_suffix(".json"), {"rows": rows, "counts": counts, "masked": masked})
+    write_json(stem.with_suffix(".json"), {"rows": rows, "counts": counts, "masked": masked, "examples": examples})
 
 
 def _count(counts: dict[str, list[int]], reason: str, size: int) -> None:

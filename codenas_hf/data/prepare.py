@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..folders.files import TOKENIZER
-from .corpus import Corpus, CorpusSettings, build_corpus, list_inputs
+from .candidates import list_inputs
+from .corpus import Corpus, build_corpus
 from .selection import SPLITS
+from .settings import CorpusSettings
 from .storage import DataError, content_key, file_sha256
 from .tokenizer import SPECIAL_TOKENS, TokenizerSettings, build_tokenizer, load_backend, tokenizer_key
 from .tokens import Tokens, build_tokens

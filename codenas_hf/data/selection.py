@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def gather(parts: Sequence[Part]) -> tuple[Rows, dict[str, int]]:
         The rows, and the tally of those that are not wanted.
     """
     names: dict[str, int] = {}
+    titles: list[str] = []
     columns: dict[str, list[npt.NDArray[Any]]] = {
         "part": [np.zeros(0, np.int32)],
         "place": [np.zeros(0, np.int32)],
@@ -68,14 +70,21 @@ def gather(parts: Sequence[Part]) -> tuple[Rows, dict[str, int]]:
         count = len(size) if part.take is None else part.take
         beyond["files"] += len(size) - count
         beyond["bytes"] += int(size[count:].sum())
-        projects = [names.setdefault(row["project"], len(names)) for row in part.rows()[:count]]
+        projects = []
+        for row in part.rows()[:count]:
+            # `Me/Code` and `me/code` are one project to the Hub and to git hosts; so are two spellings of one accent.
+            name = unicodedata.normalize("NFC", row["project"]).casefold()
+            if name not in names:
+                names[name] = len(names)
+                titles.append(row["project"])
+            projects.append(names[name])
         columns["part"].append(np.full(count, number, np.int32))
         columns["place"].append(np.arange(count, dtype=np.int32))
         columns["size"].append(size[:count])
         columns["sha"].append(sha[:count])
         columns["project"].append(np.array(projects, np.int32))
     joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
-    return Rows(**joined, projects=list(names), split=np.zeros(len(joined["size"]), np.int8)), beyond
+    return Rows(**joined, projects=titles, split=np.zeros(len(joined["size"]), np.int8)), beyond
 
 
 def drop_exact_duplicates(rows: Rows) -> dict[str, int]:

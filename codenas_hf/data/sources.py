@@ -1,68 +1,23 @@
-"""Where Python text comes from: the machine's own packages, folders, globs, git checkouts, archives, Hub datasets."""
+"""Where Python text comes from: the machine's own packages, folders, globs and git checkouts."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import subprocess
-import sysconfig
-import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from email.message import Message
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import cast
 
-from .licences import UNKNOWN, licence_of_text, package_licence, project_licence
+from .licences import UNKNOWN, project_licence
+from .packages import installed_packages, standard_library
+from .source_files import ENVIRONMENTS, SourceFile, entry, walk
 from .storage import DataError
 
-_OURSELVES = {"codenas-hf"}
-_SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages", ".git", ".tox", ".nox", ".venv"}
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One candidate file, not yet read.
-
-    Args:
-        place: the file's path, or `archive!member`; empty when `raw` holds the content.
-        project: the project that it belongs to.
-        name: its path inside the project, with `/`.
-        licence: SPDX expression, or `unknown`.
-        size: bytes, before any filter.
-        stamp: modification time in nanoseconds; with `size` it tells whether the file changed.
-        source: the source that named it, as in the settings.
-        raw: the content, for sources without files.
-    """
-
-    place: str
-    project: str
-    name: str
-    licence: str
-    size: int
-    stamp: int
-    source: str
-    raw: bytes | None = None
-
-    def read(self) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            OSError: it cannot be read any more.
-        """
-        if self.raw is not None:
-            return self.raw
-        archive, _, member = self.place.partition("!")
-        if member:
-            with zipfile.ZipFile(archive) as bundle:
-                return bundle.read(member)
-        with open(self.place, "rb") as file:
-            return file.read()
+_ARCHIVES = (".zip", ".whl", ".egg", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+_WILD = re.compile(r"[*?\[]")
 
 
 def is_stream(source: str) -> bool:
@@ -76,100 +31,56 @@ def is_stream(source: str) -> bool:
 def list_source(source: str, *, project_depth: int = 1) -> list[SourceFile]:
     """Lists a source's Python files; reads none of them.
 
+    What lies there but cannot be read is in the list too, with its problem.
+
     Args:
         source: `installed` (the interpreter's standard library and installed packages), `stdlib`, `git:FOLDER` (the
-            tracked files of a checkout, or of every checkout inside the folder), `pypi:MANIFEST`, a folder, or a glob.
+            tracked files of a checkout, or of every checkout inside the folder), a folder, or a glob. A name that
+            exists is never a glob, whatever letters it has.
         project_depth: for folders and globs, how many leading path parts name a project.
 
     Raises:
         DataError: the source is missing or holds no Python.
     """
     if source in ("installed", "stdlib"):
-        files = list(_standard_library(source))
+        files = list(standard_library(source))
         if source == "installed":
-            files += _installed_packages()
+            files += installed_packages()
     elif source.startswith("git:"):
-        files = list(_git_checkouts(Path(source.removeprefix("git:")).expanduser(), source))
-    elif any(character in source for character in "*?["):
-        files = list(_glob(source, project_depth))
+        files = list(_git_checkouts(expanded(source.removeprefix("git:")), source))
     else:
-        folder = Path(source).expanduser()
-        if not folder.exists():
+        folder = expanded(source)
+        if folder.exists():
+            files = list(_folder(folder, source, project_depth))
+        elif _WILD.search(source):
+            files = list(_glob(folder, source, project_depth))
+        else:
             raise DataError(
                 f"the source `{source}` is missing: expected `installed`, `stdlib`, `git:FOLDER`, `pypi:MANIFEST`, "
                 f"`hub:OWNER/NAME`, an existing folder or a glob; correct `sources`"
             )
-        files = list(_folder(folder, source, project_depth))
-    if not files:
-        raise DataError(f"no Python found in the source `{source}`: expected files named *.py; correct `sources`")
+    if all(file.is_folder for file in files):
+        left = "".join(f"; not entered: {file.name} ({file.problem})" for file in files[:3])
+        raise DataError(
+            f"no Python found in the source `{source}`: expected files named *.py; correct `sources`{left}"
+        )
     return files
 
 
-def _entry(path: str, *, project: str, name: str, licence: str, source: str) -> SourceFile | None:
+def expanded(path: str) -> Path:
+    """A path with its `~`.
+
+    Raises:
+        DataError: a home folder of nobody, or a null byte.
+    """
     try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return SourceFile(path, project, name, licence, status.st_size, status.st_mtime_ns, source)
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    for base, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name not in _SKIPPED_FOLDERS
-            and not name.startswith(".")
-            and not os.path.exists(os.path.join(base, name, "pyvenv.cfg"))
-        )
-        for name in sorted(names):
-            if name.endswith(".py"):
-                yield os.path.join(base, name)
-
-
-def _standard_library(source: str) -> Iterator[SourceFile]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    project = f"{platform.python_implementation().lower()}-{sysconfig.get_python_version()}"
-    for path in _walk(root):
-        name = Path(path).relative_to(root).as_posix()
-        found = _entry(path, project=project, name=name, licence="PSF-2.0", source=source)
-        if found is not None:
-            yield found
-
-
-def _installed_packages() -> Iterator[SourceFile]:
-    seen: set[str] = set()
-    for distribution in importlib.metadata.distributions():
-        project = re.sub(r"[-_.]+", "-", str(distribution.metadata["Name"] or "")).lower()
-        if not project or project in seen or project in _OURSELVES:
-            continue
-        seen.add(project)
-        licence = package_licence(cast(Message, distribution.metadata))
-        if licence == UNKNOWN:
-            licence = _licence_of_files(distribution)
-        for name in sorted(_recorded(distribution)):
-            if not name.endswith(".py") or name.startswith(("..", "/")):
-                continue
-            path = str(distribution.locate_file(name))
-            found = _entry(path, project=project, name=name, licence=licence, source="installed")
-            if found is not None:
-                yield found
-
-
-def _recorded(distribution: importlib.metadata.Distribution) -> Iterable[str]:
-    record = distribution.read_text("RECORD")
-    if record:
-        return {row[0] for row in csv.reader(record.splitlines()) if row}
-    return {str(path) for path in distribution.files or []}
-
-
-def _licence_of_files(distribution: importlib.metadata.Distribution) -> str:
-    """The text of the `License-File`s that the metadata name: all must agree to be understood."""
-    found = set()
-    for name in distribution.metadata.get_all("License-File") or []:
-        text = distribution.read_text(str(name)) or distribution.read_text(f"licenses/{name}")
-        found.add(licence_of_text(text) if text else UNKNOWN)
-    return found.pop() if len(found) == 1 else UNKNOWN
+        found = Path(path).expanduser()
+        found.exists()
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"the path `{path!a}` cannot be read as one: {error}; correct it in `corpus`") from error
+    except OSError as error:
+        raise DataError(f"the path `{path}` cannot be looked at: {error.strerror}; correct it in `corpus`") from error
+    return found
 
 
 def _project_of(relative: PurePosixPath, *, depth: int, fallback: str) -> str:
@@ -177,61 +88,107 @@ def _project_of(relative: PurePosixPath, *, depth: int, fallback: str) -> str:
     return "/".join(parts) if parts else fallback
 
 
+class _Projects:
+    """The entries of one root: each file's project, and the licence that its folder states."""
+
+    def __init__(self, root: Path, source: str, depth: int, whole: str) -> None:
+        self.root, self.source, self.depth, self.whole = root, source, depth, whole
+        self.licences: dict[str, str] = {}
+
+    def entry(self, path: str, problem: str | None) -> SourceFile:
+        relative = PurePosixPath(os.path.relpath(path, self.root).replace(os.sep, "/"))
+        project = _project_of(relative, depth=self.depth, fallback=self.root.name)
+        if project not in self.licences:
+            own = project_licence(self.root / project)
+            self.licences[project] = self.whole if own == UNKNOWN else own
+        return entry(
+            path,
+            project=project,
+            name=f"{relative}/" if path.endswith("/") else str(relative),
+            licence=self.licences[project],
+            source=self.source,
+            problem=problem,
+        )
+
+
 def _folder(folder: Path, source: str, depth: int) -> Iterator[SourceFile]:
     folder = folder.resolve()
-    if folder.is_file():
-        found = _entry(str(folder), project=folder.stem, name=folder.name, licence=UNKNOWN, source=source)
-        if found is not None:
-            yield found
+    if not folder.is_dir():
+        if folder.name.lower().endswith(_ARCHIVES):
+            raise DataError(f"the source `{source}` is an archive: unpack it and name the folder in `sources`")
+        yield entry(str(folder), project=folder.stem, name=folder.name, licence=UNKNOWN, source=source)
         return
-    licences: dict[str, str] = {}
-    whole = project_licence(folder)
-    for path in _walk(folder):
-        relative = PurePosixPath(Path(path).relative_to(folder).as_posix())
-        project = _project_of(relative, depth=depth, fallback=folder.name)
-        if project not in licences:
-            own = project_licence(folder / project) if (folder / project).is_dir() else UNKNOWN
-            licences[project] = whole if own == UNKNOWN else own
-        found = _entry(path, project=project, name=str(relative), licence=licences[project], source=source)
-        if found is not None:
-            yield found
+    projects = _Projects(folder, source, depth, project_licence(folder))
+    for path, problem in walk(folder):
+        yield projects.entry(path, problem)
 
 
-def _glob(pattern: str, depth: int) -> Iterator[SourceFile]:
-    fixed = Path(re.split(r"[*?\[]", os.path.expanduser(pattern), maxsplit=1)[0] or ".")
-    root = (fixed if fixed.is_dir() else fixed.parent).resolve()
-    licences: dict[str, str] = {}
-    for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
-        if not path.endswith(".py") or not os.path.isfile(path):
-            continue
-        relative = PurePosixPath(os.path.relpath(path, root).replace(os.sep, "/"))
-        project = _project_of(relative, depth=depth, fallback=root.name)
-        if project not in licences:
-            licences[project] = project_licence(root / project) if (root / project).is_dir() else UNKNOWN
-        found = _entry(
-            os.path.abspath(path), project=project, name=str(relative), licence=licences[project], source=pattern
-        )
-        if found is not None:
-            yield found
+def _glob(pattern: Path, source: str, depth: int) -> Iterator[SourceFile]:
+    fixed, rest = Path(pattern.parts[0] if pattern.is_absolute() else "."), list(pattern.parts)
+    rest = rest[1:] if pattern.is_absolute() else rest
+    while rest and os.path.lexists(fixed / rest[0]):  # a name that exists is meant as it stands: `[data]`, `a*b`
+        fixed /= rest.pop(0)
+    root = fixed.resolve()
+    projects = _Projects(root, source, depth, UNKNOWN)
+    seen: set[str] = set()
+    for path, problem in _matches(root, rest):
+        if path not in seen:
+            seen.add(path)
+            yield projects.entry(path, problem)
+
+
+def _matches(root: Path, pattern: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """What a pattern names below `root`: with `**` by the walk, which ends where links go in circles."""
+    if "**" in pattern:
+        for path, problem in walk(root, skip=ENVIRONMENTS.difference(pattern)):
+            if problem is not None or _fits(Path(path).relative_to(root).parts, pattern):
+                yield path, problem
+        return
+    for path in sorted(glob.glob(os.path.join(glob.escape(str(root)), *pattern))):
+        if os.path.isdir(path):
+            yield from walk(Path(path))
+        elif path.endswith(".py"):
+            yield path, None
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _git_checkouts(folder: Path, source: str) -> Iterator[SourceFile]:
     if shutil.which("git") is None:
         raise DataError(f"the source `{source}` needs the program git: install it, or name the folder without `git:`")
-    roots = [folder] if (folder / ".git").exists() else sorted(path.parent for path in folder.glob("*/.git"))
+    alone = (folder / ".git").exists()
+    roots = [folder] if alone else sorted(path.parent for path in folder.glob("*/.git"))
     if not roots:
         raise DataError(f"the source `{source}` holds no git checkout: expected {folder}/.git or {folder}/*/.git")
     for root in roots:
         root = root.resolve()
         try:
-            listed = subprocess.run(
-                ["git", "-C", str(root), "ls-files", "-z", "--", "*.py"], check=True, capture_output=True
-            ).stdout
-        except subprocess.CalledProcessError as error:
-            message = error.stderr.decode(errors="replace").strip()
-            raise DataError(f"git cannot list the files of {root}: {message}") from error
+            names = _tracked(root)
+        except DataError:
+            if alone:
+                raise
+            broken = {"name": f"{root.name}/", "problem": "checkout that git cannot list"}
+            yield entry(f"{root}/", project=root.name, licence=UNKNOWN, source=source, **broken)
+            continue
         licence = project_licence(root)
-        for name in sorted(listed.decode(errors="replace").split("\0")):
-            found = name and _entry(str(root / name), project=root.name, name=name, licence=licence, source=source)
-            if found:
-                yield found
+        for name in names:
+            yield entry(str(root / name), project=root.name, name=name, licence=licence, source=source)
+
+
+def _tracked(root: Path) -> list[str]:
+    """The Python files that git tracks in a checkout and its submodules; names need not be UTF-8."""
+    # A hook or an alias of git sets variables that would point it at another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), "ls-files", "-z", "--recurse-submodules", "--", "*.py"]
+    try:
+        listed = subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    except subprocess.CalledProcessError as error:
+        message = error.stderr.decode(errors="replace").strip()
+        raise DataError(f"git cannot list the files of {root}: {message}") from error
+    return sorted({os.fsdecode(name) for name in listed.split(b"\0") if name})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import datasets
 
 from .licences import UNKNOWN, normalise_licence
-from .sources import SourceFile
+from .source_files import SourceFile
 from .storage import DataError, content_key
 
 
@@ -23,7 +24,7 @@ class HubSettings:
         split: its split.
         revision: branch, tag or commit; a commit makes the corpus reproducible.
         text_column: the source text.
-        project_column: what the split keeps together; rows without it are dropped.
+        project_column: what the split keeps together; rows without it are counted and left out.
         path_column: the path in the project.
         licence_column: licence name, or list of names, of a row; None when one licence covers the dataset.
         licence: that licence, when there is no column.
@@ -91,23 +92,43 @@ def stream_identity(source: str, stream: Any, settings: HubSettings) -> str:
 
 
 def stream_files(source: str, stream: Any, settings: HubSettings) -> Iterator[SourceFile]:
-    """The rows as candidate files, in the dataset's own order."""
-    for row in stream:
-        text = row[settings.text_column]
-        project = row[settings.project_column]
-        if not isinstance(text, str) or not project:
-            continue
-        raw = text.encode("utf-8", "surrogatepass")
-        yield SourceFile(
-            place="",
-            project=str(project),
-            name=str(row[settings.path_column]),
-            licence=_row_licence(row, settings),
-            size=len(raw),
-            stamp=0,
-            source=source,
-            raw=raw,
-        )
+    """The rows as candidate files, in the dataset's own order; a row without text or project carries its problem.
+
+    Raises:
+        DataError: the stream breaks off.
+    """
+    rows = iter(stream)
+    for number in itertools.count():
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # the Hub client, the network and the file formats raise dozens of unrelated types
+            raise DataError(
+                f"the Hub dataset `{source.removeprefix('hub:')}` broke off at row {number:,}: "
+                f"{type(error).__name__}: {error}; run it again to go on, or correct `sources`"
+            ) from error
+        yield _row_file(row, number, source, settings)
+
+
+def _row_file(row: dict[str, Any], number: int, source: str, settings: HubSettings) -> SourceFile:
+    text, project, path = (row[c] for c in (settings.text_column, settings.project_column, settings.path_column))
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    problem = None if isinstance(raw, bytes) else "row without text"
+    if problem is None and (project is None or not str(project).strip()):
+        problem = "row without a project"
+    raw = raw if isinstance(raw, bytes) else b""
+    return SourceFile(
+        place="",
+        project=str(project or ""),
+        name=str(path) if path else f"row {number}",
+        licence=_row_licence(row, settings),
+        size=len(raw),
+        stamp=0,
+        source=source,
+        raw=raw,
+        problem=problem,
+    )
 
 
 def _row_licence(row: dict[str, Any], settings: HubSettings) -> str:

@@ -36,7 +36,7 @@ from codenas_hf.generation.sampling import (
     Row,
     processors,
 )
-from codenas_hf.generation.token_text import HealedPrompt, TokenText
+from codenas_hf.generation.token_text import HealedPrompt, TokenText, as_trained
 
 __all__ = [
     "FUNCTION_STOPS",
@@ -64,7 +64,8 @@ class Completion:
     """One completion.
 
     Args:
-        prompt: what `text` continues: the prompt as given, without trailing white space where it was stripped.
+        prompt: what `text` continues: the prompt with `\\n` line ends and no byte order mark, as training text is, and
+            without trailing white space where it was stripped.
         text: the completion, up to and without the stop string.
         token_ids: the generated tokens, with those that spell what healing had cut.
         finish_reason: `stop` (stop string), `eos` (any special token), `length`, `time` or `cancelled`.
@@ -168,6 +169,7 @@ def _prepare(
 ) -> Row:
     """Tokens of one prompt, healed, cut to the context."""
     table = TokenText.of(tokenizer)
+    prompt, suffix = as_trained(prompt), None if suffix is None else as_trained(suffix)
     text = prompt.rstrip() if settings.boundary == "strip" and suffix is None else prompt
     limit = context_tokens(model)
     room = math.inf if limit is None else limit - min(settings.max_new_tokens, max(1, limit // 2))

@@ -27,6 +27,11 @@ def _byte_alphabet() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
+def as_trained(text: str) -> str:
+    """A text as training text was read: without a byte order mark, with `\\n` line ends."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _mentions(component: object, name: str) -> bool:
     return component is not None and name in repr(component)
 
