@@ -38,7 +38,7 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
-from codenas_hf.measure.candidate import save_artifact
+from codenas_hf.measure.candidate import round_weights, save_artifact
 from codenas_hf.measure.score import score_windows
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import TrainSettings, build_model, resolve_precision, train
@@ -148,7 +148,7 @@ def execute(run: Run, *, data: PreparedData, folder: Path) -> None:
         model = built
         result = train(model, tokens, Budget("seconds", 60 * run.minutes), settings=settings)
         steps, seconds = result.steps, result.seconds
-    torch.nn.Module.to(model, torch.bfloat16)
+    round_weights(model, torch.bfloat16)
     with tempfile.TemporaryDirectory() as temporary:
         size = save_artifact(model, tokenizer=data.tokenizer(genome.vocab_size), folder=Path(temporary))
     windows = data.tokens(genome.vocab_size, "validation").windows(LENGTH, max_bytes=SCORE_BYTES)

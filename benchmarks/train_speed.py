@@ -1,7 +1,8 @@
 """Tokens per second of the training loop against `transformers.Trainer`: `python -m benchmarks.train_speed`.
 
 The same model, shapes and tokens. `equal` trains both with fused AdamW, float32, without gradient accumulation;
-`defaults` lets each choose (ours: Muon, precision as measured, chunked loss; Trainer: what TrainingArguments says).
+`defaults` lets each choose (ours: Muon, bfloat16 where the processor has it, chunked loss; Trainer: what
+TrainingArguments says).
 Arms are interleaved, so that a busy moment of the machine meets all of them. Beside tokens per second: the share of
 the ceiling of plain matrix products, measured in between, and the share of our step that is neither forward, backward
 nor optimiser.
@@ -94,7 +95,7 @@ def outside_share(genome: Genome, *, steps: int, settings: TrainSettings) -> flo
 
     from accelerate import Accelerator
 
-    from codenas_hf.training.optim import Optimizers
+    from codenas_hf.training.optimizers import Optimizers
 
     model = build_model(CodeNASForCausalLM, genome.to_config(), settings=settings.optim, seed=0)
     model.forward = timed(model.forward)

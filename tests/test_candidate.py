@@ -40,7 +40,9 @@ LATENCY = LatencyModel(
 def evaluator(tiny_data: PreparedData, tmp_path: Path) -> CandidateEvaluator:
     return CandidateEvaluator(
         data=tiny_data,
-        train=TrainSettings(sequence_length=32, tokens_per_step=256, optim=OptimSettings(warmup_steps=2)),
+        train=TrainSettings(
+            sequence_length=32, tokens_per_step=256, optim=OptimSettings(warmup_steps=2), precision="float32"
+        ),
         settings=CandidateSettings(score_bytes=4000, timing=TimingProtocol(new_tokens=4, repeats=2, prompt_tokens=8)),
         latency=LATENCY,
         folder=tmp_path / "trials",
@@ -80,6 +82,34 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
         evaluator(GENOME, RUNGS[1], first)
     with pytest.raises(ValueError, match="has no checkpoint to continue"):
         evaluator(GENOME, RUNGS[1], replace(first, checkpoint=None))
+
+
+def test_the_score_does_not_depend_on_the_format_of_training(
+    evaluator: CandidateEvaluator, tiny_data: PreparedData
+) -> None:
+    """Trained in bfloat16, scored as everybody scores what lies there: in float32."""
+    half = replace(evaluator, train=replace(evaluator.train, precision="bfloat16"))
+    first = half(GENOME, RUNGS[0], None)
+    assert first.provenance["dtype"] == "bfloat16"
+    assert first.checkpoint is not None
+    model = AutoModelForCausalLM.from_pretrained(first.checkpoint / "artifact", dtype=torch.float32)
+    again = score_windows(model, tiny_data.tokens(512, "validation").windows(32, max_bytes=4000), batch_size=3)
+    assert again.bits_per_byte == pytest.approx(first.objectives["bits_per_byte"], rel=1e-6)
+
+
+def test_the_configuration_promises_the_context_that_was_trained(evaluator: CandidateEvaluator) -> None:
+    first = evaluator(GENOME, RUNGS[0], None)
+    assert first.checkpoint is not None
+    config = AutoModelForCausalLM.from_pretrained(first.checkpoint / "artifact").config
+    assert config.max_position_embeddings == evaluator.train.sequence_length == 32
+    arguments: dict[str, Any] = {"train": evaluator.train, "seed": 0}
+    more = new_model(GENOME, settings=CandidateSettings(max_position_embeddings=64), **arguments)
+    assert more.config.max_position_embeddings == 64
+    learned = replace(GENOME, position_embedding_type="learned", max_position_embeddings=32)
+    assert new_model(learned, settings=evaluator.settings, **arguments).config.max_position_embeddings == 32
+    for rows in (16, 64):
+        with pytest.raises(ValueError, match=rf"learns {rows} positions, but training rows have 32 tokens"):
+            new_model(replace(learned, max_position_embeddings=rows), settings=evaluator.settings, **arguments)
 
 
 def test_the_same_candidate_gives_the_same_numbers(evaluator: CandidateEvaluator, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ INSIDE = {
         *("contamination", "settings", "ledger", "candidates", "parts", "selection", "shards", "corpus", "tokenizer"),
         *("encode", "nested", "tokens", "ngram", "prepare", "overview"),
     ],
-    "training": ["budgets", "optim", "precision", "checkpoint", "settings", "loop"],
+    "training": [
+        *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),
+    ],
     "compression": ["formats", "quantize", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "score", "candidate"],

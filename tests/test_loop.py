@@ -13,13 +13,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from training_fakes import VOCAB, FakeTokens, tiny_model, weights
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from codenas_hf.engine.records import Budget
 from codenas_hf.folders import whole_folder
 from codenas_hf.training import (
     DivergenceError,
     OptimSettings,
+    OutOfMemoryError,
     TrainResult,
     TrainSettings,
     latest_checkpoint,
@@ -112,6 +122,56 @@ def test_a_decayed_checkpoint_cannot_take_a_larger_budget(tmp_path: Path) -> Non
         trained(Budget("steps", 40), how, resume_from=decayed)
 
 
+def test_a_longer_budget_goes_on_from_before_the_decay(tmp_path: Path) -> None:
+    """Killed in the decay of 20 steps, then given 40: nothing but the decay is lost."""
+    how = settings(checkpoint_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Budget("steps", 20), how, folder=tmp_path, tokens=Interrupted(18))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["constant", "step-18"]
+    assert (
+        latest_checkpoint(tmp_path) == latest_checkpoint(tmp_path, budget=Budget("steps", 20)) == tmp_path / "step-18"
+    )
+    longer = Budget("steps", 40)
+    resume = latest_checkpoint(tmp_path, budget=longer)
+    assert resume == tmp_path / "constant"
+    continued, result = trained(longer, how, folder=tmp_path, resume_from=resume)
+    straight, _ = trained(longer, how)
+    assert torch.equal(continued, straight)
+    assert result.steps_run == 40 - 16
+    # Interrupted before its own decay, the longer one goes on from where it was.
+    with pytest.raises(KeyboardInterrupt):
+        trained(Budget("steps", 80), how, folder=tmp_path, tokens=Interrupted(50), resume_from=tmp_path / "constant")
+    assert latest_checkpoint(tmp_path, budget=Budget("steps", 160)) == tmp_path / "step-50"
+
+
+def test_a_longer_budget_in_seconds_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+
+    class Slow(Interrupted):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            now[0] += 1.0
+            return super().batch(step, **arguments)
+
+    monkeypatch.setattr("codenas_hf.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    how = settings(checkpoint_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Budget("seconds", 20), how, folder=tmp_path, tokens=Slow(18))
+    resume = latest_checkpoint(tmp_path, budget=Budget("seconds", 30))
+    _, result = trained(Budget("seconds", 30), how, folder=tmp_path, tokens=Slow(-1), resume_from=resume)
+    assert result.seconds == pytest.approx(30, abs=1)
+    assert result.steps_run == result.steps - 16
+
+
+def test_without_a_constant_rate_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    """A cosine falls from its first step: said, not silently begun anew."""
+    how = settings(optim=OptimSettings(schedule="cosine"), checkpoint_minutes=1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        trained(Budget("steps", 20), how, folder=tmp_path, tokens=Interrupted(10))
+    resume = latest_checkpoint(tmp_path, budget=Budget("steps", 40))
+    with pytest.raises(ValueError, match=r"begun to decay for the budget 20 steps.*train anew in another folder"):
+        trained(Budget("steps", 40), how, folder=tmp_path, resume_from=resume)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     _, first = trained(Budget("steps", 10), settings(), folder=tmp_path)
     with pytest.raises(ValueError, match="was trained with `seed` = 0, this run has 1"):
@@ -184,6 +244,43 @@ def test_a_state_with_a_planted_nan_is_not_saved(tmp_path: Path, monkeypatch: py
         train(model, Poison(), Budget("steps", 40), settings=how, folder=tmp_path)
 
 
+def test_divergence_in_the_last_steps_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gradient is looked at every few steps only, nothing that is not a number leaves as a result."""
+    monkeypatch.setattr("codenas_hf.training.loop.torch.isfinite", lambda value: torch.tensor(True))
+    model = tiny_model()
+
+    class Poison(FakeTokens):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            if step == 9:
+                with torch.no_grad():
+                    model.model.norm.weight[0] = math.nan
+            return super().batch(step, **arguments)
+
+    for how in (settings(log_every=50), settings(log_every=5)):
+        with pytest.raises(
+            DivergenceError, match=r"try lower rates, such as train\.optim\.matrix_learning_rate=0\.005"
+        ):
+            train(model, Poison(), Budget("steps", 12), settings=how)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")],
+)
+def test_memory_that_is_used_up_is_said(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    model = tiny_model()
+    monkeypatch.setattr(model, "forward", fail)
+    match = r"ran out of memory \(.*\) with 8 sequences of 16 tokens in a pass; try train\.micro_sequences=4"
+    with pytest.raises(OutOfMemoryError, match=match):
+        train(model, FakeTokens(), Budget("steps", 1), settings=settings())
+    monkeypatch.setattr(model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(model, FakeTokens(), Budget("steps", 1), settings=settings())
+
+
 def test_a_budget_in_seconds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 5 %, whatever a step takes; the decay ends with the budget."""
     now = [100.0]
@@ -215,6 +312,33 @@ def test_flops_of_a_token() -> None:
     assert flops_per_token(model, length=10) == 6 * matrices + 2 * 6 * 10 * 16
 
 
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+STOCK = {
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+    "gpt_neox": (GPTNeoXConfig, SHAPE),
+    "phi3": (Phi3Config, {**SHAPE, "pad_token_id": 0}),
+    "opt": (
+        OPTConfig,
+        {**SHAPE, "word_embed_proj_dim": 32},
+    ),
+    "llama": (LlamaConfig, SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_flops_are_those_of_the_products(name: str) -> None:
+    """Against torch's own counter, for models whose matrices are stored in different ways."""
+    make, shape = STOCK[name]
+    special = {} if name == "phi3" else {"bos_token_id": 0, "eos_token_id": 0}
+    model = AutoModelForCausalLM.from_config(make(vocab_size=64, **shape, **special), attn_implementation="eager")
+    length = 12
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros((1, length), dtype=torch.long), use_cache=False)
+    attention = 2 * 4.0 * 32 * length  # a layer's scores and mixing, forward, without the mask's half
+    products = 3 * (counter.get_total_flops() / length - attention)
+    assert flops_per_token(model, length=length) == pytest.approx(products + 3 * attention / 2, rel=0.01)
+
+
 def test_label_smoothing_changes_the_training_but_not_what_is_reported() -> None:
     frozen = OptimSettings(learning_rate=1e-12, matrix_learning_rate=1e-12)
     _, plain = trained(Budget("steps", 5), settings(optim=frozen))
@@ -231,13 +355,39 @@ def test_processes_must_be_able_to_share_a_step() -> None:
         train(tiny_model(), FakeTokens(), Budget("steps", 1), settings=settings(), accelerator=accelerator)
 
 
-def test_precision() -> None:
+def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` reads what the processor says and times nothing: a busy machine cannot change it."""
     cpu = torch.device("cpu")
     assert resolve_precision("float32", device=cpu) is torch.float32
     assert resolve_precision("bfloat16", device=cpu) is torch.bfloat16
-    assert resolve_precision("auto", device=cpu) in (torch.float32, torch.bfloat16)
+    monkeypatch.setattr("time.perf_counter", lambda: 1 / 0)
+    monkeypatch.setattr("codenas_hf.training.precision._CPUINFO", tmp_path / "cpuinfo")
+    assert resolve_precision("auto", device=cpu) is torch.float32, "what the system does not tell"
+    for flags, dtype in {
+        "fpu avx2 fma": torch.float32,
+        "fpu avx2 avx512f avx512_vnni": torch.float32,
+        "fpu avx512f avx512_bf16": torch.bfloat16,
+        "fpu amx_bf16 amx_tile": torch.bfloat16,
+    }.items():
+        (tmp_path / "cpuinfo").write_text(
+            f"processor\t: 0\nvmx flags\t: amx_bf16\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
+        )
+        assert resolve_precision("auto", device=cpu) is dtype, flags
     with pytest.raises(ValueError, match="`precision` must be auto, float32 or bfloat16"):
         resolve_precision("int8", device=cpu)  # type: ignore[arg-type]
+
+
+def test_a_training_keeps_the_format_in_which_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed on a machine that would choose otherwise."""
+    answers = iter([torch.bfloat16, torch.float32])
+    monkeypatch.setattr("codenas_hf.training.precision._fastest", lambda device: next(answers))
+    how = settings(precision="auto")
+    _, first = trained(Budget("steps", 10), how, folder=tmp_path)
+    assert first.precision == "bfloat16"
+    _, second = trained(Budget("steps", 20), how, resume_from=first.checkpoint)
+    assert second.precision == "bfloat16"
+    _, told = trained(Budget("steps", 20), settings(precision="float32"), resume_from=first.checkpoint)
+    assert told.precision == "float32"
 
 
 @pytest.mark.parametrize(

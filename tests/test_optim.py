@@ -5,8 +5,12 @@ import copy
 import pytest
 import torch
 from training_fakes import tiny_model, weights
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from codenas_hf.training.optim import Muon, Optimizers, OptimSettings, initialise, orthogonalise, rate_factor
+from codenas_hf.training.muon import Muon, orthogonalise
+from codenas_hf.training.optim import OptimSettings, rate_factor
+from codenas_hf.training.optimizers import Optimizers
+from codenas_hf.training.roles import build_model, initialise, parts
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
@@ -45,6 +49,39 @@ def test_muon_iterates_as_often_as_it_is_told() -> None:
         weight.grad = gradient.clone()
         Muon([weight], lr=1.0, momentum=0.0, iterations=iterations).step()
         torch.testing.assert_close(weight.detach(), -orthogonalise(gradient[None], iterations=iterations)[0])
+
+
+def test_muon_takes_transposed_matrices_and_stacks() -> None:
+    """The same update, however the matrix is stored."""
+    generator = torch.Generator().manual_seed(3)
+    gradient = torch.randn(24, 8, generator=generator)
+    plain, transposed = torch.nn.Parameter(torch.zeros(24, 8)), torch.nn.Parameter(torch.zeros(8, 24))
+    stack = torch.nn.Parameter(torch.zeros(2, 24, 8))
+    plain.grad, transposed.grad = gradient.clone(), gradient.mT.contiguous()
+    stack.grad = torch.stack([gradient, -gradient])
+    Muon([plain, stack], lr=1.0).step()
+    Muon([{"params": [transposed], "transposed": True}], lr=1.0).step()
+    torch.testing.assert_close(transposed.detach().mT, plain.detach())
+    torch.testing.assert_close(stack.detach(), torch.stack([plain.detach(), -plain.detach()]))
+
+
+def test_every_stock_model_has_its_roles() -> None:
+    """Tables are embeddings under every name, and the matrices that write the residual stream start at zero."""
+    config = GPT2Config(vocab_size=48, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    model = build_model(GPT2LMHeadModel, config, settings=OptimSettings(), seed=0)
+    role = {part.name.removeprefix("transformer."): part.role for part in parts(model)}
+    assert {role["wte.weight"], role["wpe.weight"]} == {"embedding"}
+    assert role["h.1.attn.c_attn.weight"] == role["h.1.mlp.c_fc.weight"] == "matrix"
+    assert role["h.1.attn.c_proj.weight"] == role["h.1.mlp.c_proj.weight"] == "out"
+    assert {role["ln_f.weight"], role["ln_f.bias"]} == {"last_norm"}
+    matrices = {part.name for part in parts(model) if part.role in ("matrix", "out")}
+    optimizers = Optimizers(model, settings=OptimSettings())
+    (muon,) = (o for o in optimizers.all if isinstance(o, Muon))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert {names[p] for group in muon.param_groups for p in group["params"]} == matrices
+    assert all(group["transposed"] for group in muon.param_groups)
+    wide = dict(model.named_parameters())["transformer.h.0.mlp.c_fc.weight"]
+    assert float(wide.std().detach()) == pytest.approx(16**-0.5, rel=0.2)
 
 
 def test_muon_refuses_vectors() -> None:

@@ -10,8 +10,9 @@ import pytest
 import codenas_hf
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
+from codenas_hf.data.tokens import Tokens
 from codenas_hf.engine import Budget
-from codenas_hf.folders import Record, Release
+from codenas_hf.folders import Record, Release, read_json
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
@@ -40,12 +41,51 @@ def test_a_genome_is_trained_said_and_released(tmp_path: Path, tiny_data: Prepar
     record = Record.read(folder)
     losses = [point["loss"] for point in record.training.curve]
     assert losses[-1] < losses[0] - 0.5
+    assert record.training.precision == "float32"
+    # The context that the release promises is the one that was trained, and what it is worth there was measured.
+    assert read_json(folder / "config.json")["max_position_embeddings"] == record.measured.context_tokens == 64
+    assert record.measured.context_bits_per_byte == record.measured.bits_per_byte
     assert any("40 steps" in line and "bytes each" in line and "tokens a second" in line for line in said)
     assert any("bits per byte" in line for line in said)
     loaded = load_model(folder)
     inputs = loaded.tokenizer("def f(", return_tensors="pt")
     assert loaded.model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
     assert list((tmp_path / "trackers").glob("events*"))
+
+
+def test_a_context_beyond_the_training_is_measured_where_it_is_promised(
+    tmp_path: Path, tiny_data: PreparedData
+) -> None:
+    genome = Genome(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    how = settings(tmp_path, "candidate.max_position_embeddings=256", "final_score_bytes=4000")
+    arguments: dict[str, Any] = {"settings": how, "data": tiny_data, "say": lambda text: None}
+    folder = train_genome(genome, Budget("steps", 5), folder=tmp_path / "out", **arguments)
+    measured = Record.read(folder).measured
+    assert (measured.window_tokens, measured.context_tokens) == (64, 256)
+    assert measured.context_bits_per_byte != measured.bits_per_byte
+
+
+def test_a_training_that_was_killed_in_its_decay_takes_a_longer_budget(
+    tmp_path: Path, tiny_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genome = Genome(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    how = settings(tmp_path, "train.checkpoint_minutes=1e-9")
+    said: list[str] = []
+    arguments: dict[str, Any] = {"settings": how, "data": tiny_data, "say": said.append}
+    plain = Tokens.batch
+
+    def killed(self: Tokens, step: int, **keywords: Any) -> Any:
+        if step == 18:
+            raise KeyboardInterrupt
+        return plain(self, step, **keywords)
+
+    monkeypatch.setattr(Tokens, "batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_genome(genome, Budget("steps", 20), folder=tmp_path / "out", **arguments)
+    monkeypatch.undo()
+    train_genome(genome, Budget("steps", 30), folder=tmp_path / "out", **arguments)
+    assert any("out.training/constant" in line for line in said)
+    assert any("trained   30 steps" in line for line in said)
 
 
 @pytest.mark.parametrize("gene", [{}, {"qk_norm": True, "norm_type": "layernorm"}])

@@ -16,7 +16,8 @@ CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors
 RECORD, SETTINGS, EVALUATION = "record.json", "settings.yaml", "evaluation.json"
 TOKENIZER_MANIFEST = "codenas_tokenizer.json"  # what a tokenizer was built from, beside it
 # Of a study. The journal's stands in the engine too, which imports nothing of ours; a test compares them.
-DATA, LATENCY, JOURNAL, WINNER = "data.json", "latency.json", "study.journal", "winner"
+DATA, LATENCY, PRECISION = "data.json", "latency.json", "precision.json"
+JOURNAL, WINNER = "study.journal", "winner"
 
 # What a reader of the model does not download to run it. All else counts, so that nothing can hide.
 _FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv", ".jsonl"})

@@ -12,6 +12,7 @@ from .files import (
     EVALUATION,
     JOURNAL,
     LATENCY,
+    PRECISION,
     RECORD,
     SETTINGS,
     TOKENIZER,
@@ -133,6 +134,11 @@ class StudyFolder:
     def latency(self) -> Path:
         """The latency model of its device."""
         return self.folder / LATENCY
+
+    @property
+    def precision(self) -> Path:
+        """The number format of its training."""
+        return self.folder / PRECISION
 
     @property
     def journal(self) -> Path:

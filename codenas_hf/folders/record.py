@@ -96,7 +96,11 @@ class LatencyFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the released model was measured to be; loss in nats per token."""
+    """What the released model was measured to be; loss in nats per token.
+
+    `bits_per_byte` in windows as long as training rows, `context_bits_per_byte` in windows of the `context_tokens`
+    that the configuration promises.
+    """
 
     bits_per_byte: float | None = None
     loss: float | None = None
@@ -104,6 +108,8 @@ class Measured:
     scored_bytes: int | None = None
     scored_tokens: int | None = None
     window_tokens: int | None = None
+    context_tokens: int | None = None
+    context_bits_per_byte: float | None = None
     bytes_per_token: float | None = None
     latency: LatencyFacts | None = None
 

@@ -152,9 +152,10 @@ def supports_infilling(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def context_tokens(model: PreTrainedModel) -> int | None:
+def context_tokens(model: torch.nn.Module) -> int | None:
     """Length of the model's context in tokens; None where its config does not bound it."""
-    length = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    config = getattr(model, "config", None)
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(length) if length else None
 
 

@@ -23,7 +23,7 @@ def seconds_per_step(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = new_model(genome, optim=settings.train.optim, settings=settings.candidate, seed=0)
+        model = new_model(genome, train=settings.train, settings=settings.candidate, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
         with alone():  # the main rank measures; the others are not here to be waited for
             accelerator = Accelerator(cpu=device == "cpu")

@@ -15,6 +15,7 @@ from ..data import PreparedData
 from ..engine import TrialRecord
 from ..folders import Record, StudyFolder
 from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
+from ..generation.decode import context_tokens
 from ..hardware import Hardware
 from ..measure.candidate import ARTIFACT
 from ..measure.latency import default_protocol
@@ -33,6 +34,9 @@ def measure_model(
 ) -> tuple[Measured, float]:
     """Scores a model on `final_score_bytes` of held-out text and times it alone, after the leak gate.
 
+    It is scored in windows as long as training rows, and once more as long as the context that its configuration
+    promises where that is another length.
+
     Returns:
         What it was measured to be, and the seconds that the measuring took.
 
@@ -42,7 +46,12 @@ def measure_model(
     started = time.perf_counter()
     model = torch.nn.Module.to(model, torch.device(device)).eval()
     leak_gate(model, vocab_size=vocab_size)
+    length = settings.train.sequence_length
     score = score_model(model, settings=settings, data=data, vocab_size=vocab_size)
+    context = context_tokens(model) or length
+    whole = score
+    if context != length:
+        whole = score_model(model, settings=settings, data=data, vocab_size=vocab_size, length=context)
     latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
     measured = Measured(
         bits_per_byte=score.bits_per_byte,
@@ -50,17 +59,21 @@ def measure_model(
         next_token_accuracy=score.next_token_accuracy,
         scored_bytes=score.num_bytes,
         scored_tokens=score.num_tokens,
-        window_tokens=settings.train.sequence_length,
+        window_tokens=length,
+        context_tokens=context,
+        context_bits_per_byte=whole.bits_per_byte,
         bytes_per_token=score.num_bytes / score.num_tokens,
         latency=LatencyFacts(**latency.to_dict()),
     )
     return measured, time.perf_counter() - started
 
 
-def score_model(model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int) -> Score:
-    """On `final_score_bytes` of held-out text."""
+def score_model(
+    model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, length: int | None = None
+) -> Score:
+    """On `final_score_bytes` of held-out text, in windows of `length` tokens (None: as long as training rows)."""
     windows = data.tokens(vocab_size, "validation").windows(
-        settings.train.sequence_length, max_bytes=settings.final_score_bytes
+        length or settings.train.sequence_length, max_bytes=settings.final_score_bytes
     )
     return score_windows(model, windows)
 

@@ -30,7 +30,7 @@ from ..strict_yaml import SettingsError, dump, to_mapping
 from .cost import cost_lines
 from .release import release_trial
 from .settings import RunSettings
-from .study import corners, given_limits, report_study, screened, study_data, study_latency
+from .study import corners, given_limits, report_study, screened, study_data, study_latency, study_precision
 from .text import load_space
 
 Say = Callable[[str], None]
@@ -92,15 +92,16 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         identity={"data": data.digest, "train": to_mapping(settings.train), "score": to_mapping(settings.candidate)},
     )
     trials = StudyFolder(folder).trials.resolve()
+    decided = study_precision(settings, folder=folder, hardware=hardware)
     if main:
         StudyFolder(folder).settings.write_text(dump(settings), encoding="utf-8")
-        for line in cost_lines(settings, space=space, data=data, hardware=hardware):
+        for line in cost_lines(decided, space=space, data=data, hardware=hardware):
             say(line)
     result = run_search(
         space,
         CandidateEvaluator(
             data=data,
-            train=settings.train,
+            train=decided.train,
             settings=settings.candidate,
             latency=latency,
             folder=trials,

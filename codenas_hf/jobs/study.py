@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
@@ -15,10 +16,12 @@ from ..data import DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
 from ..folders import Release, StudyFolder, folder_bytes, read_json, write_json
 from ..hardware import Hardware, exclusively
+from ..measure.candidate import promised_context
 from ..measure.latency import LatencyModel
 from ..report.architecture import tensors_of_folder
 from ..report.page import write_report
 from ..strict_yaml import SettingsError, load, to_mapping
+from ..training import precision_name, resolve_precision
 from .settings import RunSettings
 from .text import load_space, prepare
 
@@ -75,27 +78,53 @@ def study_latency(
     return model
 
 
+def study_precision(settings: RunSettings, *, folder: Path, hardware: Hardware) -> RunSettings:
+    """The settings with the number format of training decided: once per study, as the first of its processes found.
+
+    Every worker, rank and restart takes it from there, on whatever machine; other products would be another search.
+    """
+    own = StudyFolder(folder).precision
+    with exclusively(folder / ".precision.lock"):
+        try:
+            precision = read_json(own)["precision"]
+        except FileNotFoundError:
+            precision = precision_name(
+                resolve_precision(settings.train.precision, device=torch.device(hardware.device))
+            )
+            write_json(own, {"precision": precision, "asked": settings.train.precision, "device": hardware.name})
+    train = dataclasses.replace(settings.train, precision=precision)
+    return dataclasses.replace(settings, train=train)
+
+
 def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, latency: LatencyModel) -> SearchSpace:
-    """The space within the user's limits: what cannot fit is never trained."""
+    """The space within the user's limits: what cannot fit, or learns positions beyond the training rows, is left out.
+
+    Decode latency is held to its prediction; the front is timed afterwards.
+    """
     limits = settings.limits
     tokenizer_bytes = {size: folder_bytes(data.tokenizer(size)) for size in space.vocab_sizes}
 
-    def too_large_or_slow(genome: Genome) -> str | None:
+    def unusable(genome: Genome) -> str | None:
+        try:
+            promised_context(genome, train=settings.train, settings=settings.candidate)
+        except ValueError as error:
+            return str(error)
         total = genome.artifact_bytes() + tokenizer_bytes[genome.vocab_size]
         if limits.bytes is not None and total > limits.bytes:
             return f"weights and tokenizer have {total:,} bytes, the limit is {limits.bytes:,}"
         if limits.decode_ms is not None:
             predicted = latency.predict_decode_ms(genome)
-            # The prediction errs by some per cent; what lies just beyond is timed when it reaches the front.
-            if predicted > 1.1 * limits.decode_ms:
+            if predicted > limits.decode_ms:
                 return f"a token takes {predicted:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
         return None
 
-    within = space.with_limits(min_artifact_bytes=limits.min_bytes, extra=too_large_or_slow)
+    within = space.with_limits(min_artifact_bytes=limits.min_bytes, extra=unusable)
     try:
         within.sample(np.random.default_rng(0))
     except ValueError as error:
-        raise SettingsError(f"no architecture of the space `{settings.space}` keeps the limits: {error}") from error
+        raise SettingsError(
+            f"no architecture of the space `{settings.space}` keeps the limits and can be trained: {error}"
+        ) from error
     return within
 
 

@@ -18,6 +18,7 @@ from ..data.storage import file_sha256
 from ..engine import Budget, TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import Origin, Start, Training
+from ..generation.decode import context_tokens
 from ..generation.loading import load_model
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
@@ -150,8 +151,8 @@ def train_genome(
     state = folder.with_name(f"{folder.name}.training")
     known: Start | None = None
     if start is None:
-        optim, seed = settings.train.optim, settings.train.seed
-        model: PreTrainedModel = new_model(genome, optim=optim, settings=settings.candidate, seed=seed)
+        seed = settings.train.seed
+        model: PreTrainedModel = new_model(genome, train=settings.train, settings=settings.candidate, seed=seed)
     else:
         model, known, found = _start(
             start, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, say=say
@@ -160,7 +161,7 @@ def train_genome(
         state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
-    resume = latest_checkpoint(state) if state.exists() else None
+    resume = latest_checkpoint(state, budget=budget) if state.exists() else None
     if resume is not None:
         say(f"resume    from {resume}")
     if settings.log_with:
@@ -185,8 +186,13 @@ def train_genome(
         f"{result.tokens_per_second:,.0f} tokens a second"
     )
     model = accelerator.unwrap_model(model)
+    if start is not None and settings.train.sequence_length > (context_tokens(model) or math.inf):
+        model.config.max_position_embeddings = settings.train.sequence_length
     measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
-    say(f"quality   {measured.bits_per_byte:.4f} bits per byte on {measured.scored_bytes:,} bytes")
+    say(
+        f"quality   {measured.bits_per_byte:.4f} bits per byte on {measured.scored_bytes:,} bytes, "
+        f"in windows of {measured.window_tokens:,} tokens (context {measured.context_tokens:,})"
+    )
     training = Training(
         budget=str(budget),
         steps=result.steps,

@@ -22,8 +22,7 @@ from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
 from ..folders import folder_bytes, whole_folder
 from ..modeling_codenas import CodeNASForCausalLM
-from ..training import OptimSettings, TrainSettings, build_model, resolve_precision, train
-from ..training.precision import Precision
+from ..training import TrainSettings, build_model, precision_name, resolve_precision, train
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import leak_gate, score_windows
@@ -41,7 +40,8 @@ class CandidateSettings:
         score_bytes: held-out text that a rung is scored on, the same documents for every vocabulary.
         window_tokens: length of a scoring window; None means that of training.
         batch_windows: windows in one forward pass.
-        max_position_embeddings: context that the configuration names, where positions are not learned.
+        max_position_embeddings: context that the configuration names; None means what was trained,
+            `train.sequence_length`. More is a promise that nothing was trained for.
         measure_latency: time every candidate in place of predicting; only for workers that are alone on the device.
         timing: protocol of the front's timing; None means the default of the device.
 
@@ -52,7 +52,7 @@ class CandidateSettings:
     score_bytes: int = 32_000
     window_tokens: int | None = None
     batch_windows: int = 8
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int | None = None
     measure_latency: bool = False
     timing: TimingProtocol | None = None
 
@@ -85,25 +85,52 @@ def candidate_seed(genome: Genome, *, seed: int) -> int:
     return (int(genome.genome_id[:15], 16) + seed) % (2**63)
 
 
+def promised_context(genome: Genome, *, train: TrainSettings, settings: CandidateSettings) -> int:
+    """Tokens of context that the configuration of a genome's model will name.
+
+    Raises:
+        ValueError: a table of learned positions with rows that training would not reach.
+    """
+    learned, trained = genome.max_position_embeddings, train.sequence_length
+    if genome.position_embedding_type != "learned":
+        return settings.max_position_embeddings or trained
+    if learned != trained:
+        raise ValueError(
+            f"the genome learns {learned} positions, but training rows have {trained} tokens: expected the same, "
+            f"since {'positions beyond stay as they were drawn' if learned > trained else 'rows would not fit'}; set "
+            f"max_position_embeddings: {trained} in the genome, or train.sequence_length={learned}"
+        )
+    return learned
+
+
 def new_model(
     genome: Genome,
     *,
-    optim: OptimSettings,
+    train: TrainSettings,
     settings: CandidateSettings,
     seed: int,
     device: torch.device | None = None,
 ) -> CodeNASForCausalLM:
-    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule."""
-    learned = genome.position_embedding_type == "learned"
+    """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule.
+
+    Raises:
+        ValueError: as `promised_context`.
+    """
     config = genome.to_config(
         bos_token_id=END_OF_TEXT,
         eos_token_id=END_OF_TEXT,
         pad_token_id=PAD,
-        max_position_embeddings=None if learned else settings.max_position_embeddings,
+        max_position_embeddings=promised_context(genome, train=train, settings=settings),
     )
-    model = build_model(CodeNASForCausalLM, config, settings=optim, seed=seed, device=device)
+    model = build_model(CodeNASForCausalLM, config, settings=train.optim, seed=seed, device=device)
     assert isinstance(model, CodeNASForCausalLM)
     return model
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the weights alone: `.to(dtype)` would round the rotary frequencies too, which loading keeps in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> int:
@@ -158,8 +185,7 @@ class CandidateEvaluator:
                 f"`{self.train.optim.schedule}`"
             )
         dtype = resolve_precision(self.train.precision, device=_unstarted_device(self.device))
-        precision: Precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
-        object.__setattr__(self, "train", replace(self.train, precision=precision))
+        object.__setattr__(self, "train", replace(self.train, precision=precision_name(dtype)))
         commit()
 
     def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
@@ -176,7 +202,7 @@ class CandidateEvaluator:
         for stale in self.folder.glob(f".{target.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         with watch.on("build"):
-            model = new_model(genome, optim=self.train.optim, settings=self.settings, seed=seed, device=device)
+            model = new_model(genome, train=self.train, settings=self.settings, seed=seed, device=device)
             tokens = self.data.tokens(genome.vocab_size, "train")
             windows = self.data.tokens(genome.vocab_size, "validation").windows(
                 self.settings.window_tokens or self.train.sequence_length, max_bytes=self.settings.score_bytes
@@ -196,14 +222,13 @@ class CandidateEvaluator:
                 )
             with watch.on("save"):
                 # What is scored is what is shipped: the rounding to bfloat16 comes first.
-                nn.Module.to(model, torch.bfloat16)
+                round_weights(model, torch.bfloat16)
                 artifact_bytes = save_artifact(
                     model, tokenizer=self.data.tokenizer(genome.vocab_size), folder=fresh / ARTIFACT
                 )
                 model.float()
             with watch.on("evaluate"):
-                dtype = torch.bfloat16 if trained.precision == "bfloat16" else torch.float32
-                score = score_windows(model, windows, batch_size=self.settings.batch_windows, dtype=dtype)
+                score = score_windows(model, windows, batch_size=self.settings.batch_windows)
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
         measurements = {

@@ -17,7 +17,7 @@ from .metrics import bits_per_byte
 _IGNORED = -100
 
 
-class LeakError(RuntimeError):
+class LeakError(ValueError):
     """A model whose prediction depends on tokens that come after it: every loss of it would be meaningless."""
 
 
@@ -98,7 +98,10 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
             parameter.zero_()
         model.train(was_training)
     if not torch.isfinite(logits).all():
-        raise LeakError("the fresh model's logits are not finite, so the leak gate cannot judge it; check its genome")
+        raise LeakError(
+            "the model's logits are not finite, so the leak gate cannot judge it: its weights have diverged, or its "
+            "genome overflows; train it anew at lower rates"
+        )
     scale = float(logits.std()) + 1e-6
     for row, cut in enumerate(cuts, start=1):
         moved = (logits[row, :cut] - logits[0, :cut]).abs().amax(dim=-1) / scale
@@ -110,16 +113,13 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
 
 
 @torch.no_grad()
-def score_windows(
-    model: nn.Module, windows: ScoredWindows, *, batch_size: int = 8, dtype: torch.dtype = torch.float32
-) -> Score:
+def score_windows(model: nn.Module, windows: ScoredWindows, *, batch_size: int = 8) -> Score:
     """Bits per byte over fixed windows.
 
     Args:
         model: causal language model.
         windows: held-out text.
         batch_size: windows in one forward pass.
-        dtype: of the matrix products, by autocast where it is not the weights'.
 
     Raises:
         ValueError: no window, or a loss that is not finite.
@@ -138,8 +138,7 @@ def score_windows(
             torch.from_numpy(array[part]).to(device)
             for array in (windows.input_ids, windows.targets, windows.position_ids)
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         logits, flat = logits.flatten(0, 1).float(), targets.flatten()
         nats += cross_entropy(logits, flat, ignore_index=_IGNORED, reduction="sum").double().cpu()
         tokens += int((flat != _IGNORED).sum())
@@ -147,7 +146,7 @@ def score_windows(
     model.train(was_training)
     total = float(nats)
     if not math.isfinite(total):
-        raise ValueError(f"the loss on held-out text is {total}; the model has diverged")
+        raise ValueError(f"the loss on held-out text is {total}: the model has diverged; train it anew at lower rates")
     return Score(
         bits_per_byte=bits_per_byte(total, windows.num_bytes),
         loss=total / tokens,

@@ -1,17 +1,22 @@
 """One plain Accelerate loop for every rung and the winner, and the optimisers that it steps."""
 
-from .loop import DivergenceError, TrainResult, build_model, latest_checkpoint, train
+from .checkpoint import latest_checkpoint
+from .loop import train
 from .optim import OptimSettings
-from .precision import resolve_precision
+from .outcome import DivergenceError, OutOfMemoryError, TrainResult
+from .precision import precision_name, resolve_precision
+from .roles import build_model
 from .settings import TrainSettings
 
 __all__ = [
     "DivergenceError",
     "OptimSettings",
+    "OutOfMemoryError",
     "TrainResult",
     "TrainSettings",
     "build_model",
     "latest_checkpoint",
+    "precision_name",
     "resolve_precision",
     "train",
 ]

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..engine.records import Budget
+
+# What stock models call the one matrix that makes query, key and value; its rows say nothing of the queries alone.
+_FUSED_ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "W_pack")
 
 
 def flops_per_token(model: nn.Module, *, length: int) -> float:
     """Floating point operations of one training token, forward and backward.
 
-    Six for each weight of a matrix product, and for each layer six times the context for scores and mixing, which a
-    causal mask halves (Kaplan et al., 2020, arXiv:2001.08361). A block that is applied several times counts so often.
+    Six for each weight of a product, whatever module holds it (of a stack of experts those that a token visits), and
+    for each attention layer six times the context for scores and mixing, which a causal mask halves (Kaplan et al.,
+    2020, arXiv:2001.08361). A block that is applied several times counts so often. Tables that are looked up are free.
 
     Args:
         model: any causal language model of transformers.
         length: tokens of a training sequence.
     """
-    repeats = int(getattr(model.config, "layer_repeats", 1))
+    config: Any = model.config
+    repeats = int(getattr(config, "layer_repeats", 1))
+    visited = getattr(config, "num_experts_per_tok", None)
     total = 0.0
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            flops = 6.0 * module.in_features * module.out_features
-            if name.endswith("q_proj"):
-                flops += 6.0 * length * module.out_features
-            total += flops * (repeats if ".layers." in f".{name}" else 1)
+        flops = 0.0
+        for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
+            experts = weight.ndim == 3 and not isinstance(module, nn.Conv1d)
+            if weight.ndim > 1:
+                flops += 6.0 * weight.numel() * (min(1.0, visited / weight.shape[0]) if experts and visited else 1.0)
+        if name.endswith("q_proj"):
+            flops += 6.0 * length * module.weight.shape[0]  # type: ignore[union-attr, index]
+        elif name.endswith(_FUSED_ATTENTION):
+            heads = int(config.num_attention_heads)
+            flops += 6.0 * length * heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        total += flops * (repeats if ".layers." in f".{name}" else 1)
     return total
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..engine.records import Budget
 from ..folders import whole_folder
-from .optim import Optimizers
+from .optimizers import Optimizers
 
+CONSTANT = "constant"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "training_state.json"
 
 
@@ -27,6 +29,7 @@ class Progress:
         decayed: the learning rate has begun to fall, so that a larger budget cannot continue from here.
         budget: the budget under which it fell, JSON form.
         identity: settings and data that a continuation must share.
+        precision: dtype of the matrix products; what `auto` continues with on whatever machine. Empty in old ones.
         curve: what was logged: step, tokens, seconds, loss.
         pending: losses since the last point of the curve.
     """
@@ -36,6 +39,7 @@ class Progress:
     decayed: bool = False
     budget: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["", "float32", "bfloat16"] = ""
     curve: list[dict[str, float]] = field(default_factory=list)
     pending: list[float] = field(default_factory=list)
 
@@ -102,3 +106,23 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizers: Optimizers) -
     load_weights(folder, model=model)
     optimizers.load_state_dict(load_file(folder / OPTIMIZER))
     return progress
+
+
+def latest_checkpoint(folder: Path, *, budget: Budget | None = None) -> Path | None:
+    """The newest checkpoint that an interrupted `train(..., folder=folder)` left, None if there is none.
+
+    Args:
+        folder: of the training.
+        budget: what shall be trained to. A state whose rate has begun to fall for another budget is passed over for
+            one at the constant rate, where there is one: a longer budget costs the decay of the shorter, no more.
+            None takes any.
+    """
+    found = [path for path in folder.glob("step-*") if path.is_dir()]
+    found += [folder / CONSTANT] if (folder / CONSTANT).is_dir() else []
+
+    def rank(path: Path) -> tuple[bool, int]:
+        progress = read_progress(path)
+        fits = budget is None or not progress.decayed or progress.budget == budget.to_dict()
+        return fits, progress.step
+
+    return max(found, key=rank, default=None)

@@ -13,9 +13,8 @@ import inspect
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,79 +25,12 @@ from torch.nn.functional import cross_entropy
 
 from ..engine.records import Budget
 from .budgets import flops_per_token, planned_steps
-from .checkpoint import Progress, load_checkpoint, read_progress, save_checkpoint
-from .optim import Optimizers, OptimSettings, initialise, rate_factor
-from .precision import resolve_precision
+from .checkpoint import CONSTANT, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from .optim import rate_factor
+from .optimizers import Optimizers
+from .outcome import DivergenceError, OutOfMemoryError, TrainResult, is_memory, memory_line
+from .precision import precision_name, resolve_precision
 from .settings import OnPoint, TrainingTokens, TrainSettings
-
-CONSTANT = "constant"
-
-
-class DivergenceError(RuntimeError):
-    """The loss or its gradient is no longer finite; the last good checkpoint stays where it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What training did.
-
-    Args:
-        steps: optimiser steps that the model has had in total, decay included.
-        tokens: training tokens of those steps, all processes together.
-        bytes: UTF-8 bytes of text that they stand for.
-        seconds: wall clock of those steps.
-        steps_run: steps that this call computed.
-        seconds_run: wall clock of this call.
-        curve: step, tokens, seconds and plain training loss in nats per token, every `log_every` steps.
-        checkpoint: the state before the decay; a larger budget continues it. None without a folder.
-        precision: dtype of the matrix products.
-    """
-
-    steps: int
-    tokens: int
-    bytes: float
-    seconds: float
-    steps_run: int
-    seconds_run: float
-    curve: tuple[Mapping[str, float], ...]
-    checkpoint: Path | None
-    precision: str
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Throughput of this call."""
-        return self.tokens / self.steps * self.steps_run / self.seconds_run if self.seconds_run else math.nan
-
-
-def build_model(
-    make: Callable[[Any], nn.Module],
-    config: Any,
-    *,
-    settings: OptimSettings,
-    seed: int,
-    device: torch.device | None = None,
-) -> nn.Module:
-    """A fresh model, started by the width rule.
-
-    Args:
-        make: the model's class, e.g. `CodeNASForCausalLM`.
-        config: its configuration.
-        settings: names the rule.
-        seed: of the weights.
-        device: where it shall live; None leaves it on the CPU.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make(config)
-    initialise(model, settings=settings, seed=seed)
-    return model if device is None else model.to(device)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that an interrupted `train(..., folder=folder)` left, None if there is none."""
-    found = [path for path in folder.glob("step-*") if path.is_dir()]
-    found += [folder / CONSTANT] if (folder / CONSTANT).is_dir() else []
-    return max(found, key=lambda path: read_progress(path).step, default=None)
 
 
 @contextmanager
@@ -144,7 +76,7 @@ class _Loop:
             )
         self.sequences = sequences // world
         self.micro = min(settings.micro_sequences or self.sequences, self.sequences)
-        self.dtype = resolve_precision(settings.precision, device=accelerator.device)
+        self.dtype = self._agreed(resolve_precision(settings.precision, device=accelerator.device))
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         model.to(accelerator.device)
@@ -158,12 +90,21 @@ class _Loop:
             bytes_per_token=tokens.bytes_per_token,
             flops_per_token=flops_per_token(model, length=settings.sequence_length),
         )
-        self.progress = Progress(identity=self._identity())
+        self.progress = Progress(identity=self._identity(), precision=precision_name(self.dtype))
         self.losses: list[torch.Tensor] = []  # since the last point of the curve
         chunks = "loss_chunk_tokens" in inspect.signature(model.forward).parameters and not settings.label_smoothing
         self.loss_chunk_tokens = settings.loss_chunk_tokens if chunks else None
         # Reading a number back stalls a GPU's queue; on a CPU it is free.
         self.check_every = 1 if accelerator.device.type == "cpu" else settings.log_every
+
+    def _agreed(self, dtype: torch.dtype) -> torch.dtype:
+        """One number format for all processes: bfloat16 only where every machine has it."""
+        world = self.accelerator.num_processes
+        if world == 1:
+            return dtype
+        votes = torch.tensor(float(dtype is torch.bfloat16), device=self.accelerator.device)
+        everywhere = int(self.accelerator.reduce(votes, "sum").item()) == world
+        return torch.bfloat16 if everywhere else torch.float32
 
     def _identity(self) -> dict[str, Any]:
         s = self.settings
@@ -187,8 +128,14 @@ class _Loop:
         if progress.decayed and progress.budget != self.budget.to_dict():
             raise ValueError(
                 f"the checkpoint in {folder} has begun to decay for the budget {Budget.from_dict(progress.budget)}, "
-                f"so {self.budget} cannot continue it; continue from the folder `{CONSTANT}` beside it"
+                f"so {self.budget} cannot continue it; give that budget again, continue from the folder `{CONSTANT}` "
+                "where one lies beside it, or train anew in another folder"
             )
+        if self.settings.precision == "auto" and progress.precision:
+            # It was decided when the training began; this machine may answer otherwise.
+            self.dtype = resolve_precision(progress.precision, device=self.accelerator.device)
+            self.optimizers.set_dtype(self.dtype)
+        progress.precision = precision_name(self.dtype)
         self.progress = progress
         self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in progress.pending]
 
@@ -267,13 +214,22 @@ class _Loop:
         targets = part["labels"][:, 1:].flatten()
         return cross_entropy(logits, targets, label_smoothing=s.label_smoothing, reduction="sum") / items, plain
 
-    def save(self, folder: Path) -> None:
-        """Writes a checkpoint from the main process."""
-        self.progress.pending = [float(loss) for loss in self.losses]
+    def check_losses(self) -> list[float]:
+        """The losses since the last point of the curve.
+
+        Raises:
+            DivergenceError: one is not finite, in any process.
+        """
+        losses = [float(loss) for loss in self.losses]
         # All processes must come to the same answer, or those that go on would wait for the others for ever.
-        total = torch.tensor(sum(self.progress.pending), device=self.accelerator.device)
+        total = torch.tensor(sum(losses), device=self.accelerator.device)
         if not math.isfinite(float(self.accelerator.reduce(total, "sum"))):
             raise DivergenceError("a loss since the last point of the curve is not finite")
+        return losses
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint from the main process."""
+        self.progress.pending = self.check_losses()
         if self.accelerator.is_main_process:
             save_checkpoint(folder, model=self.model, optimizers=self.optimizers, progress=self.progress)
             for old in folder.parent.glob("step-*"):
@@ -284,6 +240,8 @@ class _Loop:
     def log(self, factor: float) -> None:
         """Adds a point to the curve and tells the trackers."""
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        if not math.isfinite(loss):
+            raise DivergenceError(f"loss {loss}")
         self.losses = []
         step, seconds = self.progress.step, self.progress.seconds
         point = {
@@ -325,6 +283,7 @@ def train(
 
     Raises:
         DivergenceError: loss or gradient became infinite or not a number.
+        OutOfMemoryError: a step does not fit into memory.
         ValueError: the checkpoint does not fit, or processes cannot share a step's sequences.
     """
     # Number formats are `precision`'s business: what a launcher's configuration says must not change a result.
@@ -342,7 +301,15 @@ def train(
             kept = resume_from if folder is None else (latest_checkpoint(folder) or resume_from)
             raise DivergenceError(
                 f"training diverged at step {loop.progress.step} of budget {budget}: {error}; last good checkpoint: "
-                f"{kept or 'none'}; a lower `learning_rate` or `matrix_learning_rate` may help"
+                f"{kept or 'none'}; try lower rates, such as {settings.optim.half_rates}"
+            ) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"training ran out of memory ({memory_line(error)}) with {loop.micro} sequences "
+                f"of {settings.sequence_length} tokens in a pass; try train.micro_sequences={max(1, loop.micro // 2)}"
+                f"{'' if loop.micro > 1 else ', a shorter train.sequence_length'} or a smaller model"
             ) from None
         seconds = time.perf_counter() - started
     model.eval()
@@ -356,7 +323,7 @@ def train(
         seconds_run=seconds,
         curve=tuple(loop.progress.curve),
         checkpoint=checkpoint,
-        precision=str(loop.dtype).removeprefix("torch."),
+        precision=precision_name(loop.dtype),
     )
 
 
@@ -395,4 +362,5 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
         # So few steps that none fell into the decay: the state is constant to its end.
         loop.save(folder / CONSTANT)
         checkpoint = folder / CONSTANT
+    loop.check_losses()
     return checkpoint
