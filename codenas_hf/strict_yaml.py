@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -22,27 +23,84 @@ T = TypeVar("T")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
+_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:_[0-9]{3})+")  # 1_000_000
+_SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
+
 
 class SettingsError(ValueError):
     """A setting that does not exist or cannot be used; the message says which, what was expected and got."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML where a key given twice is an error, and `1e-3` is a number as everybody expects."""
+    """YAML with the few types that settings need, where a key given twice is an error.
+
+    As in YAML 1.2, `1e-3` is a number, and dates, `on`, `0123` or `12:30` are the text that was typed. Keys are text.
+    """
 
 
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if twice:
-        raise SettingsError(f"{node.start_mark.name}: `{twice[0]}` is given twice; keep one of them")
-    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+class _StrictDumper(yaml.SafeDumper):
+    """Puts quotes around every text that `_StrictLoader` (or a plain YAML reader) would take for something else."""
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
+    lines: dict[str, int] = {}
+    found = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
+            raise SettingsError(f"line {line}: a key must be a name, got {getattr(key, 'value', key.id)!r}")
+        if key.value in lines:
+            raise SettingsError(
+                f"line {line}: `{key.value}` is given twice (first in line {lines[key.value]}); keep one of them"
+            )
+        lines[key.value] = line
+        found[key.value] = loader.construct_object(value, deep=True)
+    return found
+
+
+_TAG = "tag:yaml.org,2002:"
+_StrictLoader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in ("null", "bool", "int", "float", "str", "seq")  # None: all others
+}
+_StrictLoader.add_constructor(f"{_TAG}map", _strict_mapping)
+_StrictLoader.yaml_implicit_resolvers = {}
+# Whole numbers only as Python prints them, so that one can stand where a name is meant: `study: 2026`.
+for _name, _pattern, _first in (
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"0|-?[1-9][0-9]*", list("-0123456789")),
+    (
+        "float",
+        r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
+):
+    for _loader in (_StrictLoader, _StrictDumper):
+        _loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _read(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        SettingsError: not YAML, a key given twice, or a type that settings do not have; one line, with its place.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+    except SettingsError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise SettingsError(f"{place}not valid YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        raise SettingsError(f"not valid YAML: character {error.position + 1} ({error.reason})") from error
+    except RecursionError as error:
+        raise SettingsError("not valid YAML: nested too deeply") from error
+    except ValueError as error:  # a tag such as !!int before something else
+        raise SettingsError(f"not valid YAML: {error}") from error
 
 
 def parse_bytes(text: str | int | float) -> int:
@@ -51,12 +109,16 @@ def parse_bytes(text: str | int | float) -> int:
     Raises:
         SettingsError: not a size.
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        return int(text)
+    plain = isinstance(text, (int, float)) and not isinstance(text, bool)
     match = _SIZE.fullmatch(str(text))
-    if match is None:
-        raise SettingsError(f"expected a size such as 20MB, 512KiB or a number of bytes, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    try:
+        if plain:
+            return int(text)
+        if match is not None:
+            return int(float(match[1]) * _UNITS[match[2].lower()])
+    except (ValueError, OverflowError):  # not a number, or an infinite one
+        pass
+    raise SettingsError(f"expected a size such as 20MB, 512KiB or a number of bytes, got {text!r}")
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -104,22 +166,57 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is Path and isinstance(value, (str, Path)):
-        return Path(value).expanduser()
+    if hint in (str, Path) and isinstance(value, (str, Path)):
+        return _text(hint, value, where)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # as it was typed: see the loader
+    if hint is bool and isinstance(value, str) and value in _SWITCHES:
+        return _SWITCHES[value]
     if hint is bool and isinstance(value, bool):
         return value
     if hint in (int, float) and not isinstance(value, bool):
-        if where.rsplit(".", 1)[-1].endswith("bytes") and isinstance(value, str):
+        return _number(hint, value, where)
+    name, advice = getattr(hint, "__name__", str(hint)), "; write true or false" if hint is bool else ""
+    if hint is str and isinstance(value, (bool, float)):
+        advice = "; put it in quotes"
+    raise SettingsError(f"`{where}`: expected {name}, got {value!r} ({type(value).__name__}){advice}")
+
+
+def _number(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(value, str):
+        if where.rsplit(".", 1)[-1].endswith("bytes"):
             try:
                 return parse_bytes(value)
             except SettingsError as error:
                 raise SettingsError(f"`{where}`: {error}") from error
-        if isinstance(value, int) or (isinstance(value, float) and (hint is float or value.is_integer())):
+        if _GROUPED.fullmatch(value):
+            value = int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"`{where}`: expected a finite number, got {value!r}")
+    if isinstance(value, int) or (isinstance(value, float) and (hint is float or value.is_integer())):
+        try:
             return hint(value)
-    if hint is str and isinstance(value, str):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise SettingsError(f"`{where}`: expected {name}, got {value!r} ({type(value).__name__})")
+        except OverflowError as error:
+            raise SettingsError(f"`{where}`: expected a number of usual size, got {str(value)[:9]}...") from error
+    raise SettingsError(f"`{where}`: expected {hint.__name__}, got {value!r} ({type(value).__name__})")
+
+
+def _text(hint: Any, value: str | Path, where: str) -> Any:
+    """`value` as a text or path that can be printed, encoded and opened."""
+    if "\0" in str(value) or not _encodable(str(value)):
+        raise SettingsError(f"`{where}`: expected text in UTF-8 without a zero, got {str(value)!r}")
+    if hint is str:
+        return str(value)
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        user = Path(value).parts[0]
+        raise SettingsError(f"`{where}`: there is no home folder of {user} here; give the whole path") from error
+
+
+def _encodable(text: str) -> bool:
+    """False with halves of characters: from bytes that are no UTF-8, or escapes; they cannot be written or printed."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _checked(where: str, build: Any) -> Any:
@@ -160,14 +257,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-        SettingsError: no such file, not YAML, a key given twice, or not a mapping.
+        SettingsError: no such file, not UTF-8, not YAML, a key given twice, or not a mapping; one line.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader
+        data = _read(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SettingsError(f"no settings file {path}; see configs/ for examples") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    except SettingsError as error:
+        raise SettingsError(f"{path}, {error}") from error
     if data is not None and not isinstance(data, dict):
         raise SettingsError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
     return data or {}
@@ -190,13 +291,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """
     tree: dict[str, Any] = {}
     for word in overrides:
+        if not _encodable(word):
+            raise SettingsError(f"expected name=value in UTF-8, got {word!r}")
         name, equals, text = word.partition("=")
-        if not equals or not name or any(not part for part in name.split(".")):
+        if not equals or not name.isprintable() or any(not part for part in name.split(".")):
             raise SettingsError(f"expected name=value, such as limits.bytes=20MB, got {word!r}")
         try:
-            value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
-        except yaml.YAMLError as error:
-            raise SettingsError(f"the value of {word!r} is not valid YAML: {error}") from error
+            value = _read(text)
+        except SettingsError as error:
+            raise SettingsError(f"the value of {word!r}, {error}") from error
         for part in reversed(name.split(".")):
             value = {part: value}
         tree = merge(tree, value)
@@ -230,4 +333,4 @@ def to_mapping(settings: Any) -> Any:
 
 def dump(settings: Any) -> str:
     """Resolved settings as YAML."""
-    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_mapping(settings), Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
