@@ -1,8 +1,10 @@
-"""One model, measured: does it see the future, bits per byte, bytes on disk."""
+"""One model, measured: does it see the future, and how many bits per byte does it need."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from .intervals import Interval, by_project, ratio_interval
 from .metrics import bits_per_byte
-
-_IGNORED = -100
+from .rows import Floats, Ints, RowSums, sum_rows
 
 
 class LeakError(ValueError):
@@ -22,7 +23,7 @@ class LeakError(ValueError):
 
 
 class ScoredWindows(Protocol):
-    """What `score_windows` asks of `data.tokens.Windows`."""
+    """What `score_windows` asks of `data.tokens.Windows`: rows of tokens that belong to one text."""
 
     @property
     def input_ids(self) -> NDArray[np.int64]:
@@ -45,25 +46,155 @@ class ScoredWindows(Protocol):
         ...
 
 
+class Passages(Protocol):
+    """What `score_passages` asks: rows of tokens, each a passage of one project."""
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]:
+        """[n, length]."""
+        ...
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """[n, length], already shifted; -100 is not scored."""
+        ...
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        """[n, length]."""
+        ...
+
+    @property
+    def num_bytes(self) -> NDArray[np.int64]:
+        """[n]: UTF-8 bytes of what the targets of each row spell, the same for every vocabulary."""
+        ...
+
+    @property
+    def project(self) -> NDArray[np.int64]:
+        """[n]: index into `projects`."""
+        ...
+
+    @property
+    def projects(self) -> Sequence[str]:
+        """Names of the projects."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """How well a model predicts held-out text: plain cross-entropy, dropout off.
 
     Args:
-        bits_per_byte: `nats` in bits, per UTF-8 byte of the text; comparable across vocabularies.
-        loss: nats per token.
-        next_token_accuracy: share of tokens that were the most likely one.
-        nats: summed cross-entropy.
-        num_bytes: bytes of the scored text.
-        num_tokens: scored tokens.
+        rows: sums of each scored row.
+        row_bytes: [n], UTF-8 bytes of each.
+        project: [n], index into `projects`.
+        projects: what the rows belong to; intervals come from resampling these.
+
+    Raises:
+        ValueError: nothing scored, or a loss that is not finite.
     """
 
-    bits_per_byte: float
-    loss: float
-    next_token_accuracy: float
-    nats: float
-    num_bytes: int
-    num_tokens: int
+    rows: RowSums
+    row_bytes: Ints
+    project: Ints
+    projects: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.num_tokens or self.num_bytes < 1:
+            raise ValueError(
+                f"nothing to score: {self.num_tokens} tokens of {self.num_bytes} bytes; give more held-out text"
+            )
+        if not math.isfinite(self.nats):
+            raise ValueError(
+                f"the loss on held-out text is {self.nats}: the model has diverged; train it anew at lower rates"
+            )
+
+    @property
+    def nats(self) -> float:
+        """Summed cross-entropy."""
+        return float(self.rows.nats.sum())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the scored text."""
+        return int(self.row_bytes.sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.rows.tokens.sum())
+
+    @property
+    def bits_per_byte(self) -> float:
+        """`nats` in bits, per UTF-8 byte of the text; comparable across vocabularies."""
+        return bits_per_byte(self.nats, self.num_bytes)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.num_tokens
+
+    @property
+    def next_token_accuracy(self) -> float:
+        """Share of tokens that were the most likely one."""
+        return int(self.rows.correct.sum()) / self.num_tokens
+
+    @functools.cached_property
+    def interval(self) -> Interval | None:
+        """`bits_per_byte` with its 95 % interval; None with fewer than three projects."""
+        return ratio_interval(self._bits(self.rows.nats), self._bytes())
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval."""
+        return None if self.interval is None else self.interval.low
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval."""
+        return None if self.interval is None else self.interval.high
+
+    @property
+    def copied_tokens(self) -> int:
+        """Scored tokens that stood behind the same token earlier in their row."""
+        return int(self.rows.copied_tokens.sum())
+
+    @property
+    def copied_bits_per_byte(self) -> float:
+        """What the copied tokens add to `bits_per_byte`."""
+        return bits_per_byte(float(self.rows.copied_nats.sum()), self.num_bytes)
+
+    @property
+    def new_bits_per_byte(self) -> float:
+        """What all other tokens add to `bits_per_byte`."""
+        return self.bits_per_byte - self.copied_bits_per_byte
+
+    def _bits(self, nats: Floats) -> Floats:
+        return by_project(nats / math.log(2), self.project, projects=len(self.projects))
+
+    def _bytes(self) -> Floats:
+        return by_project(self.row_bytes, self.project, projects=len(self.projects))
+
+
+def paired_difference(a: Score, b: Score) -> Interval | None:
+    """Bits per byte of `a` minus those of `b` on the same rows, with its 95 % interval; below 0, `a` is better.
+
+    What makes a project hard is hard for both models, so this interval is much narrower than those of `a` and `b`.
+
+    Returns:
+        None with fewer than three projects.
+
+    Raises:
+        ValueError: the two were scored on other text.
+    """
+    if a.projects != b.projects or not (
+        np.array_equal(a.row_bytes, b.row_bytes) and np.array_equal(a.project, b.project)
+    ):
+        raise ValueError(
+            f"the scores are of other text ({a.num_bytes:,} bytes in {len(a.row_bytes)} rows, {b.num_bytes:,} in "
+            f"{len(b.row_bytes)}); score both models on the same passages"
+        )
+    return ratio_interval(a._bits(a.rows.nats - b.rows.nats), a._bytes())
 
 
 @torch.no_grad()
@@ -112,46 +243,29 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
             )
 
 
-@torch.no_grad()
-def score_windows(model: nn.Module, windows: ScoredWindows, *, batch_size: int = 8) -> Score:
-    """Bits per byte over fixed windows.
+def score_passages(model: nn.Module, passages: Passages, *, batch_size: int = 8) -> Score:
+    """Bits per byte over passages of many projects, with what its interval needs.
 
     Args:
         model: causal language model.
-        windows: held-out text.
-        batch_size: windows in one forward pass.
+        passages: held-out text.
+        batch_size: most passages in one forward pass; it does not show in the score.
 
     Raises:
-        ValueError: no window, or a loss that is not finite.
+        ValueError: nothing to score, or a loss that is not finite.
     """
-    device = next(model.parameters()).device
-    count = len(windows.input_ids)
-    if not count or windows.num_bytes < 1:
-        raise ValueError(f"nothing to score: {count} windows of {windows.num_bytes} bytes; give more held-out text")
-    was_training = model.training
-    model.eval()
-    nats = torch.zeros((), dtype=torch.float64)
-    tokens, correct = 0, 0
-    for start in range(0, count, batch_size):
-        part = slice(start, start + batch_size)
-        ids, targets, positions = (
-            torch.from_numpy(array[part]).to(device)
-            for array in (windows.input_ids, windows.targets, windows.position_ids)
-        )
-        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        logits, flat = logits.flatten(0, 1).float(), targets.flatten()
-        nats += cross_entropy(logits, flat, ignore_index=_IGNORED, reduction="sum").double().cpu()
-        tokens += int((flat != _IGNORED).sum())
-        correct += int((logits.argmax(dim=-1) == flat).sum())
-    model.train(was_training)
-    total = float(nats)
-    if not math.isfinite(total):
-        raise ValueError(f"the loss on held-out text is {total}: the model has diverged; train it anew at lower rates")
-    return Score(
-        bits_per_byte=bits_per_byte(total, windows.num_bytes),
-        loss=total / tokens,
-        next_token_accuracy=correct / tokens,
-        nats=total,
-        num_bytes=windows.num_bytes,
-        num_tokens=tokens,
-    )
+    p = passages
+    rows = sum_rows(model, p.input_ids, p.targets, position_ids=p.position_ids, batch_size=batch_size)
+    return Score(rows=rows, row_bytes=p.num_bytes, project=p.project, projects=tuple(p.projects))
+
+
+def score_windows(model: nn.Module, windows: ScoredWindows, *, batch_size: int = 8) -> Score:
+    """Bits per byte over fixed windows of one text; without an interval, since nobody says whose it is.
+
+    Args, Raises: as `score_passages`.
+    """
+    w = windows
+    rows = sum_rows(model, w.input_ids, w.targets, position_ids=w.position_ids, batch_size=batch_size)
+    row_bytes = np.zeros(len(w.input_ids), np.int64)
+    row_bytes[:1] = w.num_bytes  # windows cut documents where they like: only the sum is known
+    return Score(rows=rows, row_bytes=row_bytes, project=np.zeros_like(row_bytes), projects=("",))

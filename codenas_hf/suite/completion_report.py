@@ -20,7 +20,7 @@ class Row:
     Args:
         name: what was measured, such as `short/greedy/collapse_rate`.
         value: the number.
-        low: lower end of its 95 % interval; None where it is no rate.
+        low: lower end of its 95 % interval; None where it has none.
         high: upper end.
         count: of what it is the mean.
     """

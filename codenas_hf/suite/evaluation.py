@@ -21,6 +21,7 @@ from codenas_hf.generation.decode import (
 from codenas_hf.generation.loading import LoadedModel
 from codenas_hf.measure import metrics
 from codenas_hf.measure.provenance import provenance
+from codenas_hf.measure.score import Score
 from codenas_hf.measure.timing import TimingProtocol, measure_latency
 from codenas_hf.sandbox.judge import SandboxUnavailable, capabilities
 from codenas_hf.suite.code_tasks import (
@@ -133,7 +134,7 @@ def evaluate_model(
             "settings": asdict(settings),
             "prompt_version": 1,
             "context_tokens": context_tokens(loaded.model),
-            "interval": "Wilson, 95 %",
+            "interval": "95 %: Wilson; of bits per byte from resampling files and tasks",
             "sandbox": run.sandbox,
         },
         "rows": [row.to_dict() for row in run.rows],
@@ -176,15 +177,20 @@ class _Run:
     def text(self) -> None:
         """Bits per byte of held-out code and of HumanEval's solutions."""
         cuts = load_prompts("mid_file", count=self.settings.prompts)
-        score = score_texts(self.model, self.tokenizer, [cut.text + (cut.reference or "") for cut in cuts])
-        self.rows.append(Row("mid_file/bits_per_byte", score.bits_per_byte, count=len(cuts)))
+        files = [cut.source.partition(":")[0] for cut in cuts]
+        texts = [cut.text + (cut.reference or "") for cut in cuts]
+        self._bits("mid_file/", score_texts(self.model, self.tokenizer, texts, projects=files), len(cuts))
         tasks = self._humaneval_tasks(self.settings.humaneval or None)
         if tasks:
             solutions, prompts = [task.solution for task in tasks], [task.prompt for task in tasks]
             score = score_texts(self.model, self.tokenizer, solutions, prompts=prompts)
-            self.rows.append(Row("humaneval/solution_bits_per_byte", score.bits_per_byte, count=len(tasks)))
+            self._bits("humaneval/solution_", score, len(tasks))
             whole = score_texts(self.model, self.tokenizer, [task.prompt + task.solution for task in tasks])
-            self.rows.append(Row("humaneval/bits_per_byte", whole.bits_per_byte, count=len(tasks)))
+            self._bits("humaneval/", whole, len(tasks))
+
+    def _bits(self, name: str, score: Score, count: int) -> None:
+        """Bits per byte with their interval."""
+        self.rows.append(Row(f"{name}bits_per_byte", score.bits_per_byte, score.low, score.high, count))
 
     def completions(self) -> None:
         """Every prompt set, greedy and as shipped, and people beside."""

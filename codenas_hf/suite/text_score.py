@@ -3,91 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
 
-import torch
-from torch.nn.functional import cross_entropy
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codenas_hf.generation.decode import context_tokens
-from codenas_hf.measure.metrics import bits_per_byte
+from codenas_hf.measure.rows import IGNORED, sum_rows
+from codenas_hf.measure.score import Score
 
 _WINDOW = 2048  # of models whose config does not bound the context
 
 
-@dataclass(frozen=True)
-class TextScore:
-    """How well a model predicts texts.
-
-    Args:
-        nats: summed cross-entropy of every token of the texts.
-        num_bytes: UTF-8 bytes of the texts.
-        num_tokens: tokens that were scored.
-    """
-
-    nats: float
-    num_bytes: int
-    num_tokens: int
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable across tokenizers."""
-        return bits_per_byte(self.nats, self.num_bytes)
-
-
-@torch.inference_mode()
 def score_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
     prompts: Sequence[str] | None = None,
+    projects: Sequence[str] | None = None,
     batch_size: int = 8,
-) -> TextScore:
+) -> Score:
     """Scores texts, each from its start token on, in windows that do not overlap.
 
     A window after the first sees one token of the one before; this is what lm-evaluation-harness does for
     `loglikelihood_rolling`, so both give the same number.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a causal language model.
         tokenizer: its tokenizer.
         texts: what is scored.
         prompts: what stands before each text and is seen but not scored.
-        batch_size: windows in one forward pass.
+        projects: what each text belongs to; the score's interval comes from resampling these. None takes every text
+            for itself.
+        batch_size: most windows in one forward pass.
 
     Raises:
-        ValueError: no text, or as many prompts as texts were not given.
+        ValueError: no text, or other numbers of prompts or projects than of texts.
     """
     if not any(texts):
         raise ValueError("`texts` holds no text: give at least one character")
-    if prompts is not None and len(prompts) != len(texts):
-        raise ValueError(f"`prompts` must be one per text ({len(texts)}), got {len(prompts)}")
+    for name, others in (("prompts", prompts), ("projects", projects)):
+        if others is not None and len(others) != len(texts):
+            raise ValueError(f"`{name}` must be one per text ({len(texts)}), got {len(others)}")
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     length = min(context_tokens(model) or _WINDOW, _WINDOW)
-    windows: list[tuple[list[int], list[int]]] = []
+    windows: list[tuple[int, list[int], list[int]]] = []
     for index, text in enumerate(texts):
         before = _ids(tokenizer, prompts[index]) if prompts is not None else []
         scored = _ids(tokenizer, text)
         ids = ([bos] if bos is not None else []) + before + scored
-        targets = [-100] * (len(ids) - len(scored)) + scored
+        targets = [IGNORED] * (len(ids) - len(scored)) + scored
         for start in range(0, len(ids) - 1, length):
-            window = ids[start : start + length], targets[start + 1 : start + length + 1]
-            windows.append((window[0][: len(window[1])], window[1]))
-    windows = [window for window in windows if any(target != -100 for target in window[1])]
-    windows.sort(key=lambda window: -len(window[0]))
-    nats, tokens = 0.0, 0
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        width = len(batch[0][0])
-        # Padded on the right, where causal attention does not look.
-        inputs = torch.tensor([row[0] + [0] * (width - len(row[0])) for row in batch], device=model.device)
-        wanted = torch.tensor([row[1] + [-100] * (width - len(row[1])) for row in batch], device=model.device)
-        logits = cast(Any, model)(input_ids=inputs, use_cache=False).logits.flatten(0, 1).float()
-        nats += float(cross_entropy(logits, wanted.flatten(), ignore_index=-100, reduction="sum").double())
-        tokens += int((wanted != -100).sum())
-    return TextScore(nats=nats, num_bytes=sum(len(text.encode()) for text in texts), num_tokens=tokens)
+            wanted = targets[start + 1 : start + length + 1]
+            if any(target != IGNORED for target in wanted):
+                windows.append((index, ids[start : start + len(wanted)], wanted))
+    shape = (len(windows), max((len(row) for _, row, _ in windows), default=0))
+    inputs, targets_of = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    for place, (_, row, wanted) in enumerate(windows):  # padded on the right, where causal attention does not look
+        inputs[place, : len(row)], targets_of[place, : len(wanted)] = row, wanted
+    rows = sum_rows(model, inputs, targets_of, batch_size=batch_size)
+    # The bytes of a text lie with its first window: where a token ends, its bytes need not end a character.
+    text_of = np.array([index for index, _, _ in windows], np.int64)
+    row_bytes = np.zeros(len(windows), np.int64)
+    first = np.unique(text_of, return_index=True)[1]
+    row_bytes[first] = [len(texts[index].encode()) for index in text_of[first]]
+    names = list(projects) if projects is not None else [str(index) for index in range(len(texts))]
+    known = sorted(set(names))
+    number = {name: place for place, name in enumerate(known)}
+    project = np.array([number[names[index]] for index in text_of], np.int64)
+    return Score(rows=rows, row_bytes=row_bytes, project=project, projects=tuple(known))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
