@@ -127,8 +127,8 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Cuts the embedding and the head of a model to the kept entries, and renumbers its special tokens; in place."""
     rows = torch.as_tensor(list(kept))
     number = {old: new for new, old in enumerate(kept)}
-    table = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight is table.weight
     smaller = nn.Embedding(len(kept), table.weight.shape[1], dtype=table.weight.dtype)
     smaller.weight.copy_(table.weight[rows.to(table.weight.device)])
@@ -161,7 +161,7 @@ def _mentions(node: Any, kind: str) -> bool:
 
 
 def _byte_letters() -> list[str]:
-    """The letters by which byte-level BPE writes the 256 bytes; printable ones stand for themselves (GPT-2's table)."""
+    """The letters by which byte-level BPE writes the 256 bytes; printable ones stand for themselves (as in GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(_NUM_BYTES) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(_NUM_BYTES + at) for at in range(len(others))]
