@@ -65,7 +65,7 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
     assert not (second.checkpoint / "training").exists(), "nothing continues the last rung"
     artifact = second.checkpoint / "artifact"
     assert second.objectives["artifact_bytes"] == folder_bytes(artifact)
-    assert (artifact / "model.safetensors").stat().st_size == GENOME.artifact_bytes()
+    assert (artifact / "model.safetensors").stat().st_size == GENOME.weights_bytes()
     assert AutoTokenizer.from_pretrained(artifact).vocab_size == 512
     # What was scored is what lies there: load it again, and the bits per byte are the same.
     model = AutoModelForCausalLM.from_pretrained(artifact)

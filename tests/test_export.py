@@ -144,7 +144,7 @@ def test_a_release_folder_loads_and_says_where_it_comes_from(name: str, tokenize
     assert record.provenance["seed"] == 3
     assert record.release.architecture == ("llama" if name == "llama" else "codenas")
     assert record.release.num_parameters == genome.num_parameters()
-    assert record.release.weights_bytes == genome.artifact_bytes("bfloat16")
+    assert record.release.weights_bytes == genome.weights_bytes("bfloat16")
     assert record.release.artifact_bytes == folder_bytes(folder) > record.release.weights_bytes + 10_000
     assert "seed: 3" in (folder / "settings.yaml").read_text()
     loaded = AutoModelForCausalLM.from_pretrained(folder)

@@ -83,7 +83,7 @@ def test_bytes_are_those_of_the_saved_file(name: str, tmp_path: Path) -> None:
     assert genome.num_parameters() == model.num_parameters()
     for dtype in ("float32", "bfloat16"):
         model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
-        assert (tmp_path / "model.safetensors").stat().st_size == genome.artifact_bytes(dtype)
+        assert (tmp_path / "model.safetensors").stat().st_size == genome.weights_bytes(dtype)
 
 
 def test_the_parameter_count_of_300_random_genomes_is_exact() -> None:
@@ -138,7 +138,7 @@ def test_a_file_without_a_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="`dtype` must be one of float32, bfloat16, float16, got 'int8'"):
-        make_genome().artifact_bytes("int8")
+        make_genome().weights_bytes("int8")
 
 
 def test_learned_positions_fix_the_context() -> None:

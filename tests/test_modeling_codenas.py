@@ -115,7 +115,7 @@ def test_each_gene_changes_the_computation(name: str) -> None:
 
 def test_layer_repeats_keeps_the_bytes_and_deepens() -> None:
     once, twice = make_genome(num_hidden_layers=2), make_genome(num_hidden_layers=4, layer_repeats=2)
-    assert once.artifact_bytes() == twice.artifact_bytes()
+    assert once.weights_bytes() == twice.weights_bytes()
     model = make_model(twice)
     output = model(tokens(), use_cache=True, output_hidden_states=True)
     assert len(output.hidden_states) == 5

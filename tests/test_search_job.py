@@ -217,7 +217,7 @@ def test_limits_screen_and_become_the_reference(
     within = screened(space, settings, data=tiny_data, latency=latency)
     rng = np.random.default_rng(1)
     for genome in (within.sample(rng) for _ in range(30)):
-        assert genome.artifact_bytes() < 200_000
+        assert genome.weights_bytes() < 200_000
         assert latency.predict_decode_ms(genome) <= 0.25
     points = corners(within, data=tiny_data, latency=latency)
     engine = engine_settings(settings, hardware=Hardware("cpu", "x", 2), corners=points, identity={"a": 1})

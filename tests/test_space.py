@@ -146,20 +146,20 @@ def test_default_spaces_are_stock(path: Path) -> None:
 def test_limits_screen_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codenas_hf.architecture.space._DRAWS", 200)
     space, rng = SearchSpace(SMALL["plain"][0]), np.random.default_rng(0)
-    sizes = sorted(genome.artifact_bytes() for genome in space.enumerate())
+    sizes = sorted(genome.weights_bytes() for genome in space.enumerate())
     limit = sizes[len(sizes) // 2]
-    limited = space.with_limits(max_artifact_bytes=limit, min_parameters=1)
-    assert all(limited.sample(rng).artifact_bytes() <= limit for _ in range(20))
+    limited = space.with_limits(max_weights_bytes=limit, min_parameters=1)
+    assert all(limited.sample(rng).weights_bytes() <= limit for _ in range(20))
     assert limited.size() == sum(size <= limit for size in sizes) < space.size()
-    big = next(g for g in space.enumerate() if g.artifact_bytes() > limit)
+    big = next(g for g in space.enumerate() if g.weights_bytes() > limit)
     assert space.validate(big) is None
-    assert f"the limit `max_artifact_bytes` is {limit:,}" in (limited.validate(big) or "")
+    assert f"the limit `max_weights_bytes` is {limit:,}" in (limited.validate(big) or "")
     picky = space.with_limits(extra=lambda genome: None if genome.hidden_size == 32 else "too wide for me")
     assert picky.sample(rng).hidden_size == 32
     assert picky.validate(big) == (None if big.hidden_size == 32 else "too wide for me")
-    assert limited.to_dict()["limits"] == {"max_artifact_bytes": limit, "min_parameters": 1}
-    with pytest.raises(ValueError, match=r"no valid genome in .* draws; .*`artifact_bytes` is"):
-        space.with_limits(max_artifact_bytes=10).sample(rng)
+    assert limited.to_dict()["limits"] == {"max_weights_bytes": limit, "min_parameters": 1}
+    with pytest.raises(ValueError, match=r"no valid genome in .* draws; .*`weights_bytes` is"):
+        space.with_limits(max_weights_bytes=10).sample(rng)
 
 
 def test_a_space_of_one_mutates_to_itself() -> None:

@@ -341,7 +341,7 @@ class Genome:
         """Distinct parameters; tied ones count once."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
-    def artifact_bytes(self, dtype: str = "bfloat16") -> int:
+    def weights_bytes(self, dtype: str = "bfloat16") -> int:
         """Exact size in bytes of `model.safetensors` as `save_pretrained` writes it: header and data.
 
         Raises:

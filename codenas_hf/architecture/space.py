@@ -92,8 +92,8 @@ class SearchSpace:
     def with_limits(
         self,
         *,
-        max_artifact_bytes: int | None = None,
-        min_artifact_bytes: int | None = None,
+        max_weights_bytes: int | None = None,
+        min_weights_bytes: int | None = None,
         max_parameters: int | None = None,
         min_parameters: int | None = None,
         extra: Callable[[Genome], str | None] | None = None,
@@ -105,8 +105,8 @@ class SearchSpace:
         """
         space = copy.copy(self)
         space._limits = {
-            "max_artifact_bytes": max_artifact_bytes,
-            "min_artifact_bytes": min_artifact_bytes,
+            "max_weights_bytes": max_weights_bytes,
+            "min_weights_bytes": min_weights_bytes,
             "max_parameters": max_parameters,
             "min_parameters": min_parameters,
         }
@@ -308,7 +308,7 @@ class SearchSpace:
         limits = {name: limit for name, limit in self._limits.items() if limit is not None}
         for name, limit in limits.items():
             what = name[4:]
-            value = genome.artifact_bytes() if what == "artifact_bytes" else genome.num_parameters()
+            value = genome.weights_bytes() if what == "weights_bytes" else genome.num_parameters()
             if value > limit if name.startswith("max_") else value < limit:
                 return f"`{what}` is {value:,}, the limit `{name}` is {limit:,}"
         return None if self._extra is None else self._extra(genome)

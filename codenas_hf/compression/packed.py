@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..folders.files import CONFIG, WEIGHTS
 from .formats import BLOCKS, Block
 from .quantize import Codes, quantize
 
@@ -65,9 +66,9 @@ def write_packed(model: PreTrainedModel, folder: Path, *, form: str) -> int:
             tensors[name] = parameter.detach().clone()
     config = json.loads(model.config.to_json_string())
     config["quantization_config"] = _scheme(form, tied=bool(model.config.tie_word_embeddings))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return (folder / "model.safetensors").stat().st_size
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return (folder / WEIGHTS).stat().st_size
 
 
 def _words(codes: Codes) -> torch.Tensor:

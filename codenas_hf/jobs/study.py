@@ -109,7 +109,7 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
             promised_context(genome, train=settings.train, settings=settings.candidate)
         except ValueError as error:
             return str(error)
-        total = genome.artifact_bytes() + tokenizer_bytes[genome.vocab_size]
+        total = genome.weights_bytes() + tokenizer_bytes[genome.vocab_size]
         if limits.bytes is not None and total > limits.bytes:
             return f"weights and tokenizer have {total:,} bytes, the limit is {limits.bytes:,}"
         if limits.decode_ms is not None:
@@ -118,7 +118,7 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
                 return f"a token takes {predicted:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
         return None
 
-    within = space.with_limits(min_artifact_bytes=limits.min_bytes, extra=unusable)
+    within = space.with_limits(min_weights_bytes=limits.min_bytes, extra=unusable)
     try:
         within.sample(np.random.default_rng(0))
     except ValueError as error:
@@ -143,7 +143,7 @@ def corners(space: SearchSpace, *, data: PreparedData, latency: LatencyModel) ->
     """
     rng = np.random.default_rng(0)
     genomes = [space.sample(rng) for _ in range(256)]
-    sizes = [float(g.artifact_bytes() + folder_bytes(data.tokenizer(g.vocab_size))) for g in genomes]
+    sizes = [float(g.weights_bytes() + folder_bytes(data.tokenizer(g.vocab_size))) for g in genomes]
     times = [latency.predict_decode_ms(g) for g in genomes]
     bits = ngram_bits_per_byte(data.corpus)
     return {

@@ -237,7 +237,7 @@ class CandidateEvaluator:
             "scored_bytes": score.num_bytes,
             "scored_tokens": score.num_tokens,
             "num_parameters": genome.num_parameters(),
-            "weight_bytes": genome.artifact_bytes(),
+            "weights_bytes": genome.weights_bytes(),
             "steps": trained.steps,
             "tokens": trained.tokens,
             "bytes": trained.bytes,
