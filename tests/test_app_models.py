@@ -108,6 +108,18 @@ def test_shared_playground_loads_only_what_it_offers(runs: Path) -> None:
     assert shelf.load(str(runs / "alpha" / "winner")).name == "alpha (winner)"
 
 
+def test_a_record_that_is_not_ours_keeps_no_model_from_running(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = random_model(tmp_path / "model")
+    for text in ('{"measured": "by somebody else"}', "{", '{"schema": 99}'):
+        (folder / "record.json").write_text(text)
+        loaded = load_folder(folder, source="x", trusted=False, max_bytes=10**9)
+        assert loaded.record.quantities() == {}
+        assert "record.json" in caplog.text
+        caplog.clear()
+
+
 def test_shelf_keeps_the_last_models(runs: Path, tmp_path: Path) -> None:
     folders = [str(runs / name / "winner") for name in ("alpha", "beta")]
     folders.append(str(random_model(tmp_path / "third")))

@@ -12,11 +12,12 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
 from codenas_hf.data.tokens import Tokens
 from codenas_hf.engine import Budget
-from codenas_hf.folders import Record, Release, read_json
+from codenas_hf.folders import Record, Release, StudyFolder, read_json
+from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
-from codenas_hf.jobs.train import _curve_lines, train_genome
+from codenas_hf.jobs.train import _curve_lines, find_genome, train_genome
 from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.strict_yaml import load
@@ -122,6 +123,21 @@ def test_a_release_is_trained_on_with_other_text(
     assert f"from the release `first` (SHA-256 of its weights `{hashlib.sha256(before).hexdigest()[:12]}`" in card
     assert "Licences of the text that the release `first` was trained on:" in card
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
+def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: StudyFolder, tmp_path: Path) -> None:
+    _, origin = find_genome("llama_tiny")
+    assert origin == Origin(kind="file", name="llama_tiny.yaml")
+    record = finished_study.winner.read_record()
+    genome, searched = find_genome(str(finished_study.folder))
+    assert genome.genome_id == record.genome_id
+    assert searched == record.origin == find_genome(str(finished_study.winner.folder))[1]
+    _, trial = find_genome(f"{finished_study.folder}:1")
+    assert trial is not None
+    assert (trial.kind, trial.name, trial.rung, trial.number) == ("study", "demo", 0, 1)
+    Record(genome_id="ab").write(tmp_path)
+    with pytest.raises(ValueError, match=r"record.json names no genome"):
+        find_genome(str(tmp_path))
 
 
 def test_the_curve_is_said_in_bits_per_byte_and_not_too_often() -> None:
