@@ -219,6 +219,10 @@ def test_limits_screen_and_become_the_reference(
     for genome in (within.sample(rng) for _ in range(30)):
         assert genome.weights_bytes() < 200_000
         assert latency.predict_decode_ms(genome) <= 0.25
+        known = within.known_objectives(genome)
+        assert genome.weights_bytes() < known["artifact_bytes"] <= 200_000
+        assert known["decode_ms"] == latency.predict_decode_ms(genome)
+    assert space.known_objectives(genome) == {}
     points = corners(within, data=tiny_data, latency=latency)
     engine = engine_settings(settings, hardware=Hardware("cpu", "x", 2), corners=points, identity={"a": 1})
     assert engine.limits == {"artifact_bytes": 200_000.0, "decode_ms": 0.25}
@@ -260,13 +264,13 @@ def test_seeds_come_first_and_must_belong(tmp_path: Path, tiny_corpus_folder: Pa
     path.write_text(json.dumps(seed.to_dict()))
     for name in get_args(PolicyName):
         settings = tiny_settings(tmp_path, tiny_corpus_folder, f"search.seeds=[{path}]", f"search.policy={name}")
-        assert _policy(settings, space).propose([], space=space, n=3, rng=rng)[0] == seed
+        assert _policy(settings, space, reference={}).propose([], space=space, n=3, rng=rng)[0] == seed
     stranger = Genome(vocab_size=512, hidden_size=96, num_hidden_layers=1, num_attention_heads=6, intermediate_size=96)
     path = tmp_path / "stranger.json"
     path.write_text(json.dumps(stranger.to_dict()))
     settings = tiny_settings(tmp_path, tiny_corpus_folder, f"search.seeds=[{path}]")
     with pytest.raises(SettingsError, match="is not in the space"):
-        _policy(settings, space)
+        _policy(settings, space, reference={})
 
 
 def test_the_cost_is_said_before(tmp_path: Path, tiny_corpus_folder: Path, tiny_data: PreparedData) -> None:

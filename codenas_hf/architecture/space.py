@@ -64,6 +64,7 @@ class SearchSpace:
         self.export = export
         self._limits: dict[str, int | None] = {}
         self._extra: Callable[[Genome], str | None] | None = None
+        self._known: Callable[[Genome], Mapping[str, float]] | None = None
         self._check_genes()
         if export == "stock":
             self._check_stock()
@@ -97,11 +98,13 @@ class SearchSpace:
         max_parameters: int | None = None,
         min_parameters: int | None = None,
         extra: Callable[[Genome], str | None] | None = None,
+        known: Callable[[Genome], Mapping[str, float]] | None = None,
     ) -> SearchSpace:
         """The same space, screened: genomes outside the limits are no members. Bytes are those of bfloat16 weights.
 
         Args:
             extra: a further check: None when the genome is fine, else the reason; a predicted latency, say.
+            known: objectives that are certain before any training, by name; see `known_objectives`.
         """
         space = copy.copy(self)
         space._limits = {
@@ -111,6 +114,7 @@ class SearchSpace:
             "min_parameters": min_parameters,
         }
         space._extra = extra
+        space._known = known
         return space
 
     @property
@@ -186,6 +190,10 @@ class SearchSpace:
     def genome_from_dict(self, data: Mapping[str, Any]) -> Genome:
         """Inverse of `Genome.to_dict`; membership is `validate`'s question."""
         return Genome.from_dict(data)
+
+    def known_objectives(self, genome: Genome) -> Mapping[str, float]:
+        """Raw values of the objectives that need no training, so that nobody has to learn them; empty without any."""
+        return {} if self._known is None else self._known(genome)
 
     def size(self) -> int:
         """How many distinct genomes there are.

@@ -11,6 +11,7 @@ from ..architecture.genome_file import read_genome
 from ..architecture.space import SearchSpace
 from ..engine import (
     GeneticPolicy,
+    GuidedPolicy,
     Objectives,
     Policy,
     RandomPolicy,
@@ -109,7 +110,7 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         ),
         folder=folder,
         settings=engine,
-        policy=_policy(settings, space),
+        policy=_policy(settings, space, reference=engine.reference),
         confirm=LatencyConfirmer(data=data, settings=settings.candidate, folder=trials, device=hardware.device),
         preload=("torch", "transformers", "codenas_hf.measure.candidate"),
     )
@@ -172,7 +173,7 @@ def engine_settings(
     )
 
 
-def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
+def _policy(settings: RunSettings, space: SearchSpace, *, reference: Mapping[str, float]) -> Policy:
     """The policy by name, started from the user's genomes where there are any."""
     ladder = settings.search
     objectives = Objectives(
@@ -183,6 +184,7 @@ def _policy(settings: RunSettings, space: SearchSpace) -> Policy:
     genetic = GeneticPolicy(objectives=objectives, parents=max(2, ladder.population))
     policies: dict[str, Policy] = {
         "genetic": genetic,
+        "guided": GuidedPolicy(objectives=objectives, reference=reference, least=ladder.population),
         "screened": Screened(policy=genetic, objectives=objectives),
         "random": RandomPolicy(),
         "regularized": RegularizedEvolution(objectives=objectives),

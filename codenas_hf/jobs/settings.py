@@ -15,7 +15,7 @@ from ..release.hub import PublishSettings
 from ..strict_yaml import SettingsError, load
 from ..training import TrainSettings
 
-PolicyName = Literal["genetic", "screened", "random", "regularized"]
+PolicyName = Literal["guided", "genetic", "screened", "random", "regularized"]
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -94,8 +94,8 @@ class LadderSettings:
         budgets: total training at each rung, such as `[50 steps, 300 steps]`.
         keep: how many of a generation go on from each rung but the last.
         audit: candidates promoted by lot besides, so that the rungs can be compared fairly.
-        policy: who proposes: `genetic`; `screened`, which lets a regression on what is known choose among eight times
-            as many proposals of `genetic`; `random`; `regularized` evolution.
+        policy: who proposes: `guided`, an evolution inside a model of what is known; `genetic`; `screened`, which lets
+            a regression choose among eight times as many proposals of `genetic`; `random`; `regularized` evolution.
         seed: of everything that is drawn.
         seeds: genome files that the first generation starts from.
         lag: how many generations back each rung's results are read; 1 waits for everybody.
@@ -113,7 +113,7 @@ class LadderSettings:
     budgets: tuple[Budget, ...] = (Budget("steps", 40), Budget("steps", 240))
     keep: tuple[int, ...] = (3,)
     audit: int = 1
-    policy: PolicyName = "screened"
+    policy: PolicyName = "guided"
     seed: int = 0
     seeds: tuple[Path, ...] = ()
     lag: tuple[int, ...] = (1, 2)

@@ -104,21 +104,23 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
     limits = settings.limits
     tokenizer_bytes = {size: folder_bytes(data.tokenizer(size)) for size in space.vocab_sizes}
 
+    def known(genome: Genome) -> dict[str, float]:
+        total = genome.weights_bytes() + tokenizer_bytes[genome.vocab_size]
+        return {"artifact_bytes": float(total), "decode_ms": latency.predict_decode_ms(genome)}
+
     def unusable(genome: Genome) -> str | None:
         try:
             promised_context(genome, train=settings.train, settings=settings.candidate)
         except ValueError as error:
             return str(error)
-        total = genome.weights_bytes() + tokenizer_bytes[genome.vocab_size]
-        if limits.bytes is not None and total > limits.bytes:
-            return f"weights and tokenizer have {total:,} bytes, the limit is {limits.bytes:,}"
-        if limits.decode_ms is not None:
-            predicted = latency.predict_decode_ms(genome)
-            if predicted > limits.decode_ms:
-                return f"a token takes {predicted:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
+        found = known(genome)
+        if limits.bytes is not None and found["artifact_bytes"] > limits.bytes:
+            return f"weights and tokenizer have {found['artifact_bytes']:,.0f} bytes, the limit is {limits.bytes:,}"
+        if limits.decode_ms is not None and found["decode_ms"] > limits.decode_ms:
+            return f"a token takes {found['decode_ms']:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
         return None
 
-    within = space.with_limits(min_weights_bytes=limits.min_bytes, extra=unusable)
+    within = space.with_limits(min_weights_bytes=limits.min_bytes, extra=unusable, known=known)
     try:
         within.sample(np.random.default_rng(0))
     except ValueError as error:
