@@ -138,6 +138,9 @@ def test_scales_are_those_of_the_study_and_no_name_decides_them() -> None:
     ]
     known = view(records, scales=scales)
     assert known.objectives == tuple(scales)
+    for table in (front_table(known), trials_table(known)):
+        assert len({column.name for column in table.columns}) == len(table.columns)
+        assert [row["num_parameters"] for row in table.rows] != [None] * 3
     columns = {column.name: column for column in points_table(known).columns}
     assert {name: columns[name].scale for name in scales} == scales
     assert columns["num_parameters"].title == "parameters"

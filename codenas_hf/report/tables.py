@@ -27,16 +27,16 @@ def front_table(view: StudyView) -> Table:
         {
             "genome": short_id(r),
             "winner": "winner" if view.is_winner(r) else None,
-            **evaluation_of(r).objectives,
             "fitness": view.result.fitness(r),
             **_measured(r, "loss", "next_token_accuracy"),
             "num_parameters": parameters_of(r),
             "train_seconds": view.total_seconds(r, "train"),
             "rung": r.rung,
+            **evaluation_of(r).objectives,
         }
         for r in members
     ]
-    columns = (
+    columns = distinct(
         GENOME,
         Column("winner", ""),
         *(view.column(name) for name in view.objectives),
@@ -65,16 +65,16 @@ def trials_table(view: StudyView) -> Table:
                 "generation": r.generation,
                 "genome": short_id(r),
                 "state": r.state,
-                **({} if evaluation is None else evaluation.objectives),
                 "feasible": None if evaluation is None else evaluation.feasible,
                 "num_parameters": parameters_of(r),
                 "seconds": None if evaluation is None else sum(evaluation.seconds.values()) or None,
                 "parent": r.parent,
                 "worker": r.worker,
                 "failure": r.failure,
+                **({} if evaluation is None else evaluation.objectives),
             }
         )
-    columns = (
+    columns = distinct(
         Column("rung", "rung", "integer"),
         Column("number", "number", "integer"),
         Column("generation", "generation", "integer"),
@@ -282,6 +282,14 @@ def ranks(values: Sequence[float]) -> NDArray[np.int64]:
 def parameters_of(record: TrialRecord) -> int | None:
     """Measured number of parameters of a candidate, None where nobody counted."""
     return _measured(record, "num_parameters").get("num_parameters")
+
+
+def distinct(*columns: Column) -> tuple[Column, ...]:
+    """The columns without those whose name came before: a measurement that is an objective too stands there once."""
+    found: dict[str, Column] = {}
+    for column in columns:
+        found.setdefault(column.name, column)
+    return tuple(found.values())
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
