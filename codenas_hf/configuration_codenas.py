@@ -10,8 +10,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+
+try:
+    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+except ImportError as error:
+    raise ImportError(
+        "a codenas model needs transformers 5.23 or newer, this is an older one; pip install -U transformers"
+    ) from error
 
 PER_LAYER_FIELDS = (
     "num_attention_heads",

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 import torch
 from architectures import GENES, make_genome, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.compression.gguf import QWEN2_PATTERN, write_gguf
 from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.release import export
 from codenas_hf.release.export import export_stock, write_release
+from codenas_hf.release.spelling import copy_tokenizer, model_config, tokenizer_config
 
 PLAIN_LN = {"norm_type": "layernorm", "mlp_type": "plain"}
 STOCK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -158,6 +160,95 @@ def test_a_release_folder_loads_and_says_where_it_comes_from(name: str, tokenize
     assert CodeNASForCausalLM._auto_class is None
 
 
+# What transformers 4.57 reads of a configuration, and takes where it is absent.
+OLDER_DEFAULTS: dict[str, dict[str, float]] = {
+    "llama": {"rope_theta": 1e4},
+    "qwen3": {"rope_theta": 1e4},
+    "arcee": {"rope_theta": 1e4},
+    "smollm3": {"rope_theta": 2e6},
+    "stablelm": {"rope_theta": 1e4, "partial_rotary_factor": 0.25},
+    "starcoder2": {"rope_theta": 1e4},
+    "gpt2": {},
+    "codenas": {},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "arcee", "smollm3 with windows", "stablelm", "starcoder2", "gpt2", "conv"]
+)
+def test_older_readers_find_the_same_model_in_the_configuration(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    genes = GENES["conv"] if name == "conv" else STOCK[name][1]
+    theta = {} if genes.get("position_embedding_type", "rope") != "rope" else {"rope_theta": 5e5}
+    model = make_model(make_genome(**{**genes, **theta}))
+    folder = write_release(model, folder=tmp_path / "w", tokenizer=tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    older = {n: config.get(n, default) for n, default in OLDER_DEFAULTS[config["model_type"]].items()}
+    rope = {"partial_rotary_factor": 1.0, **(config.get("rope_parameters") or {})}
+    assert older == {n: rope[n] for n in older}
+    if theta:
+        assert config["rope_theta"] == 5e5
+
+
+def test_a_scaled_rotary_embedding_is_spelled_as_older_readers_know_it() -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    config = model_config({"rope_parameters": rope, "model_type": "llama"})
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert (config["rope_theta"], config["rope_parameters"]) == (5e5, rope)
+    loaded = LlamaConfig(**{n: v for n, v in config.items() if n != "model_type"})
+    assert loaded.rope_parameters == rope
+
+
+def test_the_tokenizer_is_copied_and_says_nothing_of_this_machine(tokenizer: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tokenizer, source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    # As transformers 5 spells what it has loaded from a folder.
+    config |= {"tokenizer_class": "TokenizersBackend", "is_local": True, "local_files_only": False}
+    config |= {"name_or_path": str(source), "extra_special_tokens": [], "fim_prefix_token": "<|fim_prefix|>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "codenas_tokenizer.json").write_text("{}")
+    folder = write_release(make_model(make_genome()), folder=tmp_path / "w", tokenizer=source, record=Record())
+    assert (folder / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(written)
+    # transformers 4 fails at a list here; both versions make attributes of a mapping.
+    assert written["extra_special_tokens"] == {"fim_prefix_token": "<|fim_prefix|>"}
+    assert AutoTokenizer.from_pretrained(folder).fim_prefix_token == "<|fim_prefix|>"
+    assert not (folder / "codenas_tokenizer.json").exists()
+    for path in folder.glob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path.name
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer.json"):
+        copy_tokenizer(tmp_path, folder)
+
+
+def test_extra_tokens_in_a_list_keep_a_name_that_both_versions_read() -> None:
+    config = tokenizer_config({"extra_special_tokens": ["<a>"], "tokenizer_class": "LlamaTokenizerFast"})
+    assert config == {"additional_special_tokens": ["<a>"], "tokenizer_class": "LlamaTokenizerFast"}
+
+
+def test_the_umask_decides_who_may_read_a_release(tokenizer: Path, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = write_release(make_model(make_genome()), folder=tmp_path / "w", tokenizer=tokenizer, record=Record())
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {
+        path.name: "0o644" for path in folder.iterdir()
+    }
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_older_transformers_is_told_what_the_pair_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = types.ModuleType("transformers")
+    older.GenerationConfig = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", older)
+    source = Path(export.__file__).parents[1] / "configuration_codenas.py"
+    with pytest.raises(ImportError, match=r"needs transformers 5\.23 or newer.*pip install -U transformers"):
+        exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), {"__name__": "pair"})
+
+
 STRANGER = """
 import json, sys
 
@@ -210,7 +301,7 @@ def test_a_failed_release_leaves_the_earlier_one(
         write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="2"))
     monkeypatch.undo()
     assert Record.read(folder).genome_id == "1"
-    monkeypatch.setattr(export.os, "rename", _fails_once(export.os.rename))
+    monkeypatch.setattr(os, "rename", _fails_once(os.rename))
     with pytest.raises(OSError, match="disk full"):
         write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="3"))
     monkeypatch.undo()
@@ -223,7 +314,7 @@ def test_a_failed_release_leaves_the_earlier_one(
 
 def _fails_once(rename: Any) -> Any:
     def failing(source: Any, target: Any) -> None:
-        if Path(source).name == "release":
+        if Path(target).name == "winner" and not Path(source).name.endswith("-old"):
             raise OSError("disk full")
         rename(source, target)
 

@@ -39,7 +39,7 @@ INSIDE = {
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
-    "release": ["export", "cards", "parcels", "hub"],
+    "release": ["spelling", "export", "cards", "parcels", "hub"],
     "jobs": ["settings", "text", "study", "cost", "release", "releases", "train", "search", "models", "status"],
     "cli": ["words", "models", "studies", "main"],
 }

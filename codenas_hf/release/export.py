@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +16,10 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..architecture.stock import StockRow, find_row
-from ..configuration_codenas import CodeNASConfig
-from ..folders import Record, Release
+from ..folders import Record, Release, whole_folder, write_json
 from ..folders.record import ReleaseFacts
 from ..modeling_codenas import CodeNASForCausalLM
+from .spelling import copy_tokenizer, model_config
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 _log = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ def write_release(
     *,
     folder: Path,
     tokenizer: Path,
-    record: Record,
+    record: Record | None = None,
     settings: Mapping[str, Any] | None = None,
     dtype: str = "bfloat16",
     stock: bool = True,
@@ -63,13 +60,15 @@ def write_release(
 
     Weights (safetensors), tokenizer, generation config, record and settings. A model that equals a stock
     architecture is written as that and needs no code of ours; another one gets the remote-code pair beside it. The
-    folder is loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
+    tokenizer's files are copied, and configurations carry what older readers look for (`spelling`). The folder is
+    loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
 
     Args:
         model: ours, or one of a stock class, which stays one; it is not changed.
         folder: where it goes; replaced if it exists.
         tokenizer: folder of the tokenizer.
-        record: how the model was found, trained and measured. Facts of the release are added.
+        record: how the model was found, trained and measured; None where nothing is known of it. Facts of the
+            release are added.
         settings: the resolved settings of the run.
         dtype: float32, bfloat16 or float16.
         stock: False writes the remote-code pair even where a stock architecture is equal.
@@ -102,21 +101,22 @@ def write_release(
         pad_token_id=ours.config.pad_token_id,
     )
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        draft = Path(temporary) / "release"
+    with whole_folder(folder) as draft:
         if isinstance(released, CodeNASForCausalLM):
             _save_with_code(released, draft)
         else:
             released.save_pretrained(draft)
-        words.save_pretrained(draft)
+        written = Release(draft)
+        write_json(written.config, model_config(written.read_config()))
+        copy_tokenizer(Path(tokenizer), draft)
         loaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto").eval()
         difference = _logits_difference(released, loaded)
         if difference != 0:
             raise RuntimeError(
                 f"the written model's logits differ by {difference:.3g}, expected none; nothing released"
             )
-        written = Release(draft)
+        if AutoTokenizer.from_pretrained(draft).get_vocab() != words.get_vocab():
+            raise RuntimeError(f"the copied tokenizer {tokenizer} loads with other entries; nothing released")
         facts = ReleaseFacts(
             architecture=released.config.model_type,
             why_not_stock=tuple(reasons),
@@ -126,10 +126,9 @@ def write_release(
             artifact_bytes=written.artifact_bytes,
             versions={name: version(name) for name in ("codenas-hf", "torch", "transformers")},
         )
-        replace(record, release=facts).write(draft)
+        replace(record or Record(), release=facts).write(draft)
         if settings is not None:
             written.settings.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-        _put_in_place(draft, folder)
     _log.info("wrote %s as %s, %d bytes to ship", folder, facts.architecture, facts.artifact_bytes)
     return folder
 
@@ -197,24 +196,11 @@ def _save_with_code(model: CodeNASForCausalLM, folder: Path) -> None:
 @contextmanager
 def _registered_for_auto_class() -> Iterator[None]:
     """The registration is a mark on the classes, for the whole process: taken back, so that other saves stay plain."""
-    CodeNASConfig.register_for_auto_class()
+    config_class: Any = CodeNASForCausalLM.config_class
+    config_class.register_for_auto_class()
     CodeNASForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     try:
         yield
     finally:
-        CodeNASConfig._auto_class = None
+        config_class._auto_class = None
         CodeNASForCausalLM._auto_class = None
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Renames the draft to its place; a folder that is already there goes only then."""
-    old = draft.parent / "old"
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
