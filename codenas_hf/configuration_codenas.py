@@ -75,9 +75,9 @@ _FOREIGN_KEYS = frozenset(
 )
 
 
-def nearest_name(name: str, known: Any) -> str:
+def nearest_name(name: Any, known: Any) -> str:
     """`; did you mean ...?` with the known name that is most like `name`, for the end of an error message."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.0)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 

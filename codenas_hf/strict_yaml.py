@@ -253,8 +253,8 @@ def from_mapping(cls: type[T], data: Any, *, where: str = "") -> T:
     return typing.cast(T, _checked(where, lambda: cls(**values)))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+def read_yaml(path: Path, *, kind: str = "settings") -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping. `kind` says of what, for messages.
 
     Raises:
         SettingsError: no such file, not UTF-8, not YAML, a key given twice, or not a mapping; one line.
@@ -262,7 +262,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = _read(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise SettingsError(f"no settings file {path}; see configs/ for examples") from error
+        raise SettingsError(f"no {kind} file {path}; see configs/ for examples") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -270,7 +270,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except SettingsError as error:
         raise SettingsError(f"{path}, {error}") from error
     if data is not None and not isinstance(data, dict):
-        raise SettingsError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+        raise SettingsError(f"{path}: expected a mapping of {kind}, got {type(data).__name__}")
     return data or {}
 
 

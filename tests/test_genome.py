@@ -14,6 +14,7 @@ from architectures import BASE, GENES, make_genome, make_model
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
+from codenas_hf.strict_yaml import SettingsError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -132,8 +133,29 @@ def test_unknown_and_missing_genes_are_named() -> None:
 def test_a_file_without_a_mapping_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "genome.yaml"
     path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="must hold a mapping from gene to value, got list"):
+    with pytest.raises(ValueError, match="expected a mapping of genes, got list"):
         Genome.from_yaml(path)
+
+
+def test_a_file_is_read_strictly(tmp_path: Path) -> None:
+    path, text = tmp_path / "genome.yaml", "".join(f"{name}: {value}\n" for name, value in BASE.items())
+    path.write_text(text + "rope_theta: 1e5\n")
+    assert Genome.from_yaml(path) == make_genome(rope_theta=100_000.0)
+    for more, message in (
+        ("vocab_size: 301\n", r"genome\.yaml, line 7: `vocab_size` is given twice \(first in line 1\)"),
+        ("rope_teta: 1e5\n", r"genome\.yaml: unknown gene `rope_teta`; did you mean `rope_theta`"),
+        ("qk_norm: yes\n", r"genome\.yaml: `qk_norm` must be true or false, got 'yes'"),
+        ("hidden_act: 3\n", "`hidden_act` must be one of silu, gelu, relu2, got 3"),
+        ("norm_type: 2026-11-25\n", "`norm_type` must be one of rmsnorm, layernorm, got '2026-11-25'"),
+        ("rope_theta: .nan\n", "`rope_theta` must be a positive number, got nan"),
+        ("head_dim: [16, null, 16, 16]\n", "`head_dim` must have a number for each block"),
+    ):
+        path.write_text(text + more)
+        with pytest.raises(SettingsError, match=message) as raised:
+            Genome.from_yaml(path)
+        assert str(raised.value).isprintable()
+    with pytest.raises(SettingsError, match=r"no genes file .*absent"):
+        Genome.from_yaml(tmp_path / "absent.yaml")
 
 
 def test_an_unknown_dtype_is_refused() -> None:

@@ -46,6 +46,9 @@ def test_an_old_architecture_becomes_the_same_model() -> None:
         ({"pruning_ratio": 0.4}, "`pruning_ratio` is 0.4, expected 0"),
         ({"depth": 3}, "unknown field `depth`"),
         ({"num_heads": 3}, "num_attention_heads"),
+        ({"hidden_dim": "128"}, "`hidden_dim` must be a positive number, got '128'"),
+        ({"ffn_multiplier": None}, "`ffn_multiplier` must be a positive number, got None"),
+        ({"activation": ["gelu"]}, r"`activation` is \['gelu'\]"),
     ],
 )
 def test_what_does_not_exist_here(change: dict[str, Any], message: str) -> None:
@@ -62,11 +65,15 @@ def test_files(tmp_path: Path) -> None:
     assert read_genome(path) == genome
     for text, message in (
         ("{", "not valid JSON"),
-        ("[]", "must hold an object"),
+        ("[]", "expected an object of genes, got list"),
+        ('{"architecture": 3}', r"old\.json: `architecture` must hold an object, got 3"),
+        ('{"vocab_size": 1, "vocab_size": 2}', r"old\.json: 'vocab_size' is given twice"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"hidden_dim": 1}', "needs `num_layers`"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_genome(path)
-    with pytest.raises(FileNotFoundError):
-        read_genome(tmp_path / "absent.json")
+    for name in ("absent.json", "absent.yaml"):
+        with pytest.raises(FileNotFoundError, match=r"no genome file .*absent"):
+            read_genome(tmp_path / name)

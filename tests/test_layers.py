@@ -21,7 +21,7 @@ INSIDE = {
         *("study", "members", "surrogate", "evolution", "gaussian", "improvement", "guided"),
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
-    "architecture": ["genome", "genome_file", "stock", "choices", "space"],
+    "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],
     "data": [
         *("storage", "licences", "filters", "source_files", "packages", "sources", "archives", "streams", "dedup"),
         *("contamination", "settings", "ledger", "candidates", "parts", "selection", "shards", "corpus", "tokenizer"),

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .genome import Genome
+from .genes import Gene
+from .genome import GENES, Genome, check_gene
+
+_LAYOUT = ("hidden_size", "num_hidden_layers", "layer_pattern", "layer_repeats")
 
 # Genes of a space that stand for a gene of the genome: relative to another one, so that crossing widths keeps shapes.
 DERIVED_GENES = {"intermediate_ratio": "intermediate_size", "query_groups": "num_key_value_heads"}
+
+
+def check_choice(name: str, choice: Any) -> None:
+    """Raises where a gene of a space cannot have the choice, whatever the other genes are.
+
+    Raises:
+        ValueError: names the gene, what is allowed and the choice.
+    """
+    if name not in DERIVED_GENES:
+        check_gene(name, choice)
+        return
+    number = isinstance(choice, int if name == "query_groups" else int | float) and not isinstance(choice, bool)
+    if not (number and 0 < choice < math.inf):
+        kind = "whole number of 1 or more" if name == "query_groups" else "positive number"
+        raise ValueError(f"`{name}` must be a {kind}, got {choice!r}")
 
 
 def find_choice(name: str, choices: Sequence[Any], genome: Genome, block: int | None) -> Any:
@@ -41,18 +58,17 @@ def _matches(name: str, choice: Any, genome: Genome, block: int) -> bool:
         return bool(genome.at("intermediate_size", block) == ratio_size(choice, genome.hidden_size))
     if name == "query_groups":
         return bool(genome.at("num_attention_heads", block) == choice * genome.at("num_key_value_heads", block))
+    if choice is None and name in ("num_key_value_heads", "head_dim"):  # the usual number
+        heads = genome.at("num_attention_heads", block)
+        choice = heads if name == "num_key_value_heads" else genome.hidden_size / heads
     return bool(genome.at(name, block) == choice)
 
 
 def _has_no_effect(name: str, genome: Genome, block: int | None) -> bool:
-    attention = ("num_attention_heads", "num_key_value_heads", "query_groups", "head_dim")
-    return (
-        (name == "sliding_window" and genome.sliding_window is None)
-        or (name == "conv_kernel_size" and "c" not in genome.block_letters)
-        or (name == "rope_theta" and genome.position_embedding_type != "rope")
-        or (name == "max_position_embeddings" and genome.position_embedding_type != "learned")
-        or (name in attention and block is not None and genome.block_letters[block] == "c")
-    )
+    gene = GENES[DERIVED_GENES.get(name, name)]
+    if block is not None and gene.where == "attention" and genome.block_letters[block] == "c":
+        return True
+    return not gene.acts(genome.to_dict(), genome.block_letters)
 
 
 def ratio_size(ratio: float, hidden_size: int) -> int:
@@ -102,58 +118,75 @@ def _each(function: Callable[..., Any], *values: Any) -> Any:
     return tuple(function(*row) for row in zip(*columns, strict=True))
 
 
-_ATTENTION = ("num_attention_heads", "num_key_value_heads", "query_groups", "head_dim")
-_FEED_FORWARD = ("intermediate_size", "intermediate_ratio", "hidden_act", "mlp_type")
-_INDEPENDENT = (
-    "vocab_size",
-    "norm_type",
-    "tie_word_embeddings",
-    "qk_norm",
-    "residual_scalars",
-    "final_logit_softcapping",
-    "parallel_residual",
-)
+def not_counted(name: str) -> str | None:
+    """Why nobody counts a gene of `Genome`, so that no space may have it; None where it is counted."""
+    gene = GENES.get(name)
+    if gene is None:
+        return "it has no row in the table of genes"
+    if gene.where == "layout" and name not in _LAYOUT:
+        return "its row says `layout`, and `count_genomes` does not go through it"
+    if (gene.where in ("attention", "network")) != (name in Genome.PER_BLOCK_GENES):
+        return "exactly the genes of attention and network may differ between blocks (`PER_LAYER_FIELDS`)"
+    other = gene.needs[0] if gene.needs else None
+    if other not in (None, "layer_pattern") and (
+        other not in GENES or GENES[other] != Gene(decides=GENES[other].decides)
+    ):
+        return f"it needs `{other}`, which is no gene of the whole model that always acts"
+    return None
 
 
 def count_genomes(genes: Mapping[str, Sequence[Any]], per_block: Sequence[str]) -> int:
     """How many distinct genomes the choices make, without making them.
 
-    Genes that always have an effect multiply. The others are counted together: those of depth and pattern, then for
-    each width the distinct settings of a block, raised to the number of blocks where they are drawn per block.
+    Genes that always act on the whole model multiply. The others are counted together: those that others need, those
+    of depth and pattern, then for each width the distinct settings of a block, raised to the number of blocks where
+    they are drawn per block.
     """
     linked = [name for name, choices in genes.items() if isinstance(choices[0], Mapping)]
-    plain = {name: choices for name, choices in genes.items() if name not in linked}
+    single = {name: choices for name, choices in genes.items() if name not in linked}
     total = 0
     for combination in itertools.product(*(genes[name] for name in linked)):
         fixed = {inner: (value,) for choice in combination for inner, value in choice.items()}
-        total += _count_plain(plain | fixed, set(per_block))
+        total += _count_single(single | fixed, set(per_block))
     return total
 
 
-def _count_plain(genes: Mapping[str, Sequence[Any]], per_block: set[str]) -> int:
-    independent = math.prod(len(genes[name]) for name in _INDEPENDENT if name in genes)
+def _count_single(genes: Mapping[str, Sequence[Any]], per_block: set[str]) -> int:
+    whole = {name: GENES[name] for name in genes if name in GENES and GENES[name].where == "model"}
+    needed = {gene.needs[0] for gene in GENES.values() if gene.needs} - {"layer_pattern"}
+    needed |= {"position_embedding_type"}  # rope does not take every `head_dim`
+    free = math.prod(len(genes[name]) for name, gene in whole.items() if not gene.needs and name not in needed)
+    conditional = [name for name, gene in whole.items() if gene.needs and gene.needs[0] in needed]
     layouts = _layouts(genes, "layer_pattern" in per_block)
     total = 0
-    for position in _choices_or_default(genes, "position_embedding_type"):
-        matters = {"rope": "rope_theta", "learned": "max_position_embeddings"}.get(position, "")
-        same = len(genes.get(matters, (None,)))
+    for values in itertools.product(*(_choices_or_default(genes, name) for name in sorted(needed))):
+        beside = dict(zip(sorted(needed), values, strict=True))
+        same = math.prod(_number_of(name, genes[name]) for name in conditional if GENES[name].acts(beside, ""))
+        rope = beside["position_embedding_type"] == "rope"
         for hidden in genes["hidden_size"]:
-            attentions = _attention_settings(genes, per_block, hidden, rope=position == "rope")
+            attentions = _attention_settings(genes, per_block, hidden, rope=rope)
             networks = _feed_forward_settings(genes, per_block, hidden)
             for (attention, blocks), count in layouts.items():
                 total += same * count * _union_size(attentions, attention) * _union_size(networks, blocks)
-    return independent * total
+    return free * total
+
+
+def _number_of(name: str, choices: Sequence[Any]) -> int:
+    """Choices of a gene where it acts."""
+    return sum(choice is not None or not GENES[name].filled for choice in choices)
 
 
 def _choices_or_default(genes: Mapping[str, Sequence[Any]], name: str) -> Sequence[Any]:
-    defaults = {field.name: field.default for field in dataclasses.fields(Genome)}
-    return genes.get(name, (defaults[name],))
+    return genes.get(name, (Genome.__dataclass_fields__[name].default,))
 
 
 def _layouts(genes: Mapping[str, Sequence[Any]], per_block: bool) -> Counter[tuple[int, int]]:
-    """(attention blocks, blocks) to the number of distinct depths, repeats, patterns, windows and kernels."""
-    windows = sum(window is not None for window in _choices_or_default(genes, "sliding_window"))
-    kernels = len(_choices_or_default(genes, "conv_kernel_size"))
+    """(attention blocks, blocks) to the number of distinct depths, repeats and patterns, with what only they need."""
+    lettered = {
+        name: (gene.needs[1], _number_of(name, _choices_or_default(genes, name)))
+        for name, gene in GENES.items()
+        if gene.needs and gene.needs[0] == "layer_pattern"
+    }
     patterns = [str(pattern) for pattern in _choices_or_default(genes, "layer_pattern")]
     counts: Counter[tuple[int, int]] = Counter()
     for depth, repeats in itertools.product(genes["num_hidden_layers"], _choices_or_default(genes, "layer_repeats")):
@@ -171,16 +204,25 @@ def _layouts(genes: Mapping[str, Sequence[Any]], per_block: bool) -> Counter[tup
         else:
             for letters in {"".join(p[i % len(p)] for i in range(blocks)) for p in patterns}:
                 strings[letters.count("f"), letters.count("s"), letters.count("c")] += 1
-        for (full, sliding, conv), number in strings.items():
+        for numbers_of, number in strings.items():
+            full, sliding, _ = numbers_of
+            present = {letter for letter, n in zip("fsc", numbers_of, strict=True) if n}
             if full + sliding:
-                counts[full + sliding, blocks] += number * (windows if sliding else 1) * (kernels if conv else 1)
+                same = math.prod(choices for letter, choices in lettered.values() if letter in present)
+                counts[full + sliding, blocks] += number * same
     return counts
+
+
+def _names(where: str) -> tuple[str, ...]:
+    """The genes of a space that act there, also those that stand for others."""
+    derived = tuple(name for name, gene in DERIVED_GENES.items() if GENES[gene].where == where)
+    return tuple(name for name, gene in GENES.items() if gene.where == where) + derived
 
 
 def _attention_settings(
     genes: Mapping[str, Sequence[Any]], per_block: set[str], hidden: int, *, rope: bool
 ) -> list[frozenset[Any]]:
-    def make(values: dict[str, Any]) -> tuple[int, int, int]:
+    def make(values: dict[str, Any]) -> tuple[Any, ...]:
         if "num_attention_heads" not in values:
             values["num_attention_heads"] = _whole(hidden, values["head_dim"], "hidden_size", "head_dim")
         heads: int = values["num_attention_heads"]
@@ -188,20 +230,22 @@ def _attention_settings(
         head_dim = values.get("head_dim") or _whole(hidden, heads, "hidden_size", "num_attention_heads")
         if heads % kv_heads or (rope and head_dim % 2):
             raise ValueError("no such attention")
-        return heads, kv_heads, head_dim
+        known = ("num_attention_heads", "num_key_value_heads", "head_dim", "query_groups")
+        return heads, kv_heads, head_dim, *(value for name, value in values.items() if name not in known)
 
-    return _settings(genes, per_block, _ATTENTION, make)
+    return _settings(genes, per_block, _names("attention"), make)
 
 
 def _feed_forward_settings(
     genes: Mapping[str, Sequence[Any]], per_block: set[str], hidden: int
 ) -> list[frozenset[Any]]:
     def make(values: dict[str, Any]) -> tuple[Any, ...]:
-        ratio = values.get("intermediate_ratio")
-        size = values["intermediate_size"] if ratio is None else ratio_size(ratio, hidden)
-        return size, values.get("hidden_act"), values.get("mlp_type")
+        ratio = values.pop("intermediate_ratio", None)
+        if ratio is not None:
+            values["intermediate_size"] = ratio_size(ratio, hidden)
+        return tuple(sorted(values.items()))
 
-    return _settings(genes, per_block, _FEED_FORWARD, make)
+    return _settings(genes, per_block, _names("network"), make)
 
 
 def _settings(

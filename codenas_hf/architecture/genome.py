@@ -6,20 +6,19 @@ import dataclasses
 import hashlib
 import json
 import math
-import operator
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from ..configuration_codenas import PER_LAYER_FIELDS, CodeNASConfig, check_value, nearest_name
+from ..strict_yaml import SettingsError, read_yaml
+from .genes import LAYER_LETTERS, Gene, plain, row
 
-_ATTENTION_GENES = ("num_attention_heads", "num_key_value_heads", "head_dim")
-LAYER_LETTERS = {"f": "full_attention", "s": "sliding_attention", "c": "conv"}
+_HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+_POSITIVE = {"rope_theta": False, "final_logit_softcapping": True}  # numbers above 0, and whether None is allowed too
 _SAFETENSORS_DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
 
 
@@ -29,6 +28,8 @@ class Genome:
 
     What has no effect is set back to its default (the window of a model without sliding layers, say), a list of equal
     per-layer values becomes one value, and a pattern becomes its shortest form.
+
+    Each field is a row of the table of genes (`GENES`): its metadata says where the gene acts and what makes it idle.
 
     Args:
         vocab_size: entries of the embedding.
@@ -60,33 +61,35 @@ class Genome:
 
     PER_BLOCK_GENES: ClassVar[tuple[str, ...]] = PER_LAYER_FIELDS
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int | tuple[int, ...]
-    num_key_value_heads: int | tuple[int, ...] | None = None
-    head_dim: int | tuple[int, ...] | None = None
-    intermediate_size: int | tuple[int, ...]
-    hidden_act: str | tuple[str, ...] = "silu"
-    mlp_type: str | tuple[str, ...] = "gated"
-    norm_type: str = "rmsnorm"
-    position_embedding_type: str = "rope"
-    tie_word_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    qk_norm: bool = False
-    layer_pattern: str = "f"
-    sliding_window: int | None = None
-    conv_kernel_size: int = 3
-    residual_scalars: bool = False
-    final_logit_softcapping: float | None = None
-    layer_repeats: int = 1
-    parallel_residual: bool = False
-    max_position_embeddings: int = 1024
+    vocab_size: int = field(metadata=row(decides=False))
+    hidden_size: int = field(metadata=row(where="layout"))
+    num_hidden_layers: int = field(metadata=row(where="layout"))
+    num_attention_heads: int | tuple[int, ...] = field(metadata=row(where="attention"))
+    num_key_value_heads: int | tuple[int, ...] | None = field(default=None, metadata=row(where="attention"))
+    head_dim: int | tuple[int, ...] | None = field(default=None, metadata=row(where="attention"))
+    intermediate_size: int | tuple[int, ...] = field(metadata=row(where="network", decides=False))
+    hidden_act: str | tuple[str, ...] = field(default="silu", metadata=row(where="network"))
+    mlp_type: str | tuple[str, ...] = field(default="gated", metadata=row(where="network"))
+    norm_type: str = field(default="rmsnorm", metadata=row())
+    position_embedding_type: str = field(default="rope", metadata=row())
+    tie_word_embeddings: bool = field(default=True, metadata=row(decides=False))
+    rope_theta: float = field(default=10_000.0, metadata=row(needs=("position_embedding_type", "rope"), decides=False))
+    qk_norm: bool = field(default=False, metadata=row())
+    layer_pattern: str = field(default="f", metadata=row(where="layout"))
+    sliding_window: int | None = field(default=None, metadata=row(needs=("layer_pattern", "s"), filled=True))
+    conv_kernel_size: int = field(default=3, metadata=row(needs=("layer_pattern", "c"), decides=False))
+    residual_scalars: bool = field(default=False, metadata=row())
+    final_logit_softcapping: float | None = field(default=None, metadata=row())
+    layer_repeats: int = field(default=1, metadata=row(where="layout"))
+    parallel_residual: bool = field(default=False, metadata=row())
+    max_position_embeddings: int = field(
+        default=1024, metadata=row(needs=("position_embedding_type", "learned"), decides=False)
+    )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._set(field.name, _plain(getattr(self, field.name)))
-        for name in ("rope_theta", "final_logit_softcapping"):
+        for name in _NAMES:
+            self._set(name, plain(getattr(self, name)))
+        for name in _POSITIVE:
             value = getattr(self, name)
             self._set(name, float(value) if type(value) is int else value)
         for name in ("num_hidden_layers", "layer_repeats", "hidden_size"):
@@ -118,8 +121,8 @@ class Genome:
         return tuple(self.hidden_size // n for n in heads) if isinstance(heads, tuple) else self.hidden_size // heads
 
     def _check(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
+        for name in _NAMES:
+            value = getattr(self, name)
             if isinstance(value, tuple):
                 if name not in self.PER_BLOCK_GENES:
                     raise ValueError(
@@ -131,26 +134,21 @@ class Genome:
                         f"`{name}` must have one value for each of {self.num_blocks} blocks, got {list(value)}"
                     )
             for item in value if isinstance(value, tuple) else (value,):
-                check_value(name, item)
-        for name in ("rope_theta", "final_logit_softcapping"):
-            value = getattr(self, name)
-            optional = name == "final_logit_softcapping"
-            if not (optional and value is None) and not (isinstance(value, float) and 0 < value < math.inf):
-                raise ValueError(f"`{name}` must be a positive number{' or None' * optional}, got {value!r}")
+                check_gene(name, item)
+                if item is None and isinstance(value, tuple):
+                    raise ValueError(f"`{name}` must have a number for each block, got {list(value)}")
         pattern = self.layer_pattern
-        if not isinstance(pattern, str) or not pattern or set(pattern) - set(LAYER_LETTERS):
-            raise ValueError(
-                f"`layer_pattern` must be letters of {', '.join(LAYER_LETTERS)}, e.g. 'sf', got {pattern!r}"
-            )
         letters = self.block_letters
         if set(letters) == {"c"}:
             raise ValueError(
                 f"`layer_pattern` needs an attention layer among {self.num_blocks} blocks, got {pattern!r}"
             )
-        if "s" in letters and self.sliding_window is None:
-            raise ValueError(f"`sliding_window` is needed with `layer_pattern` {pattern!r}, got None")
+        for name, gene in _CONDITIONAL.items():
+            if gene.filled and getattr(self, name) is None and gene.acts(self.__dict__, letters):
+                other = gene.needs[0] if gene.needs else ""
+                raise ValueError(f"`{name}` is needed with `{other}` {getattr(self, other)!r}, got None")
         for block, letter in enumerate(letters):
-            heads, kv_heads, head_dim = (self.at(name, block) for name in _ATTENTION_GENES)
+            heads, kv_heads, head_dim = (self.at(name, block) for name in _HEADS)
             if letter != "c" and heads % kv_heads:
                 raise ValueError(
                     f"`num_attention_heads` ({heads}) must be a multiple of `num_key_value_heads` ({kv_heads}), "
@@ -165,18 +163,13 @@ class Genome:
             n for n in range(1, len(letters) + 1) if all(letters[i] == letters[i % n] for i in range(len(letters)))
         )
         self._set("layer_pattern", letters[:shortest])
-        if "s" not in letters:
-            self._set("sliding_window", None)
-        if "c" not in letters:
-            self._set("conv_kernel_size", 3)
-        if self.position_embedding_type != "rope":
-            self._set("rope_theta", 10_000.0)
-        if self.position_embedding_type != "learned":
-            self._set("max_position_embeddings", 1024)
+        for name, gene in _CONDITIONAL.items():
+            if not gene.acts(self.__dict__, letters):
+                self._set(name, self.__dataclass_fields__[name].default)
         for name in self.PER_BLOCK_GENES:
             value = getattr(self, name)
             if isinstance(value, tuple):
-                if name in _ATTENTION_GENES:  # a convolution has no heads: its entry means nothing
+                if name in _IN_ATTENTION:  # a convolution has no heads: its entry means nothing
                     usual = _most_common([v for v, letter in zip(value, letters, strict=True) if letter != "c"])
                     value = tuple(usual if letter == "c" else v for v, letter in zip(value, letters, strict=True))
                 self._set(name, value[0] if len(set(value)) == 1 else value)
@@ -222,12 +215,14 @@ class Genome:
         """Reads a genome from a YAML mapping of genes.
 
         Raises:
-            ValueError: the file holds no mapping, or as in `from_dict`.
+            SettingsError: as in `read_yaml` and in `from_dict`; names the file.
         """
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} must hold a mapping from gene to value, got {type(data).__name__}")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(read_yaml(Path(path), kind="genes"))
+        except SettingsError:
+            raise
+        except ValueError as error:
+            raise SettingsError(f"{path}: {error}") from error
 
     @cached_property
     def genome_id(self) -> str:
@@ -269,22 +264,12 @@ class Genome:
                 here = self.at(name, layer // repeats)
                 if here != usual[name]:
                     overrides.setdefault(layer, {})[name] = here
-        fields: dict[str, Any] = usual | {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "norm_type": self.norm_type,
-            "position_embedding_type": self.position_embedding_type,
-            "tie_word_embeddings": self.tie_word_embeddings,
+        fields: dict[str, Any] = {
+            name: usual.get(name, getattr(self, name)) for name in _NAMES if name in CodeNASConfig.__dataclass_fields__
+        }
+        fields |= {
             "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "qk_norm": self.qk_norm,
             "layer_types": [LAYER_LETTERS[letters[layer // repeats]] for layer in range(self.num_hidden_layers)],
-            "sliding_window": self.sliding_window,
-            "conv_kernel_size": self.conv_kernel_size,
-            "residual_scalars": self.residual_scalars,
-            "final_logit_softcapping": self.final_logit_softcapping,
-            "layer_repeats": repeats,
-            "parallel_residual": self.parallel_residual,
             "max_position_embeddings": positions,
             "bos_token_id": bos_token_id,
             "eos_token_id": eos_token_id,
@@ -327,7 +312,7 @@ class Genome:
                 "conv.conv": (width, 1, self.conv_kernel_size),
                 "conv.out_proj": (width, width),
             }
-        heads, kv_heads, head_dim = (self.at(name, block) for name in _ATTENTION_GENES)
+        heads, kv_heads, head_dim = (self.at(name, block) for name in _HEADS)
         if self.qk_norm:
             shapes |= {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
         return shapes | {
@@ -361,19 +346,28 @@ class Genome:
         return 8 + -(-length // 8) * 8 + offset
 
 
-def _plain(value: Any) -> Any:
-    """Python's own numbers and tuples, whatever the caller's (NumPy scalars, lists) were."""
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, str | bool) or value is None:
-        return value
-    if isinstance(value, float):
-        return float(value)
-    try:
-        return operator.index(value)
-    except TypeError:
-        return value.item() if hasattr(value, "item") else value
+def check_gene(name: str, value: Any) -> None:
+    """Raises where `value` is none that the gene may have, in one block where blocks may differ.
+
+    Raises:
+        ValueError: names the gene, what is allowed and the value.
+    """
+    check_value(name, value)
+    if name in _POSITIVE and not (value is None and _POSITIVE[name]):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):
+            raise ValueError(f"`{name}` must be a positive number{' or None' * _POSITIVE[name]}, got {value!r}")
+    letters = isinstance(value, str) and value and not set(value) - set(LAYER_LETTERS)
+    if name == "layer_pattern" and not letters:
+        raise ValueError(f"`layer_pattern` must be letters of {', '.join(LAYER_LETTERS)}, e.g. 'sf', got {value!r}")
 
 
 def _most_common(values: Any) -> Any:
     return Counter(values).most_common(1)[0][0]
+
+
+# The table: one row for each field of `Genome` that says how it counts.
+GENES: dict[str, Gene] = {f.name: f.metadata["gene"] for f in dataclasses.fields(Genome) if "gene" in f.metadata}
+_NAMES = tuple(f.name for f in dataclasses.fields(Genome))
+_IN_ATTENTION = frozenset(name for name, gene in GENES.items() if gene.where == "attention")
+_CONDITIONAL = {name: gene for name, gene in GENES.items() if gene.needs}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..strict_yaml import SettingsError
 from .genome import Genome
 
 # The earlier project's names, from its `ArchitectureConfig`; its defaults where a file leaves a field out.
@@ -37,18 +39,37 @@ def read_genome(path: Path) -> Genome:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a gene that is unknown or impossible, or something of the earlier project that does not exist here.
+        SettingsError: not YAML or JSON, a gene that is unknown, given twice or impossible, or something of the earlier
+            project that does not exist here; names the file.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"no genome file {path}; see configs/genomes/ for examples")
     if path.suffix != ".json":
         return Genome.from_yaml(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        if not isinstance(data, dict):
+            raise ValueError(f"expected an object of genes, got {type(data).__name__}")
+        data = data.get("architecture", data)
+        if not isinstance(data, dict):
+            raise ValueError(f"`architecture` must hold an object, got {data!r}")
+        return genome_from_architecture(data) if "hidden_dim" in data else Genome.from_dict(data)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold an object of genes, got {type(data).__name__}")
-    data = data.get("architecture", data)
-    return genome_from_architecture(data) if "hidden_dim" in data else Genome.from_dict(data)
+        raise SettingsError(f"{path} is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path} is not valid JSON: nested too deeply") from error
+    except ValueError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given twice; keep one of them")
+    return dict(pairs)
 
 
 def genome_from_architecture(data: Mapping[str, Any]) -> Genome:
@@ -75,6 +96,10 @@ def genome_from_architecture(data: Mapping[str, Any]) -> Genome:
     _must_be_one_of(data, "quantization", ("fp16", "bf16", "none"), "fp16")
     if data.get("pruning_ratio", 0.0):
         raise ValueError(f"`pruning_ratio` is {data['pruning_ratio']}, expected 0: nothing here prunes by name only")
+    for name in ("hidden_dim", "ffn_multiplier"):
+        value = data[name]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a positive number, got {value!r}")
     act, mlp = _ACTIVATIONS[data["activation"]]
     return Genome(
         vocab_size=data.get("vocab_size", 50_000),

@@ -5,30 +5,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..configuration_codenas import nearest_name
-from .choices import DERIVED_GENES, build_genome, count_genomes, find_choice
-from .genome import LAYER_LETTERS, Genome
+from ..strict_yaml import SettingsError, read_yaml
+from .choices import DERIVED_GENES, build_genome, check_choice, count_genomes, find_choice, not_counted
+from .genes import LAYER_LETTERS, plain
+from .genome import GENES, Genome
 from .stock import stock_architecture
 
 _GENE_NAMES = tuple(field.name for field in dataclasses.fields(Genome))
-# What a linked choice (a mapping) may set together: genes that always have an effect.
-LINKABLE_GENES = (
-    "hidden_act",
-    "mlp_type",
-    "norm_type",
-    "position_embedding_type",
-    "qk_norm",
-    "tie_word_embeddings",
-    "residual_scalars",
-    "parallel_residual",
+# What a linked choice (a mapping) may set together: genes that always act, and that a space may leave out.
+LINKABLE_GENES = tuple(
+    name
+    for name, gene in GENES.items()
+    if gene.where in ("model", "network")
+    and not gene.needs
+    and Genome.__dataclass_fields__[name].default is not dataclasses.MISSING
 )
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers")
 _DRAWS = 20_000
@@ -48,8 +46,8 @@ class SearchSpace:
         export: `stock` asserts that every member equals a stock architecture of transformers; `any` does not.
 
     Raises:
-        ValueError: an unknown gene, no or repeated choices, a needed gene that is missing, or `stock` with a
-            combination that no stock architecture has.
+        ValueError: an unknown gene or one that nobody counts, no, repeated or impossible choices, a needed gene that
+            is missing, or `stock` with a combination that no stock architecture has.
     """
 
     def __init__(
@@ -59,8 +57,10 @@ class SearchSpace:
         per_block: Sequence[str] = (),
         export: str = "any",
     ) -> None:
-        self.genes: dict[str, tuple[Any, ...]] = {name: tuple(choices) for name, choices in genes.items()}
-        self.per_block = tuple(per_block)
+        self.genes: dict[str, tuple[Any, ...]] = {
+            name: _listed(f"gene `{name}`", choices) for name, choices in genes.items()
+        }
+        self.per_block = _listed("`per_block`", per_block)
         self.export = export
         self._limits: dict[str, int | None] = {}
         self._extra: Callable[[Genome], str | None] | None = None
@@ -74,15 +74,18 @@ class SearchSpace:
         """Reads a space from a YAML file with the keys `genes`, `per_block` and `export`.
 
         Raises:
-            ValueError: another key (the nearest is named), or as in the constructor.
+            SettingsError: another key (the nearest is named), or as in `read_yaml` and here; names the file.
         """
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or not isinstance(data.get("genes"), dict):
-            raise ValueError(f"{path} must hold `genes`, a mapping from gene to a list of choices")
+        data = read_yaml(Path(path), kind="genes")
+        if not isinstance(data.get("genes"), dict):
+            raise SettingsError(f"{path} must hold `genes`, a mapping from gene to a list of choices")
         for key in data:
             if key not in (known := ("genes", "per_block", "export")):
-                raise ValueError(f"{path}: unknown key `{key}`" + nearest_name(str(key), known))
-        return cls(**data)
+                raise SettingsError(f"{path}: unknown key `{key}`" + nearest_name(key, known))
+        try:
+            return cls(**data)
+        except ValueError as error:
+            raise SettingsError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form of the space and its limits, for a study's identity. An `extra` check is not part of it."""
@@ -224,15 +227,20 @@ class SearchSpace:
         for name, choices in self.genes.items():
             if not choices:
                 raise ValueError(f"gene `{name}` has no choices")
-            if any(choice in choices[:i] for i, choice in enumerate(choices)):
-                raise ValueError(f"gene `{name}` has a choice twice: {list(choices)}")
             if all(isinstance(choice, Mapping) for choice in choices):
                 self._check_linked(name, choices)
             elif name not in known:
                 raise ValueError(f"unknown gene `{name}`" + nearest_name(name, known))
-        linked = {inner for choices in self.genes.values() if isinstance(choices[0], Mapping) for inner in choices[0]}
-        for name in linked & self.genes.keys():
-            raise ValueError(f"gene `{name}` stands alone and in a linked gene; keep one")
+            else:
+                self._check_single(name, choices)
+            if any(choice in choices[:i] for i, choice in enumerate(choices)):
+                raise ValueError(f"gene `{name}` has a choice twice: {list(choices)}")
+        linked = [n for choices in self.genes.values() if isinstance(choices[0], Mapping) for n in choices[0]]
+        for name in linked:
+            if name in self.genes:
+                raise ValueError(f"gene `{name}` stands alone and in a linked gene; keep one")
+            if linked.count(name) > 1:
+                raise ValueError(f"gene `{name}` stands in two linked genes; keep one")
         for name in self.per_block:
             if name not in self.genes or name not in (
                 allowed := (*Genome.PER_BLOCK_GENES, *DERIVED_GENES, "layer_pattern")
@@ -251,6 +259,16 @@ class SearchSpace:
         if self.export not in ("stock", "any"):
             raise ValueError(f"`export` must be stock or any, got {self.export!r}")
 
+    def _check_single(self, name: str, choices: tuple[Any, ...]) -> None:
+        if reason := not_counted(DERIVED_GENES.get(name, name)):
+            raise ValueError(
+                f"gene `{name}` cannot be searched: {reason}, so `size()` would be wrong; see architecture/genes.py"
+            )
+        for choice in choices:
+            check_choice(name, choice)
+            if choice is None and name in self.per_block:
+                raise ValueError(f"gene `{name}` is drawn for each block, so each choice is a value, got null")
+
     def _check_linked(self, name: str, choices: tuple[Any, ...]) -> None:
         if name in (*_GENE_NAMES, *DERIVED_GENES):
             raise ValueError(f"a linked gene needs a name of its own, got `{name}`")
@@ -260,20 +278,14 @@ class SearchSpace:
             for inner in choice:
                 if inner not in LINKABLE_GENES:
                     raise ValueError(f"`{name}` sets `{inner}`; it may set {', '.join(LINKABLE_GENES)}")
+                self._check_single(inner, (choice[inner],))
 
     def _check_stock(self) -> None:
         """Each combination of the genes that decide the architecture, at one choice of all others."""
-        deciding = {
-            *LINKABLE_GENES,
-            "layer_pattern",
-            "final_logit_softcapping",
-            "layer_repeats",
-            "query_groups",
-            "num_key_value_heads",
-            "num_attention_heads",
-            "head_dim",
-            "hidden_size",
-        }
+        # A depth decides only in what it makes of a pattern, and which repeats it allows.
+        deep = {"num_hidden_layers"} if not self.genes.keys() & {"layer_pattern", "layer_repeats"} else set()
+        deciding = {name for name, gene in GENES.items() if gene.decides} - deep
+        deciding |= {derived for derived, gene in DERIVED_GENES.items() if gene in deciding}
         if self.per_block:
             raise ValueError(f"`export: stock` and `per_block` ({', '.join(self.per_block)}) exclude each other")
         varied = [n for n in self.genes if n in deciding or isinstance(self.genes[n][0], Mapping)]
@@ -357,6 +369,12 @@ class SearchSpace:
             wrong = {name: value for name, value in theirs.items() if value != ours[name]}
             raise ValueError(f"the space cannot make {wrong}")
         return found
+
+
+def _listed(what: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise ValueError(f"{what} needs a list, got {values!r}")
+    return tuple(plain(value) for value in values)
 
 
 def _stock_view(genome: Genome) -> SimpleNamespace:
