@@ -30,7 +30,7 @@ INSIDE = {
     "training": [
         *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),
     ],
-    "compression": ["formats", "quantize", "vocabulary", "gguf", "onnx", "packed"],
+    "compression": ["formats", "quantize", "vocabulary", "prune", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate"],
     "sandbox": ["confinement", "jail_link", "jail", "program_checks", "judge"],

@@ -1,0 +1,90 @@
+"""What does nothing is cut without a trace; what is left is an ordinary model that loads from its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_onnx import stock
+from transformers import AutoModelForCausalLM
+
+from codenas_hf.compression.prune import measure_importance, pruned
+
+IDS = [torch.randint(320, (3, 40), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS[0]).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "arcee", "smollm3"])
+def test_idle_neurons_and_heads_leave_without_a_trace(kind: str) -> None:
+    model = stock(kind, num_attention_heads=8, num_key_value_heads=4, head_dim=16)
+    idle = torch.arange(0, 96, 3)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight[:, idle] = 0  # 32 of 96 neurons
+            layer.self_attn.o_proj.weight[:, 32:64] = 0  # the second of four groups of two heads
+            layer.self_attn.o_proj.weight[:, 96:] = 0  # and the last
+    importance = measure_importance(model, IDS)
+    assert importance.num_tokens == 360
+    assert (importance.neurons[:, idle] == 0).all()
+    assert np.flatnonzero(importance.groups[0] == 0).tolist() == [1, 3]
+    smaller = pruned(model, importance, neurons=64, groups=2)
+    assert smaller.config.intermediate_size == 64
+    assert smaller.config.num_attention_heads == 4
+    assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
+    assert smaller.num_parameters() < model.num_parameters()
+
+
+def test_the_least_important_go_first() -> None:
+    model = stock("llama")
+    importance = measure_importance(model, IDS)
+    before = logits(model)
+    best = pruned(model, importance, neurons=64)
+    flipped = type(importance)(-importance.neurons, importance.groups, importance.layers, importance.num_tokens)
+    worst = pruned(model, flipped, neurons=64)
+    assert (logits(best) - before).norm() < (logits(worst) - before).norm()
+
+
+def test_a_layer_that_changes_nothing_is_the_least_important_and_leaves_without_a_trace() -> None:
+    model = stock("smollm3", num_hidden_layers=3)
+    with torch.no_grad():
+        for weight in (model.model.layers[1].mlp.down_proj.weight, model.model.layers[1].self_attn.o_proj.weight):
+            weight.zero_()
+    importance = measure_importance(model, IDS)
+    assert int(importance.layers.argmin()) == 1
+    smaller = pruned(model, importance, without_layers=[1])
+    assert smaller.config.num_hidden_layers == 2
+    assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
+
+
+def test_the_result_loads_from_its_folder(tmp_path: Path) -> None:
+    model = stock("llama", tie_word_embeddings=True)
+    smaller = pruned(model, measure_importance(model, IDS), neurons=32)
+    smaller.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(loaded), logits(smaller))
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+def test_everything_kept_is_the_same_model() -> None:
+    model = stock("qwen3")
+    assert torch.equal(logits(pruned(model, measure_importance(model, IDS))), logits(model))
+
+
+def test_what_cannot_be_done_is_refused() -> None:
+    model = stock("llama")
+    importance = measure_importance(model, IDS)
+    with pytest.raises(ValueError, match=r"`neurons` must lie between 1 and 96, got 97"):
+        pruned(model, importance, neurons=97)
+    with pytest.raises(ValueError, match=r"`neurons` 48 leaves rows of 48, which 4- and 8-bit formats cannot store"):
+        pruned(model, importance, neurons=48)
+    with pytest.raises(ValueError, match=r"`without_layers` must leave some of 2 layers"):
+        pruned(model, importance, without_layers=[0, 1])
+    with pytest.raises(ValueError, match=r"`batches` holds no text"):
+        measure_importance(model, [])
+    with pytest.raises(ValueError, match=r"a gpt2 cannot be pruned here: its layers have no self_attn.q_proj"):
+        measure_importance(stock("gpt2"), IDS)
