@@ -1,8 +1,8 @@
 """Structured pruning: feed-forward neurons, groups of heads and layers leave a model, by what they do on real text.
 
 A neuron's importance is the energy of what it adds to the residual stream: the mean square of its activation times
-the squared norm of its output weights; a group of heads (one key-value head and its queries) likewise. It takes forward
-passes only (cf. Molchanov et al. 2019, https://arxiv.org/abs/1906.10771, and Muralidharan et al. 2024,
+the squared norm of its output weights; a group of heads (one key-value head and its queries) likewise. It takes
+forward passes only (cf. Molchanov et al. 2019, https://arxiv.org/abs/1906.10771, and Muralidharan et al. 2024,
 https://arxiv.org/abs/2407.14679). What is left is an ordinary model of the same architecture, in smaller matrices.
 """
 
