@@ -313,11 +313,11 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     note = arguments.folder / "data.json"
     if arguments.run:
-        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")))
+        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")), beside=note.parent)
         execute(Run(**json.loads(arguments.run)), data=data, folder=results)
         return
     data = prepare(arguments)
-    note.write_text(json.dumps(data.to_dict()), encoding="utf-8")
+    note.write_text(json.dumps(data.to_dict(beside=note.parent)), encoding="utf-8")
     active: dict[str, subprocess.Popen[bytes]] = {}
     failed: set[str] = set()
     while True:

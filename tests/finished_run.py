@@ -74,7 +74,7 @@ def search_once(folder: Path, data: PreparedData) -> StudyFolder:
     )
     assert result.winner is not None
     study.settings.write_text(dump(settings), encoding="utf-8")
-    write_json(study.data, {"data": data.to_dict()})
+    write_json(study.data, {"data": data.to_dict(beside=study.folder)})
     release_trial(result.winner, study=study.folder, settings=settings, data=data)
     write_tables(study)
     return study

@@ -1,5 +1,6 @@
 """A made-up search space of integers whose front is known in closed form, and evaluators for it. No torch here."""
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -147,3 +148,41 @@ class Confirm:
             raise ArithmeticError("not confirmed")
         worse = 40 * (genome.x > 20)
         return Evaluation(objectives={name: value + worse for name, value in previous.objectives.items()})
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Confirms in three passes; what it says differs from pass to pass, and half of them fail after the first."""
+
+    log: Path
+    passes: int = 3
+
+    def __call__(self, genome: Any, rung: Any, previous: Evaluation | None) -> Evaluation:
+        assert previous is not None
+        turn = previous.measurements.get("turn", 0) + 1
+        with open(self.log, "a") as file:
+            file.write(f"{turn} {genome.x} {genome.y}\n")
+        lot = int(genome.genome_id, 16)
+        if lot % 2 == 0 and turn == 2:
+            raise ArithmeticError("not this time")
+        # In the first pass half of them look so bad that they leave the front; the next pass takes that back.
+        worse = {1: 40.0, 2: -40.0}.get(turn, 0.0) * (lot % 2)
+        values = {name: value + worse for name, value in previous.objectives.items()}
+        return Evaluation(objectives=values, measurements={"turn": turn})
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Writes a checkpoint, continues the one below, deletes what the engine gives up."""
+
+    folder: Path
+
+    def __call__(self, genome: Any, rung: Any, previous: Evaluation | None) -> Evaluation:
+        before = previous.checkpoint.read_text() if previous is not None and previous.checkpoint else ""
+        file = self.folder / f"{genome.genome_id}-{rung.index}"
+        file.write_text(f"{before}{rung.index}")
+        return dataclasses.replace(Evaluate()(genome, rung, previous), checkpoint=file)
+
+    def discard(self, evaluation: Evaluation) -> None:
+        assert evaluation.checkpoint is not None
+        evaluation.checkpoint.unlink(missing_ok=True)

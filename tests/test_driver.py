@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from integer_space import Confirm, Evaluate, IntegerSpace, Point
+from integer_space import Confirm, Evaluate, IntegerSpace, Keeping, Passes, Point
 from rich.console import Console
 
 from codenas_hf.engine import (
@@ -180,30 +180,60 @@ def test_who_cannot_be_confirmed_leaves_the_front(tmp_path: Path) -> None:
     assert {trial.failure for trial in result.failures} == {"ArithmeticError: not confirmed"}
 
 
-@dataclass(frozen=True)
-class Keeping:
-    """Writes a checkpoint, continues the one below, deletes what the engine gives up."""
-
-    folder: Path
-
-    def __call__(self, genome: Any, rung: Any, previous: Evaluation | None) -> Evaluation:
-        before = previous.checkpoint.read_text() if previous is not None and previous.checkpoint else ""
-        file = self.folder / f"{genome.genome_id}-{rung.index}"
-        file.write_text(f"{before}{rung.index}")
-        return dataclasses.replace(Evaluate()(genome, rung, previous), checkpoint=file)
-
-    def discard(self, evaluation: Evaluation) -> None:
-        assert evaluation.checkpoint is not None
-        evaluation.checkpoint.unlink(missing_ok=True)
+def test_the_front_is_confirmed_in_passes_over_all_of_it(tmp_path: Path) -> None:
+    before = {record.genome for record in search(tmp_path / "plain").front}
+    assert {int(point.genome_id, 16) % 2 for point in before} == {0, 1}
+    result = search(tmp_path / "s", confirm=Passes(tmp_path / "confirmed"))
+    lines = [line.split() for line in confirmed_lines(tmp_path)]
+    first = {(x, y) for turn, x, y in lines[: len(before)]}
+    assert first == {(str(p.x), str(p.y)) for p in before}, "all of the front once"  # type: ignore[attr-defined]
+    # Nobody is confirmed a second time before all others were once; who failed once after a success stays.
+    assert before <= {record.genome for record in result.front}
+    assert {line for line in map(tuple, lines)} >= {("2", x, y) for x, y in first}
+    by_member = [(trial.rung, trial.parent) for trial in result.confirmed]
+    assert set(by_member.count(key) for key in by_member) == {3}
+    assert {trial.failure for trial in result.failures} == {"ArithmeticError: not this time"}
+    again = search(tmp_path / "s", confirm=Passes(tmp_path / "confirmed"))
+    assert plain(again.front) == plain(result.front)
+    assert len(confirmed_lines(tmp_path)) == len(lines)
 
 
 def test_checkpoints_are_continued_and_then_deleted(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     result = search(tmp_path / "s", Keeping(files))
+    assert result.front
     left = {path.name for path in files.iterdir()}
     assert left == {f"{record.genome.genome_id}-1" for record in result.front}
     assert all(path.read_text() == "01" for path in files.iterdir())
+
+
+@pytest.mark.parametrize("how", ["moved", "renamed", "copied"])
+def test_a_study_that_lies_elsewhere_now_goes_on(tmp_path: Path, how: str) -> None:
+    settings = dataclasses.replace(SETTINGS, generations=2)
+    old = tmp_path / "runs" / "s"
+    (old / "trials").mkdir(parents=True)
+    search(old, Keeping(old / "trials"), settings)
+    new = {"moved": tmp_path / "other" / "s", "renamed": tmp_path / "runs" / "s.old1"}.get(how, tmp_path / "copy")
+    new.parent.mkdir(exist_ok=True)
+    if how == "copied":
+        shutil.copytree(old, new)
+    else:
+        old.rename(new)
+    opened = SearchResult.open(new, space=SPACE)
+    places = [r.evaluation.checkpoint for r in opened.front if r.evaluation is not None]
+    assert places
+    assert all(place is not None and place.parent == new / "trials" and place.exists() for place in places)
+    longer = search(new, Keeping(new / "trials"))
+    straight = tmp_path / "straight"
+    (straight / "trials").mkdir(parents=True)
+    expected = search(straight, Keeping(straight / "trials"))
+
+    def without_places(result: SearchResult) -> str:
+        return json.dumps(plain(result.records)).replace(str(new), "").replace(str(straight), "")
+
+    assert without_places(longer) == without_places(expected)
+    assert not longer.failures
 
 
 def test_what_is_superseded() -> None:

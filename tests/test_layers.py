@@ -32,7 +32,7 @@ INSIDE = {
     ],
     "compression": ["formats", "quantize", "vocabulary", "prune", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "decode"],
-    "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate"],
+    "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate", "confirm"],
     "sandbox": ["confinement", "jail_link", "jail", "program_checks", "judge"],
     "suite": [
         *("prompts", "code_tasks", "text_score", "completion_report", "evaluation"),

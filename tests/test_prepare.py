@@ -1,11 +1,21 @@
 """Everything a job reads, built once."""
 
+import dataclasses
+import json
 import pickle
+import shutil
 
 import pytest
 from tokenizers import Tokenizer, models
 
-from codenas_hf.data import CorpusSettings, DataError, TokenizerSettings, prepare_data, prepare_for_tokenizer
+from codenas_hf.data import (
+    CorpusSettings,
+    DataError,
+    PreparedData,
+    TokenizerSettings,
+    prepare_data,
+    prepare_for_tokenizer,
+)
 
 
 def settings(folder):
@@ -21,6 +31,27 @@ def test_prepared_data_is_found_again_and_can_be_pickled(tiny_corpus_folder, tin
     assert pickle.loads(pickle.dumps(again)) == again
     assert again.vocab_sizes == (512,)
     assert again.corpus.digest == tiny_data.corpus.digest
+
+
+def test_places_are_kept_relative_to_the_study(tiny_data, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(tiny_data.folder, runs / "data")
+    corpus = runs / "data" / tiny_data.corpus_folder.relative_to(tiny_data.folder)
+    data = dataclasses.replace(tiny_data, folder=runs / "data", corpus_folder=corpus)
+    (runs / "study").mkdir()
+    kept = data.to_dict(beside=runs / "study")
+    assert PreparedData.from_dict(json.loads(json.dumps(kept)), beside=runs / "study") == data
+    (runs / "study").rename(tmp_path / "alone")  # away from its data
+    assert PreparedData.from_dict(kept, beside=tmp_path / "alone") == data
+    runs.rename(tmp_path / "moved")  # the data moved as well
+    (tmp_path / "alone").rename(tmp_path / "moved" / "study.old1")
+    found = PreparedData.from_dict(kept, beside=tmp_path / "moved" / "study.old1")
+    assert found.corpus_folder.is_relative_to(tmp_path / "moved")
+    assert found.corpus.digest == tiny_data.corpus.digest
+    earlier = {**kept, "folder": str(runs / "data"), "corpus_folder": str(data.corpus_folder)}  # absolute, and gone
+    del earlier["beside"]
+    found = PreparedData.from_dict(earlier, beside=tmp_path / "moved" / "s")
+    assert found.corpus_folder.is_relative_to(tmp_path / "moved")
 
 
 def test_several_vocabularies(tiny_corpus_folder, tiny_data, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,25 +47,47 @@ class PreparedData:
         """The vocabulary sizes that are prepared, ascending."""
         return tuple(sorted(self.tokenizers))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form: places and digest, no content."""
+    def to_dict(self, *, beside: Path) -> dict[str, Any]:
+        """JSON form: places and digest, no content.
+
+        Args:
+            beside: folder of the study that keeps it: places are relative to it, so that both may move together.
+        """
+
+        def place(path: Path) -> str:
+            return os.path.relpath(path.resolve(), beside.resolve())
+
         return {
-            "folder": str(self.folder),
-            "corpus_folder": str(self.corpus_folder),
+            "beside": str(beside.resolve()),
+            "folder": place(self.folder),
+            "corpus_folder": place(self.corpus_folder),
             "digest": self.digest,
-            "tokenizers": {str(size): str(path) for size, path in self.tokenizers.items()},
-            "splits": [[size, split, str(path)] for (size, split), path in self.splits.items()],
+            "tokenizers": {str(size): place(path) for size, path in self.tokenizers.items()},
+            "splits": [[size, split, place(path)] for (size, split), path in self.splits.items()],
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PreparedData:
-        """Inverse of `to_dict`."""
+    def from_dict(cls, data: Mapping[str, Any], *, beside: Path) -> PreparedData:
+        """Inverse of `to_dict`, for a study that may have moved: with its data, or away from them.
+
+        Args:
+            data: JSON form; earlier studies kept absolute places.
+            beside: folder of the study now.
+        """
+
+        def place(text: str) -> Path:
+            here, parts = beside.resolve(), Path(text).parts
+            ends = [here.parent.joinpath(*parts[start:]) for start in range(1, len(parts)) if Path(text).is_absolute()]
+            # The old folder may be gone, so `..` is taken away by its letters.
+            places = [Path(os.path.normpath(root / text)) for root in (here, Path(data.get("beside", here)))]
+            return next((path for path in (*places, *ends) if path.exists()), places[0])
+
         return cls(
-            folder=Path(data["folder"]),
-            corpus_folder=Path(data["corpus_folder"]),
+            folder=place(data["folder"]),
+            corpus_folder=place(data["corpus_folder"]),
             digest=data["digest"],
-            tokenizers={int(size): Path(path) for size, path in data["tokenizers"].items()},
-            splits={(int(size), str(split)): Path(path) for size, split, path in data["splits"]},
+            tokenizers={int(size): place(path) for size, path in data["tokenizers"].items()},
+            splits={(int(size), str(split)): place(path) for size, split, path in data["splits"]},
         )
 
     def tokenizer(self, vocab_size: int) -> Path:

@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -60,7 +61,9 @@ def run_search(
         policy: proposes; `GeneticPolicy`, screened by a surrogate, when None.
         confirm: called as `confirm(genome, rung, previous)` after the last rung while nothing else runs, one at a
             time, for each member of the front until all are confirmed. Its evaluation replaces the member's; where it
-            has no checkpoint it keeps the previous one. A member whose confirmation fails leaves the front.
+            has no checkpoint it keeps the previous one. A member whose confirmation fails leaves the front. It may
+            have an attribute `passes`: each member is confirmed as often, all of them once before any a second time,
+            and `previous` is then the earlier confirmation; one that fails after an earlier success changes nothing.
         preload: modules that are imported once for all evaluating processes, such as torch and transformers.
 
     Raises:
@@ -331,8 +334,8 @@ class _Search:
         self.study.finish(claim, evaluation)
 
     def _confirm(self, pool: Pool) -> None:
-        """Confirms members of the front, one at a time, until all of them are."""
-        queue = self.study.confirmations
+        """Confirms members of the front, one at a time and pass by pass, until all of them are."""
+        queue, passes = self.study.confirmations, getattr(self.confirm, "passes", 1)
         while True:
             claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=[queue])
             if claim is not None:
@@ -345,14 +348,25 @@ class _Search:
                 continue
             snapshot = self.study.snapshot()
             self.progress.update(snapshot, ())
-            known = {(trial.rung, trial.parent) for trial in snapshot.confirmed}
-            missing = [record for record in self.result(snapshot).front if (record.rung, record.number) not in known]
+            # Who was timed badly by chance may have left the front for that alone: every pass is over all of them.
+            done = Counter((trial.rung, trial.parent) for trial in snapshot.confirmed)
+            kept = {(trial.rung, trial.parent) for trial in snapshot.confirmed if trial.evaluation is not None}
+            front = {(record.rung, record.number) for record in self.result(snapshot).front}
+            missing = {key for key in kept | front if done[key] < passes}
             if not missing:
                 return
-            for record in missing:
-                self.study.add(
-                    queue, record.genome, generation=record.generation, parent=record.number, rung=record.rung
-                )
+            turn = min(done[key] for key in missing)
+            for record in snapshot.records:
+                key = (record.rung, record.number)
+                if key in missing and done[key] == turn:
+                    self.study.add(
+                        queue,
+                        record.genome,
+                        generation=record.generation,
+                        parent=record.number,
+                        rung=record.rung,
+                        turn=turn,
+                    )
 
     def _check_stop(self, *, idle: bool) -> None:
         if self.stop.count >= 2 or (self.stop.count and idle):

@@ -50,7 +50,11 @@ class SearchResult:
         cls, snapshot: Snapshot, *, objectives: Objectives, rungs: tuple[Rung, ...], finished: bool = True
     ) -> SearchResult:
         """From a study's record."""
-        confirmed = {(trial.rung, trial.parent): trial for trial in snapshot.confirmed}
+        confirmed: dict[tuple[int, int | None], TrialRecord] = {}
+        for trial in snapshot.confirmed:  # the last that succeeded counts, a failure only where none did
+            key = (trial.rung, trial.parent)
+            if trial.evaluation is not None or key not in confirmed:
+                confirmed[key] = trial
         records, dropped = [], set()
         for record in snapshot.records:
             check = confirmed.get((record.rung, record.number))

@@ -51,7 +51,7 @@ class Claim:
         record: the trial, running.
         trial_id: its identifier in the storage.
         queue: index of the study it lies in: its rung, or one past the last rung for a confirmation.
-        previous: the outcome at the rung below, or for a confirmation at its own rung.
+        previous: the outcome at the rung below; for a confirmation the earlier one, else the one at its own rung.
     """
 
     record: TrialRecord
@@ -196,8 +196,9 @@ class Study:
         parent: int | None = None,
         rung: int | None = None,
         audit: bool = False,
+        turn: int = 0,
     ) -> None:
-        """Adds a waiting trial to a queue (a rung's index, or `confirmations`)."""
+        """Adds a waiting trial to a queue (a rung's index, or `confirmations`: there once for each turn)."""
         data = genome.to_dict()
         params = {
             gene: data[gene] for gene, values in self._distributions.items() if _known(data.get(gene), values.choices)
@@ -211,6 +212,8 @@ class Study:
         }
         if audit:
             attributes["audit"] = True
+        if turn:
+            attributes["turn"] = turn
         distributions: dict[str, BaseDistribution] = {gene: self._distributions[gene] for gene in params}
         trial = create_trial(
             state=TrialState.WAITING, params=params, distributions=distributions, user_attrs=attributes
@@ -242,6 +245,13 @@ class Study:
     def _previous(self, queue: int, record: TrialRecord) -> Evaluation | None:
         if record.parent is None:
             return None
+        if queue == self.confirmations:
+            complete = self.storage.get_all_trials(self._studies[queue], deepcopy=False, states=(TrialState.COMPLETE,))
+            same = [
+                t for t in complete if (t.user_attrs["rung"], t.user_attrs["parent"]) == (record.rung, record.parent)
+            ]
+            if same:
+                return self._record(same[-1]).evaluation
         below = self._studies[record.rung if queue == self.confirmations else record.rung - 1]
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(below, record.parent)
         return self._record(self.storage.get_trial(trial_id)).evaluation
@@ -311,9 +321,10 @@ class Study:
         """All records and facts now. A genome that stands twice at one rung counts once, by its first trial."""
         rungs = []
         for queue in range(self.rungs + 1):
-            seen: dict[tuple[int, str], TrialRecord] = {}
+            seen: dict[tuple[int, str, int], TrialRecord] = {}
             for trial in self.storage.get_all_trials(self._studies[queue], deepcopy=False):
-                seen.setdefault((trial.user_attrs["rung"], trial.user_attrs["genome_id"]), self._record(trial))
+                known = trial.user_attrs
+                seen.setdefault((known["rung"], known["genome_id"], known.get("turn", 0)), self._record(trial))
             rungs.append(tuple(seen.values()))
         return Snapshot(rungs=tuple(rungs[:-1]), confirmed=rungs[-1], facts=self.facts())
 

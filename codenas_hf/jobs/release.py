@@ -17,7 +17,7 @@ from ..folders import Record, StudyFolder
 from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
 from ..generation.decode import context_tokens
 from ..hardware import Hardware
-from ..measure.candidate import ARTIFACT
+from ..measure.candidate import ARTIFACT, artifact_damage
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_windows
@@ -27,6 +27,10 @@ from ..release.export import write_release
 from ..strict_yaml import to_mapping
 from .settings import RunSettings
 from .study import given_limits
+
+
+class LostWeightsError(OSError):
+    """The weights that a trial left are gone or damaged."""
 
 
 def measure_model(
@@ -88,6 +92,7 @@ def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, da
 
     Raises:
         ValueError: the trial has no checkpoint.
+        LostWeightsError: its checkpoint is gone or damaged.
     """
     genome, evaluation = record.genome, record.evaluation
     if evaluation is None or evaluation.checkpoint is None or not isinstance(genome, Genome):
@@ -98,8 +103,15 @@ def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, da
         there = found.trial and (found.genome_id, found.trial.rung, found.trial.number)
         if there == (genome.genome_id, record.rung, record.number):
             return release.folder
+    artifact = evaluation.checkpoint / ARTIFACT
+    problem = artifact_damage(artifact)
+    if problem is not None:
+        raise LostWeightsError(
+            f"the weights of trial {record.number} of rung {record.rung} cannot be loaded ({problem}): put {artifact} "
+            "back, or run the search again, which trains them again"
+        )
     device = Hardware.discover(settings.device).device
-    model = CodeNASForCausalLM.from_pretrained(evaluation.checkpoint / ARTIFACT, dtype=torch.float32)
+    model = CodeNASForCausalLM.from_pretrained(artifact, dtype=torch.float32)
     measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
     known, trained = trial_and_training(evaluation.to_dict())
     return release_model(

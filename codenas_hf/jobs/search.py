@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,28 @@ from ..architecture.space import SearchSpace
 from ..engine import (
     GeneticPolicy,
     GuidedPolicy,
+    IdentityError,
     Objectives,
     Policy,
     RandomPolicy,
     RegularizedEvolution,
+    Rung,
     Screened,
     SearchResult,
     SearchSettings,
     Seeded,
+    TrialRecord,
     run_search,
 )
 from ..folders import StudyFolder
-from ..hardware import Hardware, is_main_process
-from ..measure.candidate import CandidateEvaluator, LatencyConfirmer
+from ..hardware import Hardware, alone, is_main_process
+from ..measure.candidate import CandidateEvaluator
+from ..measure.confirm import LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
 from ..strict_yaml import SettingsError, dump, to_mapping
 from .cost import cost_lines
-from .release import release_trial
+from .release import LostWeightsError, release_trial
 from .settings import RunSettings
 from .study import corners, given_limits, report_study, screened, study_data, study_latency, study_precision
 from .text import load_space
@@ -77,6 +82,10 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         say = _silent
     hardware = Hardware.discover(settings.device)
     folder = settings.folder / settings.study
+    if fresh and settings.search.storage is not None:
+        raise SettingsError(
+            f"--fresh puts a folder aside, but this study lies on a server: begin another, study={settings.study}_2"
+        )
     if fresh and main:
         _put_aside(folder, say=say)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,32 +107,52 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         StudyFolder(folder).settings.write_text(dump(settings), encoding="utf-8")
         for line in cost_lines(decided, space=space, data=data, hardware=hardware):
             say(line)
-    result = run_search(
-        space,
-        CandidateEvaluator(
-            data=data,
-            train=decided.train,
-            settings=settings.candidate,
-            latency=latency,
-            folder=trials,
-            device=hardware.device,
-        ),
-        folder=folder,
-        settings=engine,
-        policy=_policy(settings, space, reference=engine.reference),
-        confirm=LatencyConfirmer(data=data, settings=settings.candidate, folder=trials, device=hardware.device),
-        preload=("torch", "transformers", "codenas_hf.measure.candidate"),
+    evaluator = CandidateEvaluator(
+        data=data,
+        train=decided.train,
+        settings=settings.candidate,
+        latency=latency,
+        folder=trials,
+        device=hardware.device,
     )
+    try:
+        result = run_search(
+            space,
+            evaluator,
+            folder=folder,
+            settings=engine,
+            policy=_policy(settings, space, reference=engine.reference),
+            confirm=LatencyConfirmer(evaluator=evaluator),
+            preload=("torch", "transformers", "codenas_hf.measure.confirm"),
+        )
+    except IdentityError as error:
+        raise IdentityError(
+            f"{error}. To go on with it: --config {shlex.quote(str(folder / 'settings.yaml'))}; to begin another: "
+            f"study=NAME, or --fresh, which puts this one aside"
+        ) from None
     if not main:
         return SearchOutcome(result, folder)
     winner = None
     if result.winner is not None:
-        winner = release_trial(result.winner, study=folder, settings=settings, data=data)
+        try:
+            winner = release_trial(result.winner, study=folder, settings=settings, data=data)
+        except LostWeightsError as error:
+            say(f"again     {error}")
+            trial = _with_weights(result.winner, rungs=engine.rungs, evaluator=evaluator)
+            winner = release_trial(trial, study=folder, settings=settings, data=data)
     report = report_study(result, folder=folder, winner=winner)
     published: tuple[Published, ...] = ()
     if winner is not None and settings.publish.repo_id is not None:
         published = tuple(publish(folder, **to_mapping(settings.publish)))
     return SearchOutcome(result, folder, winner, report, published)
+
+
+def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: CandidateEvaluator) -> TrialRecord:
+    """The record of a winner whose checkpoint is gone, its weights trained again."""
+    assert record.evaluation is not None
+    with alone():
+        restored = evaluator.restored(record.genome, rungs[record.rung], record.evaluation)  # type: ignore[arg-type]
+    return replace(record, evaluation=restored)
 
 
 def _silent(text: str) -> None:
@@ -165,7 +194,7 @@ def engine_settings(
         lag=ladder.lag,
         audit=ladder.audit,
         identity=identity,
-        name=settings.study,
+        name=None if ladder.storage is None else settings.study,
         storage=ladder.storage,
         workers_per_rank=ladder.workers_per_rank or (1 if hardware.device == "cuda" else None),
         time_limit_s=ladder.time_limit_s,

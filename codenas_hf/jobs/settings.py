@@ -16,6 +16,7 @@ from ..strict_yaml import SettingsError, load
 from ..training import TrainSettings
 
 PolicyName = Literal["guided", "genetic", "screened", "random", "regularized"]
+_TAKEN = ("data", "latency", "trackers")  # what else lies in the folder of studies
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -143,7 +144,7 @@ class RunSettings:
     """Everything about a run.
 
     Args:
-        study: name of the study; its folder is `folder`/`study`.
+        study: name of the study, a plain folder name; its folder is `folder`/`study`.
         folder: where studies and prepared data lie.
         space: a file in configs/spaces by name, or any YAML file.
         device: `auto`, `cpu` or `cuda`.
@@ -158,6 +159,9 @@ class RunSettings:
         log_with: experiment trackers that follow `codenas train`, such as `[tensorboard]` (written to
             `folder`/trackers) or `[trackio]`; any that accelerate knows and that is installed.
         publish: push the winner to the Hub at the end; nothing is pushed without `publish.repo_id`.
+
+    Raises:
+        ValueError: a study's name that is no name of a folder of its own.
     """
 
     study: str = "two_stage"
@@ -174,6 +178,15 @@ class RunSettings:
     final_score_bytes: int = 1_000_000
     log_with: tuple[str, ...] = ()
     publish: PublishSettings = field(default_factory=PublishSettings)
+
+    def __post_init__(self) -> None:
+        name = self.study
+        plain = name.strip() == name and name.isprintable() and "/" not in name and not name.startswith(".")
+        if not (name and plain) or name in _TAKEN or len(name.encode(errors="replace")) > 200:
+            raise ValueError(
+                f"`study` must be the name of a folder, without a slash, a dot at its beginning or blanks around it, "
+                f"and none of {', '.join(_TAKEN)}, got {name!r}; `folder=` says where studies lie"
+            )
 
     @classmethod
     def of(cls, *words: str, config: Sequence[str | Path] = ()) -> RunSettings:

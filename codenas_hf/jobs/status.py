@@ -19,6 +19,7 @@ COLUMNS = (
     quantity_column("artifact_bytes", title="winner"),
     quantity_column("decode_ms"),
     Column("seconds_left", "left", "seconds"),
+    Column("reason", "reason"),
 )
 
 
@@ -29,11 +30,14 @@ def status_table(folder: Path) -> Table:
 
 
 def study_row(folder: Path) -> dict[str, Any]:
-    """How one study stands; what is not known yet is absent."""
+    """How one study stands; what is not known yet is absent. One that cannot be read is a row with the reason."""
     try:
         result, settings = open_study(folder)
     except FileNotFoundError:
         return {"study": folder.name, "state": "preparing data"}
+    except Exception as error:  # whatever is wrong with one study must not hide the others
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return {"study": folder.name, "state": "unreadable", "reason": reason}
     done = [r for r in result.records if r.state == "complete"]
     ladder = settings.search
     each = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]

@@ -43,7 +43,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
         with contextlib.suppress(OSError, ValueError, KeyError, DataError):
             stored = read_json(note)
             if stored["settings"] == wanted:
-                data = PreparedData.from_dict(stored["data"])
+                data = PreparedData.from_dict(stored["data"], beside=folder)
                 for size in vocab_sizes:
                     for split in ("train", "validation"):
                         data.tokens(size, split)
@@ -51,7 +51,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
                 return data
         say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
         data = prepare(settings, vocab_sizes=vocab_sizes)
-        write_json(note, {"settings": wanted, "data": data.to_dict()})
+        write_json(note, {"settings": wanted, "data": data.to_dict(beside=folder)})
     return data
 
 
@@ -178,16 +178,19 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
 
     Raises:
         FileNotFoundError: no study there.
+        codenas_hf.engine.JournalError, codenas_hf.engine.StorageError: its record cannot be read.
+        SettingsError: its settings cannot be read, or its space is gone.
     """
     path = StudyFolder(folder).settings
     if not path.exists():
         raise FileNotFoundError(f"no study in {folder}: expected the file {path.name}; studies lie in runs/")
-    settings = dataclasses.replace(load(RunSettings, path), folder=folder.parent, study=folder.name)
-    space = load_space(settings.space)
-    return (
-        SearchResult.open(folder, space=space, storage=settings.search.storage, name=settings.study),
-        settings,
+    stored = load(RunSettings, path)
+    # On a server the name is what the study was begun with; a journal knows its own, whatever its folder is called.
+    storage = stored.search.storage
+    result = SearchResult.open(
+        folder, space=load_space(stored.space), storage=storage, name=None if storage is None else stored.study
     )
+    return result, dataclasses.replace(stored, folder=folder.resolve().parent, study=folder.resolve().name)
 
 
 def write_study_report(folder: Path) -> Path:

@@ -1,7 +1,9 @@
-"""evaluate(genome, rung, previous): one code path for every rung, and the timing of the front."""
+"""evaluate(genome, rung, previous): one code path for every rung."""
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -23,10 +26,13 @@ from ..engine.records import Evaluation, Rung
 from ..folders import folder_bytes, whole_folder
 from ..modeling_codenas import CodeNASForCausalLM
 from ..training import TrainSettings, build_model, precision_name, resolve_precision, train
+from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import leak_gate, score_windows
 from .timing import TimingProtocol, measure_latency
+
+logger = logging.getLogger(__name__)
 
 TRAINING, ARTIFACT = "training", "artifact"
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -143,7 +149,7 @@ def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> i
     return folder_bytes(folder)
 
 
-def _unstarted_device(device: DeviceName) -> torch.device:
+def unstarted_device(device: DeviceName) -> torch.device:
     """The device that workers use, found without making a CUDA context that forked children could not share."""
     if device == "auto":
         device = "cuda" if torch.cuda.device_count() else "cpu"
@@ -184,21 +190,28 @@ class CandidateEvaluator:
                 f"rungs need the schedule `stable`, whose constant part can be continued; got "
                 f"`{self.train.optim.schedule}`"
             )
-        dtype = resolve_precision(self.train.precision, device=_unstarted_device(self.device))
+        dtype = resolve_precision(self.train.precision, device=unstarted_device(self.device))
         object.__setattr__(self, "train", replace(self.train, precision=precision_name(dtype)))
         commit()
 
     def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
         """The outcome of `genome` at `rung`; continues the checkpoint of `previous`.
 
+        Where that is gone or damaged, it trains from the start: a budget is the total, and the state before the decay
+        is what a straight training passes through, so the outcome is the same. `restarted` in the measurements says
+        why.
+
         Raises:
             LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
         """
         disable_progress_bar()  # of saving and loading weights; the search has a display of its own
         watch = _Stopwatch()
-        device = _unstarted_device(self.device)
+        device = unstarted_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"
+        state, problem = _training_state(previous)
+        if problem is not None:
+            logger.warning("%s trains for rung %d from the start: %s", genome.genome_id, rung.index, problem)
         for stale in self.folder.glob(f".{target.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         with watch.on("build"):
@@ -217,7 +230,7 @@ class CandidateEvaluator:
                     rung.budget,
                     settings=self.train,
                     folder=None if rung.keep is None else fresh / TRAINING,
-                    resume_from=_training_state(previous),
+                    resume_from=state,
                     accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
                 )
             with watch.on("save"):
@@ -246,6 +259,7 @@ class CandidateEvaluator:
             "tokens_per_second": trained.tokens_per_second,
             "curve": [dict(point) for point in trained.curve],
             **timing,
+            **({} if problem is None else {"restarted": problem}),
         }
         return Evaluation(
             objectives={
@@ -263,9 +277,25 @@ class CandidateEvaluator:
                 "dtype": trained.precision,
                 "data": self.data.digest,
                 "budget": str(rung.budget),
-                "resumed": previous is not None,
+                "resumed": state is not None,
             },
         )
+
+    def restored(self, genome: Genome, rung: Rung, evaluation: Evaluation) -> Evaluation:
+        """The evaluation, its weights trained again from the start where they are gone or damaged.
+
+        What was recorded stands; `weights_restored` in the provenance says that its weights were made twice.
+        """
+        if evaluation.checkpoint is not None:
+            problem = artifact_damage(evaluation.checkpoint / ARTIFACT)
+        else:
+            problem = "it has no checkpoint"
+        if problem is None:
+            return evaluation
+        logger.warning("%s of rung %d is trained again: %s", genome.genome_id, rung.index, problem)
+        again = self(genome, rung, None)
+        provenance = {**evaluation.provenance, "weights_restored": True}
+        return replace(evaluation, checkpoint=again.checkpoint, provenance=provenance)
 
     def discard(self, evaluation: Evaluation) -> None:
         """Removes the checkpoint of a candidate that can no longer be promoted; harmless when repeated."""
@@ -284,54 +314,22 @@ class CandidateEvaluator:
         return predicted, {"decode_ms_predicted": predicted}
 
 
-def _training_state(previous: Evaluation | None) -> Path | None:
-    """The folder of the training state that `previous` left; None at rung 0."""
+def _training_state(previous: Evaluation | None) -> tuple[Path | None, str | None]:
+    """The training state that `previous` left, and why it cannot be continued; neither at rung 0."""
     if previous is None:
-        return None
+        return None, None
     if previous.checkpoint is None:
-        raise ValueError("the evaluation of the rung below has no checkpoint to continue")
+        return None, "the evaluation of the rung below has no checkpoint"
     state = previous.checkpoint / TRAINING / "constant"
-    if not state.is_dir():
-        raise FileNotFoundError(f"{state} is missing: the rung below was discarded or is on another machine")
-    return state
+    problem = damage(state)
+    return (None, problem) if problem else (state, None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatencyConfirmer:
-    """Times a member of the front alone and puts the measured latency in the place of the predicted one; picklable.
-
-    Args:
-        data: of the study.
-        settings: names the timing protocol.
-        folder: where checkpoints lie.
-        device: where to time.
-    """
-
-    data: PreparedData
-    settings: CandidateSettings = field(default_factory=CandidateSettings)
-    folder: Path
-    device: DeviceName = "auto"
-
-    def __call__(self, genome: Genome, rung: Rung, previous: Evaluation | None) -> Evaluation:
-        """The evaluation `previous` with its decode latency measured.
-
-        Raises:
-            FileNotFoundError: its artifact is gone.
-        """
-        if previous is None or previous.checkpoint is None or not (previous.checkpoint / ARTIFACT).is_dir():
-            raise FileNotFoundError(f"no artifact of {genome.genome_id} to time; its checkpoint was discarded")
-        disable_progress_bar()  # of saving and loading weights; the search has a display of its own
-        watch = _Stopwatch()
-        device = _unstarted_device(self.device)
-        with watch.on("build"):
-            model = CodeNASForCausalLM.from_pretrained(previous.checkpoint / ARTIFACT)
-            nn.Module.to(model, device)
-        with watch.on("measure"):
-            latency = measure_latency(model, self.settings.timing or default_protocol(device.type))
-        return replace(
-            previous,
-            objectives={**previous.objectives, "decode_ms": latency.decode_ms},
-            measurements={**previous.measurements, "latency": latency.to_dict()},
-            seconds={**previous.seconds, "confirm": sum(watch.seconds.values())},
-            provenance={**previous.provenance, "confirmed": provenance(device)},
-        )
+def artifact_damage(folder: Path) -> str | None:
+    """Why a scored model cannot be loaded; None when it can."""
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", framework="pt"):  # the header says how long the file must be
+            return None
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)

@@ -167,6 +167,26 @@ def device_name(device: torch.device) -> str:
 
 
 @torch.inference_mode()
+def device_noise(device: torch.device, *, seconds: float = 0.2) -> float:
+    """How busy others keep a device: the mean time of a repeated matrix product over its shortest; 1 is a quiet one.
+
+    Args:
+        device: where.
+        seconds: how long to look.
+    """
+    matrix = torch.full((128, 128), 0.01, device=device)
+    times: list[float] = []
+    with _alone(1):
+        for _ in range(3):
+            (matrix @ matrix)[0, 0].item()
+        begin = now = time.perf_counter()
+        while now - begin < seconds:
+            (matrix @ matrix)[0, 0].item()  # waits for a GPU
+            before, now = now, time.perf_counter()
+            times.append(now - before)
+    return statistics.fmean(times) / min(times)
+
+
 def measure_latency(model: nn.Module, protocol: TimingProtocol) -> Latency:
     """Times a model; nothing else should run on the device meanwhile.
 

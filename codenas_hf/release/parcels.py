@@ -187,7 +187,7 @@ def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
 def corpus_of(study: StudyFolder) -> Corpus | None:
     """The corpus that a study was trained on, None where it is gone or unknown."""
     try:
-        return PreparedData.from_dict(read_json(study.data)["data"]).corpus
+        return PreparedData.from_dict(read_json(study.data)["data"], beside=study.folder).corpus
     except (OSError, ValueError, KeyError):
         return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -76,6 +77,18 @@ def read_progress(folder: Path) -> Progress:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete {folder} and train again") from error
+
+
+def damage(folder: Path) -> str | None:
+    """Why the checkpoint in a folder cannot be continued: it is gone, or a file is cut off; None when it can."""
+    try:
+        read_progress(folder)
+        for name in (WEIGHTS, OPTIMIZER):
+            with safe_open(folder / name, framework="pt"):  # the header says how long the file must be
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
 def load_weights(folder: Path, *, model: nn.Module) -> None:

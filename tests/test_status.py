@@ -1,0 +1,87 @@
+"""How studies stand: one that cannot be read is a row with its reason, and hides no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from codenas_hf.cli.main import main
+from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.status import status_table
+from codenas_hf.jobs.study import open_study
+from codenas_hf.strict_yaml import SettingsError, load
+
+SETTINGS = "study: {name}\nspace: tiny\n"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Studies that began, and whose records are damaged in every way."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "settings.yaml").write_text(SETTINGS.format(name="whole"))
+    broken = {
+        "zeros": b'{"op_code":0,"worker_id":"a","study_name":"s/rung0","directions":[1]}\n' + b"\0" * 40 + b"\n",
+        "text": b"hello\n",
+    }
+    broken["zeros"] += b'{"op_code":2,"worker_id":"a","study_id":0,"user_attr":{"a":1}}\n'
+    for name, content in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.yaml").write_text(SETTINGS.format(name=name))
+        (tmp_path / name / "study.journal").write_bytes(content)
+    for name, settings in {"space": "space: gone\n", "yaml": "a: [\n", "setting": "nonsense: 1\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.yaml").write_text(settings)
+    (tmp_path / "folder" / "study.journal").mkdir(parents=True)
+    (tmp_path / "folder" / "settings.yaml").write_text(SETTINGS.format(name="folder"))
+    (tmp_path / "server").mkdir()
+    url = "postgresql+psycopg://me:hunter22@127.0.0.1:1/d"
+    (tmp_path / "server" / "settings.yaml").write_text(f"search: {{storage: '{url}'}}\n")
+    return tmp_path
+
+
+def test_what_cannot_be_read_is_a_row_with_its_reason(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["study"]: row for row in status_table(runs).rows}
+    assert rows.pop("whole")["state"] == "preparing data"
+    assert set(rows) == {"zeros", "text", "space", "yaml", "setting", "folder", "server"}
+    assert {row["state"] for row in rows.values()} == {"unreadable"}
+    for name, part in {
+        "zeros": "study.journal, line 2: expected an operation",
+        "text": "line 1: .*no journal of a study",
+        "space": "gone",
+        "yaml": "settings.yaml",
+        "setting": "nonsense",
+        "folder": "is a folder, expected the journal",
+        "server": r"`storage` .*me:\*\*\*@127.0.0.1.*is the server up",
+    }.items():
+        import re
+
+        assert re.search(part, rows[name]["reason"]), rows[name]
+        assert "\n" not in rows[name]["reason"]
+        assert "hunter22" not in rows[name]["reason"]
+    assert main(["status", str(runs)]) == 0
+    shown = capsys.readouterr().out
+    assert "whole" in shown
+    assert "unreadable" in shown
+    assert main(["status", str(runs), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 8
+
+
+def test_plotting_a_damaged_study_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", str(runs / "zeros")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "study.journal, line 2" in error
+    with pytest.raises(SettingsError):
+        open_study(runs / "space")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", ".hidden", "a\nb", "data", "latency", "x" * 300, "/tmp/x"])
+def test_a_study_has_a_name_that_a_folder_can_have(name: str) -> None:
+    with pytest.raises(ValueError, match=r"`study` must be the name of a folder.*`folder=` says where studies lie"):
+        RunSettings(study=name)
+
+
+@pytest.mark.parametrize("word", ["2024-01-01", "yes", "12:30", "5", '"1e3"'])
+def test_a_name_that_looks_like_something_else_is_a_name(word: str) -> None:
+    assert load(RunSettings, overrides=[f"study={word}"]).study == word.strip('"')
