@@ -10,10 +10,8 @@ A search with the same corpus settings and folder finds what this has made.
 import argparse
 from pathlib import Path
 
-from codenas_hf.data import overview
 from codenas_hf.jobs.settings import RunSettings
-from codenas_hf.jobs.text import prepare
-from codenas_hf.strict_yaml import load
+from codenas_hf.jobs.text import overview, prepare
 
 VOCABULARIES = (2048, 4096, 8192, 16384)
 ALL = Path(__file__).parent.parent / "configs" / "corpus" / "whole_machine.yaml"
@@ -23,5 +21,5 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default=ALL)
     parser.add_argument("overrides", nargs="*", metavar="name=value")
     options = parser.parse_args()
-    settings = load(RunSettings, options.config, overrides=options.overrides)
+    settings = RunSettings.of(*options.overrides, config=[options.config])
     print(overview(prepare(settings, vocab_sizes=VOCABULARIES)))
