@@ -128,7 +128,7 @@ def test_masked_text_is_kept_and_counted():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="`max_bytes` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_bytes` must be 1 or more, got 0; leave it out"):
         FilterSettings(max_bytes=0)
     with pytest.raises(ValueError, match="`min_letters` is a share"):
         FilterSettings(min_letters=25)

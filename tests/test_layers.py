@@ -15,7 +15,7 @@ LAYERS = [
     *("report", "release", "jobs", "cli"),
 ]
 INSIDE = {
-    "folders": ["files", "record", "places"],
+    "folders": ["ranges", "files", "record", "places"],
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "gaussian", "improvement", "guided"),

@@ -163,6 +163,8 @@ def test_loading_says_what_is_wrong(tmp_path):
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="`new_tokens` must be 8 or more"):
         SuiteSettings(new_tokens=1)
+    with pytest.raises(ValueError, match="`humaneval` must be 0 or more, or null, got -1"):
+        SuiteSettings(humaneval=-1)
 
 
 def test_the_recipe(monkeypatch, capsys):

@@ -104,5 +104,5 @@ def test_absent_tokenizer(tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="`pre_tokenizer` must be one of qwen2, indent, line, got 'words'"):
         TokenizerSettings(pre_tokenizer="words")
-    with pytest.raises(ValueError, match="`train_bytes` must be at least 1"):
+    with pytest.raises(ValueError, match="`train_bytes` must be 1 or more"):
         TokenizerSettings(train_bytes=0)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from ..folders.ranges import check_range
 from .licences import header_forbids
 
 _NO_LETTERS = bytes(number for number in range(128) if not chr(number).isalpha())
@@ -49,11 +50,8 @@ class FilterSettings:
     mask_emails: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("min_bytes", "max_bytes", "max_line_chars", "max_mean_line_chars"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1, got {getattr(self, name)}; leave it out for the default"
-                )
+        limits = ("min_bytes", "max_bytes", "max_line_chars", "max_mean_line_chars")
+        check_range(self, *limits, least=1, advice="leave it out for the default")
         if not 0 <= self.min_letters <= 1:
             raise ValueError(f"`min_letters` is a share from 0 to 1, got {self.min_letters}; 0 switches it off")
 

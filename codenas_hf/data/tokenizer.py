@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..folders import write_json
 from ..folders.files import TOKENIZER, TOKENIZER_MANIFEST
+from ..folders.ranges import check_range
 from .corpus import Corpus
 from .storage import DataError, building, content_key, locked, stored_key
 
@@ -70,9 +71,7 @@ class TokenizerSettings:
         if self.pre_tokenizer not in get_args(PreTokenizer):
             known = ", ".join(get_args(PreTokenizer))
             raise ValueError(f"`pre_tokenizer` must be one of {known}, got {self.pre_tokenizer!r}")
-        for name in ("train_bytes", "max_token_chars"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        check_range(self, "train_bytes", "max_token_chars", least=1)
 
 
 def build_tokenizer(

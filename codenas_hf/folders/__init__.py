@@ -1,4 +1,4 @@
-"""What lies in a folder of ours: names, places, the record, and how files are written; imports nothing of ours."""
+"""What lies in a folder of ours: names, places, the record, how files are written, settings' numbers."""
 
 from .files import folder_bytes, read_json, whole_file, whole_folder, write_json
 from .places import Release, StudyFolder

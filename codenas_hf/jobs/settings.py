@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..data import CorpusSettings, TokenizerSettings
 from ..engine import Budget, Rung
+from ..folders.ranges import check_range
 from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
 from ..release.hub import PublishSettings
@@ -59,10 +60,9 @@ class LimitSettings:
     decode_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("bytes", "min_bytes", "decode_ms"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"`{name}` must be positive, got {value}; leave it out for no limit")
+        check_range(
+            self, "bytes", "min_bytes", "decode_ms", above=0, optional=True, advice="leave it out for no limit"
+        )
         if self.bytes is not None and self.min_bytes is not None and self.min_bytes >= self.bytes:
             raise ValueError(f"`min_bytes` ({self.min_bytes}) must be below `bytes` ({self.bytes})")
 
@@ -80,9 +80,9 @@ class WeightSettings:
     decode_ms: float = 0.2
 
     def __post_init__(self) -> None:
-        values = (self.bits_per_byte, self.artifact_bytes, self.decode_ms)
-        if min(values) < 0 or not any(values):
-            raise ValueError(f"weights must be 0 or more and not all 0, got {values}")
+        check_range(self, "bits_per_byte", "artifact_bytes", "decode_ms", least=0)
+        if not any((self.bits_per_byte, self.artifact_bytes, self.decode_ms)):
+            raise ValueError("weights must not all be 0; leave one out for its default")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,11 @@ class LadderSettings:
     memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        # Here too, and not in the engine alone: that is asked after the text has been prepared.
+        check_range(self, "population", "generations", least=1)
+        check_range(self, "audit", "seed", least=0)
+        check_range(self, "workers_per_rank", least=1, optional=True)
+        check_range(self, "time_limit_s", "memory_limit_bytes", above=0, optional=True)
         if len(self.keep) != len(self.budgets) - 1:
             raise ValueError(
                 f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "
@@ -180,6 +185,7 @@ class RunSettings:
     publish: PublishSettings = field(default_factory=PublishSettings)
 
     def __post_init__(self) -> None:
+        check_range(self, "final_score_bytes", least=1)
         name = self.study
         plain = name.strip() == name and name.isprintable() and "/" not in name and not name.startswith(".")
         if not (name and plain) or name in _TAKEN or len(name.encode(errors="replace")) > 200:

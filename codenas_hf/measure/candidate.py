@@ -24,6 +24,7 @@ from ..data import PreparedData
 from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
 from ..folders import folder_bytes, whole_folder
+from ..folders.ranges import check_range
 from ..modeling_codenas import CodeNASForCausalLM
 from ..training import TrainSettings, build_model, precision_name, resolve_precision, train
 from ..training.checkpoint import damage
@@ -63,10 +64,8 @@ class CandidateSettings:
     timing: TimingProtocol | None = None
 
     def __post_init__(self) -> None:
-        for name in ("score_bytes", "batch_windows", "max_position_embeddings", "window_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {value!r}")
+        check_range(self, "score_bytes", "batch_windows", least=1)
+        check_range(self, "max_position_embeddings", "window_tokens", least=1, optional=True)
 
 
 class _Stopwatch:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
+from ..folders.ranges import check_range
+
 CacheKind = Literal["dynamic", "static"]
 
 
@@ -47,9 +49,7 @@ class TimingProtocol:
     cache: Literal["auto", "dynamic", "static"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "new_tokens", "batch_size", "threads", "warmup", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)!r}")
+        check_range(self, "prompt_tokens", "new_tokens", "batch_size", "threads", "warmup", "repeats", least=1)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codenas_hf.folders import Release, write_json
+from codenas_hf.folders.ranges import check_range
 from codenas_hf.generation.decode import (
     GREEDY,
     SHIPPED,
@@ -73,10 +74,11 @@ class SuiteSettings:
     shipped: DecodeSettings = SHIPPED
 
     def __post_init__(self) -> None:
-        for name, low in (("new_tokens", 8), ("samples", 1), ("task_tokens", 1), ("batch_size", 1), ("prompts", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"`{name}` must be {low} or more, got {value!r}")
+        check_range(self, "new_tokens", least=8)
+        check_range(self, "samples", "task_tokens", "batch_size", least=1)
+        check_range(self, "prompts", least=1, optional=True)
+        check_range(self, "humaneval", "infilling", least=0, optional=True)
+        check_range(self, "humaneval_samples", least=0)
 
 
 SUITES: dict[SuiteName, SuiteSettings] = {

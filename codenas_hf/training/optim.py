@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ..folders.ranges import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
@@ -47,19 +49,12 @@ class OptimSettings:
     readout_gain: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("matrix_learning_rate", "adamw_learning_rate", "learning_rate", "embedding_std", "readout_gain"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}; 0.01 is a usual size")
-        for name in ("momentum", "decay_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)!r}")
-        for name in ("weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)!r}")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"`gradient_clip` must be above 0, or null for none, got {self.gradient_clip!r}")
-        if self.base_width < 1:
-            raise ValueError(f"`base_width` must be 1 or more, got {self.base_width!r}")
+        rates = ("matrix_learning_rate", "adamw_learning_rate", "learning_rate", "embedding_std", "readout_gain")
+        check_range(self, *rates, above=0, advice="0.01 is a usual size")
+        check_range(self, "momentum", "decay_share", least=0, below=1)
+        check_range(self, "weight_decay", "warmup_steps", least=0)
+        check_range(self, "gradient_clip", above=0, optional=True)
+        check_range(self, "base_width", least=1)
 
     @property
     def half_rates(self) -> str:

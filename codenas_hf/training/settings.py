@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..folders.ranges import check_range
 from .optim import OptimSettings
 from .precision import Precision
 
@@ -82,20 +83,13 @@ class TrainSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("sequence_length", "tokens_per_step", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)!r}")
+        check_range(self, "sequence_length", "tokens_per_step", "log_every", least=1)
         if self.tokens_per_step % self.sequence_length:
             raise ValueError(
                 f"`tokens_per_step` must be a multiple of `sequence_length` ({self.sequence_length}), got "
                 f"{self.tokens_per_step}; e.g. {self.sequence_length * 4}"
             )
-        for name in ("micro_sequences", "loss_chunk_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, or null, got {value!r}")
-        for name in ("fim_rate", "dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= (1 if name == "fim_rate" else 0.99):
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)!r}")
-        if not self.checkpoint_minutes > 0:
-            raise ValueError(f"`checkpoint_minutes` must be above 0, got {self.checkpoint_minutes!r}")
+        check_range(self, "micro_sequences", "loss_chunk_tokens", least=1, optional=True)
+        check_range(self, "fim_rate", least=0, most=1)
+        check_range(self, "dropout", "label_smoothing", least=0, below=1)
+        check_range(self, "checkpoint_minutes", above=0)
