@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from architectures import GENES, make_genome, make_model
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
-from codenas_hf.compression.gguf import QWEN2_PATTERN, write_gguf
+from codenas_hf.compression.gguf import PRE_TYPES, write_gguf
+from codenas_hf.data.tokenizer import PATTERNS
 from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.release import export
 from codenas_hf.release.export import export_stock, write_release
@@ -106,23 +107,41 @@ def test_an_export_with_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch)
         export_stock(make_model(make_genome()))
 
 
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    step = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([step, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+# As the tokenizer.json of models that llama.cpp knows under these names has them.
+SPLITS = {
+    "qwen2": _split(PATTERNS["qwen2"]),
+    "llama-bpe": _split(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer of 300 entries with the qwen2 pre-tokenizer."""
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), SPLITS["qwen2"])
+
+
+def make_tokenizer(folder: Path, split: pre_tokenizers.PreTokenizer, *, vocab_size: int = 300) -> Path:
+    """A byte-level BPE tokenizer that splits text as told."""
     words = Tokenizer(models.BPE())
-    words.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words.pre_tokenizer = split
     words.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
     words.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token=special[0], eos_token=special[0], pad_token=special[-1]
     )
@@ -363,13 +382,84 @@ def test_gguf_refuses_other_architectures(
         write_gguf(make_model(make_genome(**genes)), tmp_path / "model.gguf", tokenizer=tokenizer)
 
 
-def test_gguf_refuses_an_unknown_pre_tokenizer_and_dtype(tokenizer: Path, tmp_path: Path) -> None:
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.save_pretrained(tmp_path / "other")
+STRANGE: dict[str, tuple[str, Any, str]] = {
+    "line": (
+        "pre_tokenizer",
+        _split(PATTERNS["line"]),
+        "for which llama.cpp has no name; expected the split of qwen2",
+    ),
+    "digits before": (
+        "pre_tokenizer",
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), SPLITS["qwen2"]]),
+        "for which llama.cpp has no name",
+    ),
+    "a space before": ("pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True), "has no name"),
+    "NFC": ("normalizer", normalizers.NFC(), r"it changes the text first \(NFC\)"),
+    "template": (
+        "post_processor",
+        processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]),
+        r"it adds tokens to every text \(TemplateProcessing\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_gguf_names_what_of_a_tokenizer_llama_cpp_lacks(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    part, value, message = STRANGE[name]
+    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    setattr(words, part, value)
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer, other)
+    words.save(str(other / "tokenizer.json"))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"the good file")
+    with pytest.raises(ValueError, match=message):
+        write_gguf(make_model(make_genome()), path, tokenizer=other)
+    assert path.read_bytes() == b"the good file"
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_pre_tokenizer_in_a_gguf_is_read_from_the_tokenizer(name: str, tmp_path: Path) -> None:
+    import gguf
+
+    folder = make_tokenizer(tmp_path / "words", SPLITS[name])
+    path = write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=folder)
+    field = gguf.GGUFReader(str(path)).fields["tokenizer.ggml.pre"]
+    assert bytes(field.parts[field.data[0]]).decode() == name
+    assert set(PRE_TYPES.values()) == set(SPLITS)
+
+
+def test_a_full_disk_leaves_the_old_gguf(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    path = write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=tokenizer)
+    before = path.read_bytes()
+    path.chmod(0o600)
+
+    def full(self: Any, **known: Any) -> None:
+        self.fout[0].write(b"torn")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_gguf(make_model(make_genome(), seed=1), path, tokenizer=tokenizer)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
+    write_gguf(make_model(make_genome(), seed=1), path, tokenizer=tokenizer)
+    assert path.read_bytes() != before
+
+
+def test_a_missing_gguf_package_says_what_to_install(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r'pip install "codenas-hf\[export\]"'):
+        write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=tokenizer)
+
+
+def test_gguf_refuses_an_unknown_dtype(tokenizer: Path, tmp_path: Path) -> None:
     model = make_model(make_genome())
-    with pytest.raises(ValueError, match=r"for which llama.cpp has no name"):
-        write_gguf(model, tmp_path / "model.gguf", tokenizer=tmp_path / "other")
     with pytest.raises(ValueError, match="`dtype` must be one of float32, float16, got 'int4'"):
         write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="int4")
 
@@ -392,6 +482,24 @@ def node_folder() -> Path:
 
 @pytest.mark.node
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", SPLITS)
+def test_llama_cpp_splits_text_as_the_tokenizer_does(name: str, tmp_path: Path, node_folder: Path) -> None:
+    folder = make_tokenizer(tmp_path / "words", SPLITS[name], vocab_size=1200)
+    path = write_gguf(make_model(make_genome(vocab_size=1200)), tmp_path / "model.gguf", tokenizer=folder)
+    text = Path(export.__file__).read_text(encoding="utf-8")
+    text += "\n\tx = 12345 + 0x1F  # déjà vu, it's WE'LL  \r\n\r\n   \t  if(a<=b):...  naïve 漢字 ٣٤٥ 🙂\n\n"
+    ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    shutil.copy(Path(__file__).parent / "read_gguf.mjs", node_folder)
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"text": text, "ids": ids[:8], "count": 0}))
+    command = ["node", "read_gguf.mjs", str(path), str(request)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=node_folder, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout.splitlines()[-1])["tokens"] == ids
+
+
+@pytest.mark.node
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", GGUF_GENES)
 def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, node_folder: Path) -> None:
     text = "def f(x):\n    if x == 12345:\n        return x  # déjà vu it's\n\t\n"
@@ -410,9 +518,14 @@ def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, no
         pytest.fail("no weights with clear choices among 100 seeds")
     path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
     shutil.copy(Path(__file__).parent / "read_gguf.mjs", node_folder)
-    request = json.dumps({"text": text, "ids": ids, "count": 8})
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"text": text, "ids": ids, "count": 8}))
     run = subprocess.run(
-        ["node", "read_gguf.mjs", str(path), request], capture_output=True, text=True, cwd=node_folder, timeout=300
+        ["node", "read_gguf.mjs", str(path), str(request)],
+        capture_output=True,
+        text=True,
+        cwd=node_folder,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     answer = json.loads(run.stdout.splitlines()[-1])

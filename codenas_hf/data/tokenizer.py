@@ -39,7 +39,7 @@ _BATCH_CHARS = 1_000_000
 
 # The first is Qwen2's, letter for letter, so that llama.cpp knows it by name. The other two isolate a newline with the
 # indentation that follows, so that a prompt cut at the end of a line is cut between tokens.
-_PATTERNS: dict[PreTokenizer, str] = {
+PATTERNS: dict[PreTokenizer, str] = {
     "qwen2": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -127,7 +127,7 @@ def tokenizer_key(corpus: Corpus, *, vocab_size: int, settings: TokenizerSetting
 def _pre_tokenizer(settings: TokenizerSettings) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PATTERNS[settings.pre_tokenizer]), "isolated"),
+            pre_tokenizers.Split(Regex(PATTERNS[settings.pre_tokenizer]), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
