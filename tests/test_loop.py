@@ -377,6 +377,31 @@ def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_precision("int8", device=cpu)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("precision", "length", "used"), [("bfloat16", 16, "eager"), ("float32", 16, "sdpa"), ("bfloat16", 2048, "sdpa")]
+)
+def test_bfloat16_attends_in_plain_products_on_a_cpu(
+    precision: Any, length: int, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it trains and never after, also where it diverges; longer rows would need too much memory."""
+    model = tiny_model()
+    model.set_attn_implementation("sdpa")
+    seen = []
+
+    class Watched(FakeTokens):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            seen.append(model.config._attn_implementation)
+            if step == 2:
+                raise DivergenceError("planted")
+            return super().batch(step, **arguments)
+
+    how = settings(precision=precision, sequence_length=length, tokens_per_step=length)
+    with pytest.raises(DivergenceError):
+        train(model, Watched(), Budget("steps", 5), settings=how)
+    assert set(seen) == {used}
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_training_keeps_the_format_in_which_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed on a machine that would choose otherwise."""
     answers = iter([torch.bfloat16, torch.float32])

@@ -55,7 +55,8 @@ class TrainSettings:
         micro_sequences: most sequences in one forward pass; None means all of a step's. Gradients add up exactly.
         precision: of matrix products: `float32`, `bfloat16`, or `auto`, which measures.
         loss_chunk_tokens: compute the loss this many tokens at a time, without all logits at once; None means whole.
-            Ignored by models that cannot, and with label smoothing.
+            On a CPU blocks that stay in the cache take three quarters of the time. Ignored by models that cannot, and
+            with label smoothing.
         seed: of the batches, and of the weights where nothing else is said.
         fim_rate: share of documents that become fill-in-the-middle examples.
         dropout: of attention and feed-forward outputs; for training over many epochs.
@@ -73,7 +74,7 @@ class TrainSettings:
     tokens_per_step: int = 1024
     micro_sequences: int | None = None
     precision: Precision = "auto"
-    loss_chunk_tokens: int | None = 1024
+    loss_chunk_tokens: int | None = 256
     seed: int = 0
     fim_rate: float = 0.0
     dropout: float = 0.0
