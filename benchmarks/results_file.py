@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,16 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codenas_hf.folders import write_json
+from codenas_hf.hardware import cores, processor_name
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def protocol(**more: Any) -> dict[str, Any]:
@@ -30,8 +22,8 @@ def protocol(**more: Any) -> dict[str, Any]:
     names = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "optuna", "codenas-hf")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "device": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "device": processor_name(),
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names},
         "commit": commit.stdout.strip(),

@@ -9,7 +9,8 @@ import yaml
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
-from codenas_hf.jobs.settings import LadderSettings, RunSettings, config_path
+from codenas_hf.jobs.settings import RunSettings, config_path
+from codenas_hf.jobs.wanted import LadderSettings
 from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, read_yaml, to_mapping
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "codenas_hf"
 # Low to high. A folder is one layer; the modules inside a folder stand in an order of their own.
 LAYERS = [
     *("strict_yaml", "hardware", "folders", "quantities", "engine"),
-    *("configuration_codenas", "modeling_codenas", "vllm_plugin", "architecture"),
+    *("configuration_codenas", "modeling_codenas", "architecture"),
     *("data", "training", "compression", "generation", "measure", "sandbox", "suite"),
     *("report", "release", "jobs", "cli"),
 ]
@@ -40,7 +40,10 @@ INSIDE = {
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
     "release": ["spelling", "export", "cards", "parcels", "hub"],
-    "jobs": ["settings", "text", "study", "cost", "release", "releases", "train", "search", "models", "status"],
+    "jobs": [
+        *("wanted", "releases", "settings", "text", "study", "cost", "status", "winner", "release", "train", "search"),
+        "models",
+    ],
     "cli": ["words", "models", "studies", "main"],
 }
 # The rooms of the house: root modules and folders of the package, and the folders beside it that import them.

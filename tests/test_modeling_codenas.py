@@ -286,9 +286,9 @@ def test_needs_exactly_one_input() -> None:
 
 
 def test_the_vllm_plugin_finds_the_registration(monkeypatch: pytest.MonkeyPatch) -> None:
-    from codenas_hf import vllm_plugin
+    from codenas_hf.generation import loading
 
-    vllm_plugin.register()
-    monkeypatch.setattr(vllm_plugin, "CONFIG_MAPPING", {})
+    loading.register()
+    monkeypatch.setattr(loading, "CONFIG_MAPPING", {"codenas": StaticCache})
     with pytest.raises(RuntimeError, match="`codenas` should belong to"):
-        vllm_plugin.register()
+        loading.register()

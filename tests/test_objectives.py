@@ -1,5 +1,6 @@
 """Scales, limits and the fitness that only names a member of the front."""
 
+import dataclasses
 import math
 
 import pytest
@@ -18,8 +19,9 @@ def evaluation(*values: float) -> Evaluation:
     return OBJECTIVES.checked(Evaluation(objectives=dict(zip(OBJECTIVES.names, values, strict=True))))
 
 
+FREE = dataclasses.replace(OBJECTIVES, limits={})
 FRAME = Frame(
-    objectives=OBJECTIVES,
+    objectives=FREE,
     ideal={"bits_per_byte": 1.0, "artifact_bytes": 256, "decode_ms": 1},
     reference={"bits_per_byte": 3.0, "artifact_bytes": 1024, "decode_ms": 8},
 )
@@ -61,9 +63,22 @@ def test_equal_weights_by_default_and_a_constant_objective_is_harmless() -> None
     assert frame.fitness(Evaluation(objectives={"a": 1, "b": 5})) == pytest.approx(0.75)
 
 
+def test_inside_a_limit_an_objective_is_satisfied() -> None:
+    assert FREE.deciding == pytest.approx({"bits_per_byte": 0.5, "artifact_bytes": 0.3, "decode_ms": 0.2})
+    small = dataclasses.replace(OBJECTIVES, limits={"artifact_bytes": 1024})
+    assert small.deciding == pytest.approx({"bits_per_byte": 5 / 7, "decode_ms": 2 / 7})
+    frame = dataclasses.replace(FRAME, objectives=small)
+    assert frame.fitness(evaluation(2, 1000, 2)) == frame.fitness(evaluation(2, 10, 2))
+    assert OBJECTIVES.deciding == {"bits_per_byte": 1.0}
+    every = dataclasses.replace(OBJECTIVES, limits={"bits_per_byte": 2, "artifact_bytes": 1024, "decode_ms": 8})
+    assert every.deciding == {"bits_per_byte": 1.0}  # the first is the quality
+    nothing = dataclasses.replace(small, weights={"artifact_bytes": 1})
+    assert nothing.deciding == {"bits_per_byte": 1.0}
+
+
 def test_hypervolume_is_in_units_of_the_box_and_skips_what_is_infeasible() -> None:
     assert FRAME.hypervolume([evaluation(2.0, 512, 1)]) == pytest.approx(0.5 * 0.5)
-    assert FRAME.hypervolume([evaluation(1.0, 2048, 1)]) == 0
+    assert dataclasses.replace(FRAME, objectives=OBJECTIVES).hypervolume([evaluation(1.0, 2048, 1)]) == 0
     assert FRAME.hypervolume([]) == 0
 
 

@@ -24,9 +24,10 @@ from codenas_hf.folders import StudyFolder
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
 from codenas_hf.jobs.search import _policy, engine_settings, search
-from codenas_hf.jobs.settings import PolicyName, RunSettings
+from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.study import corners, open_study, screened, study_precision
 from codenas_hf.jobs.text import load_space
+from codenas_hf.jobs.wanted import PolicyName
 from codenas_hf.measure.latency import LatencyModel
 from codenas_hf.strict_yaml import SettingsError, load
 

@@ -27,7 +27,9 @@ from codenas_hf.engine.storage import StorageError, open_storage
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
 SPACE = IntegerSpace()
-SETTINGS = SearchSettings(objectives=("a", "b"), population=8, generations=6, rungs=two_stage(population=8, keep=3))
+SETTINGS = SearchSettings(
+    objectives=("a", "b"), population=8, generations=6, rungs=two_stage(population=8, keep=3), lag=(2, 4)
+)
 
 
 OBJECTIVES = SETTINGS.build_objectives()

@@ -6,17 +6,15 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from ..data import DataError
-from ..engine import IdentityError, SingleJobError
-from ..release.hub import PublishError
-from ..strict_yaml import SettingsError
+from ..hardware import missing_extra
 from . import models, studies
 from .words import Run, fail
 
-# What a user can mend: one line, no traceback. Anything else is a bug of ours and shows where it happened.
-USER_ERRORS = (SettingsError, DataError, IdentityError, SingleJobError, PublishError, OSError, ValueError)
+PACKAGE = Path(__file__).parents[1]
 
 VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "corpus": (studies.corpus, "build the corpus and print its report"),
@@ -26,6 +24,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "evaluate": (models.evaluate_verb, "evaluate any model: one JSON, one table"),
     "complete": (models.complete_verb, "complete code: interactive, or one prompt from an argument or stdin"),
     "status": (studies.status, "show how the studies stand"),
+    "winner": (studies.winner_verb, "name the winner of a study under other limits or weights"),
     "compare": (models.compare_verb, "put models side by side"),
     "plot": (studies.plot, "write the report of a study, finished or not: tables, pictures, one page"),
     "show": (models.show_verb, "show an architecture as text and picture"),
@@ -77,10 +76,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except USER_ERRORS as error:
-        if options.verbose:
+    except Exception as error:
+        message = mistake(error)
+        if message is None or options.verbose:
             raise
-        return fail(f"codenas {options.verb}: {error}", code=2)
+        return fail(f"codenas {options.verb}: {message}", code=2)
+
+
+def mistake(error: Exception) -> str | None:
+    """What to tell a user of an error that a user can mend; None for a bug of ours, which shows where it happened.
+
+    To mend are errors of a class of ours, what the system says of files and networks, values that our own code
+    refuses, and packages that an extra installs.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        extra = missing_extra(error.name or "")
+        return None if extra is None else f"{error.name} is not installed: pip install 'codenas-hf[{extra}]'"
+    ours = type(error).__module__.split(".")[0] == PACKAGE.name
+    if ours or isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error)):
+        return str(error)
+    return None
+
+
+def _raised_here(error: Exception) -> bool:
+    """True when the innermost frame is code of the package."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and Path(frames[-1].f_code.co_filename).is_relative_to(PACKAGE)
 
 
 if __name__ == "__main__":

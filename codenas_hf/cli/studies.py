@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .words import Run, add_settings, fail, print_json, print_table, say, with_settings
+from .words import Run, add_settings, fail, print_json, print_table, quiet, say, to_stderr, with_settings
 
 if TYPE_CHECKING:
     from ..jobs.settings import RunSettings
@@ -66,6 +67,8 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         print(f"winner    {outcome.winner}")
         for published in outcome.published:
             print(f"published {published.url}")
+        for line in outcome.advice():
+            print(line)
         print(f"try it    codenas complete {outcome.winner}")
         print(f"extend    search.generations={settings.search.generations * 2}, or start anew with --fresh")
         return 0
@@ -86,6 +89,39 @@ def status(verb: argparse.ArgumentParser) -> Run:
             return fail(f"no studies in {options.folder}; `codenas search` starts one", code=1)
         print_table(table, as_json=options.json)
         return 0
+
+    return run
+
+
+def winner_verb(verb: argparse.ArgumentParser) -> Run:
+    """`codenas winner`."""
+    verb.add_argument("study", type=Path, help="folder of a study, such as runs/two_stage")
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="name=value",
+        help="limits.bytes=4MB, limits.decode_ms=3, weights.bits_per_byte=0.8 ... (default: those of the study)",
+    )
+    verb.add_argument("--release", type=Path, metavar="OUT", help="also write it as a release folder")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+
+    def run(options: argparse.Namespace) -> int:
+        from ..jobs.winner import ask
+
+        answer = ask(options.study, options.overrides)
+        if options.json:
+            print_json(answer.to_dict())
+        else:
+            print_table(answer.table())
+            for line in answer.lines():
+                print(line)
+        if options.release is not None:
+            from ..jobs.release import release_winner  # loads torch
+
+            quiet()
+            folder = release_winner(answer, options.release, say=to_stderr if options.json else say)
+            print(f"released  {folder}", file=sys.stderr if options.json else sys.stdout)
+        return 0 if answer.record is not None else 1
 
     return run
 

@@ -68,6 +68,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def to_stderr(line: str) -> None:
+    """A line of progress beside JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def fail(message: str, *, code: int = 1) -> int:
     """Prints a message to stderr and returns the exit code."""
     print(message, file=sys.stderr)

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from ..folders import write_json
+from ..hardware import cores
 from . import selection
 from .candidates import CorpusInputs, draw, eligible, list_inputs
 from .ledger import Ledger, as_counts
-from .parts import PART_BYTES, Part, PartJob, available_workers, run_parts, save_benchmarks, split_into_parts
+from .parts import PART_BYTES, Part, PartJob, run_parts, save_benchmarks, split_into_parts
 from .settings import CorpusSettings
 from .shards import write_splits
 from .source_files import SourceFile
@@ -137,7 +138,7 @@ def build_corpus(
             # Starting workers takes some seconds: they are for work that takes longer.
             heavy = settings.filters.must_parse or settings.near_threshold is not None
             small = work_bytes < PART_BYTES * (4 if heavy else 40) and not streams
-            processes = 1 if small else workers or available_workers()
+            processes = 1 if small else workers or cores()
             parts: list[Part] = []
             if listing:
                 place = work / "parts" / "files"

@@ -24,8 +24,8 @@ import tiktoken
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..hardware import cores
 from .filters import BEYOND_ASCII
-from .parts import available_workers
 from .tokenizer import SPECIAL_TOKENS
 
 _PLAIN_BPE = {
@@ -50,7 +50,7 @@ class BulkEncoder:
     def __init__(self, backend: Tokenizer) -> None:
         self.backend = backend
         self.fast = _same_in_tiktoken(backend)
-        self._threads = available_workers()
+        self._threads = cores()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint16]]:
         """The token ids of each text, without any added ones."""

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -252,8 +251,3 @@ def _count(counts: dict[str, list[int]], reason: str, size: int) -> None:
     entry = counts.setdefault(reason, [0, 0])
     entry[0] += 1
     entry[1] += size
-
-
-def available_workers() -> int:
-    """Processes that the machine grants this one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,7 @@ def run_search(
     policy: Policy | None = None,
     confirm: Evaluator | None = None,
     preload: Sequence[str] = (),
+    on_open: Callable[[], None] | None = None,
 ) -> SearchResult:
     """Searches `space` until all generations are evaluated, or goes on where an earlier run stopped.
 
@@ -65,6 +66,8 @@ def run_search(
             have an attribute `passes`: each member is confirmed as often, all of them once before any a second time,
             and `previous` is then the earlier confirmation; one that fails after an earlier success changes nothing.
         preload: modules that are imported once for all evaluating processes, such as torch and transformers.
+        on_open: called in rank 0 once the folder is known to hold this search and nobody else works on it, before
+            anything is evaluated. What the caller keeps beside the search is written here: never for a refused one.
 
     Raises:
         RuntimeError: not as many ranks as asked for, or rank 0 is gone.
@@ -86,6 +89,8 @@ def run_search(
     with ExitStack() as stack:
         stop = stack.enter_context(_stopping(folder))
         study, members = _enter(stack, folder, space=space, settings=settings, world=world, identity=identity)
+        if on_open is not None and world.rank == 0:
+            on_open()
         search = _Search(
             study=study,
             members=members,

@@ -23,7 +23,7 @@ class Objectives:
 
     Args:
         scales: name to "linear" or "log2"; comparisons, crowding, fitness and hypervolume use the scaled values.
-        weights: name to weight in `fitness`; all equal when empty.
+        weights: name to weight in `fitness`; all equal when empty. See `deciding`.
         limits: name to the maximum of the raw value; beyond it a candidate is infeasible.
 
     Raises:
@@ -52,6 +52,19 @@ class Objectives:
     def names(self) -> tuple[str, ...]:
         """The objectives, in the study's order."""
         return tuple(self.scales)
+
+    @property
+    def deciding(self) -> dict[str, float]:
+        """The weights that pick a winner, with sum 1: inside a limit an objective is satisfied, so the others decide.
+
+        Where none of the others has a weight, and where all objectives have limits, the first objective decides.
+        """
+        given = self.weights or dict.fromkeys(self.scales, 1.0)
+        free = {name: given.get(name, 0.0) for name in self.scales if name not in self.limits}
+        if not any(free.values()):
+            free = {self.names[0]: 1.0}
+        total = sum(free.values())
+        return {name: weight / total for name, weight in free.items() if weight}
 
     def check_names(self, what: str, values: Mapping[str, Any]) -> None:
         """Raises ValueError when `values` names something that is not an objective."""
@@ -159,10 +172,9 @@ class Frame:
         return result
 
     def fitness(self, evaluation: Evaluation) -> float:
-        """1 - the weighted distance from the ideal; only names a member of the front, may pass 1 or fall below 0."""
-        weights = self.objectives.weights or dict.fromkeys(self.objectives.names, 1.0)
+        """1 - the distance from the ideal by the deciding weights; only names a member of the front, never clipped."""
         distances = self.distances(evaluation)
-        return 1.0 - sum(weights.get(name, 0.0) * distances[name] for name in distances) / sum(weights.values())
+        return 1.0 - sum(weight * distances[name] for name, weight in self.objectives.deciding.items())
 
     def hypervolume(self, evaluations: Sequence[Evaluation]) -> float:
         """Hypervolume of the feasible evaluations in units of the box between ideal and reference."""

@@ -170,9 +170,8 @@ def reason_of(result: SearchResult) -> str:
     if winner is None or winner.evaluation is None or frame is None:
         return "There is no winner."
     distances = frame.distances(winner.evaluation)
-    weights = result.objectives.weights or dict.fromkeys(result.objectives.names, 1.0)
-    total = sum(weights.values())
-    parts = [f"{weights.get(name, 0.0) / total:.2f} x {distances[name]:.3f} ({name})" for name in distances]
+    deciding = result.objectives.deciding
+    parts = [f"{weight:.2f} x {distances[name]:.3f} ({name})" for name, weight in deciding.items()]
     return (
         f"Winner: {winner.genome.genome_id}, {values(winner)}: the highest fitness on the front, "
         f"{frame.fitness(winner.evaluation):.4f} = 1 - [{' + '.join(parts)}], where each distance is 0 at the ideal "

@@ -165,6 +165,23 @@ class Genome(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class WrittenGenome:
+    """A genome as a record holds it, for readers who need no space to rebuild it.
+
+    Args:
+        genome_id: canonical hash.
+        data: JSON form.
+    """
+
+    genome_id: str
+    data: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return dict(self.data)
+
+
 G = TypeVar("G", bound=Genome)
 
 

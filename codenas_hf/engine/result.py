@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .objectives import Frame, Objectives
+from .objectives import LIMIT_PREFIX, Frame, Objectives
 from .pareto import front
-from .records import Rung, Space, TrialRecord
+from .records import Evaluation, Rung, Space, TrialRecord
+from .settings import comparable
 from .storage import JOURNAL_FILE, open_storage
 from .study import Snapshot, Study
 
@@ -55,16 +56,30 @@ class SearchResult:
             key = (trial.rung, trial.parent)
             if trial.evaluation is not None or key not in confirmed:
                 confirmed[key] = trial
-        records, dropped = [], set()
+        records = []
         for record in snapshot.records:
             check = confirmed.get((record.rung, record.number))
             if check is not None and check.evaluation is not None:
                 record = dataclasses.replace(record, evaluation=check.evaluation)
-            elif check is not None and check.state == "fail":
-                dropped.add((record.rung, record.number))
             records.append(record)
         points = snapshot.facts.get("frame")
-        frame = None if points is None else Frame(objectives=objectives, **points)
+        return cls._ranked(
+            records=tuple(records),
+            failures=tuple(record for record in (*records, *snapshot.confirmed) if record.state == "fail"),
+            confirmed=snapshot.confirmed,
+            objectives=objectives,
+            frame=None if points is None else Frame(objectives=objectives, **points),
+            rungs=rungs,
+            finished=finished,
+        )
+
+    @classmethod
+    def _ranked(cls, *, records: tuple[TrialRecord, ...], **known: Any) -> SearchResult:
+        """The result with the front and the winner of these records."""
+        objectives, frame, rungs = known["objectives"], known["frame"], known["rungs"]
+        succeeded = {(trial.rung, trial.parent) for trial in known["confirmed"] if trial.evaluation is not None}
+        failed = {(trial.rung, trial.parent) for trial in known["confirmed"] if trial.state == "fail"}
+        dropped = failed - succeeded
         members: list[TrialRecord] = []
         for rung in reversed(rungs):
             candidates = [
@@ -81,27 +96,73 @@ class SearchResult:
                 break
         if frame is not None:
             members.sort(key=lambda record: (-_fitness(frame, record), record.number))
-        return cls(
-            records=tuple(records),
-            front=tuple(members),
-            winner=members[0] if members and frame is not None else None,
-            failures=tuple(record for record in (*records, *snapshot.confirmed) if record.state == "fail"),
-            confirmed=snapshot.confirmed,
+        winner = members[0] if members and frame is not None else None
+        return cls(records=records, front=tuple(members), winner=winner, **known)
+
+    def asked(
+        self, *, weights: Mapping[str, float] | None = None, limits: Mapping[str, float] | None = None
+    ) -> SearchResult:
+        """The same record under another question: other weights or limits, so another front and winner.
+
+        Args:
+            weights: name to weight, in place of the present ones; None keeps them.
+            limits: name to the maximum of the raw value, in place of the present ones; None keeps them.
+
+        Raises:
+            ValueError: a name that is no objective, or a value that cannot be used.
+        """
+        objectives = dataclasses.replace(
+            self.objectives,
+            weights=self.objectives.weights if weights is None else weights,
+            limits=self.objectives.limits if limits is None else limits,
+        )
+        records = tuple(
+            record
+            if record.evaluation is None
+            else dataclasses.replace(record, evaluation=objectives.checked(_without_limits(record.evaluation)))
+            for record in self.records
+        )
+        return self._ranked(
+            records=records,
+            failures=self.failures,
+            confirmed=self.confirmed,
             objectives=objectives,
-            frame=frame,
-            rungs=rungs,
-            finished=finished,
+            frame=None if self.frame is None else dataclasses.replace(self.frame, objectives=objectives),
+            rungs=self.rungs,
+            finished=self.finished,
         )
 
+    def best_within(self, objective: str, share: float) -> TrialRecord | None:
+        """The member of the front that is best in the first objective among those that take no more of another one.
+
+        Args:
+            objective: its name.
+            share: of the largest value on the front.
+        """
+        members = [(record, record.evaluation) for record in self.front if record.evaluation is not None]
+        most = share * max((evaluation.objectives[objective] for _, evaluation in members), default=0.0)
+        within = [(record, e) for record, e in members if e.objectives[objective] <= most]
+        quality = self.objectives.names[0]
+        return min(within, key=lambda pair: (pair[1].objectives[quality], pair[0].number))[0] if within else None
+
     @classmethod
-    def open(cls, folder: Path, *, space: Space, storage: str | None = None, name: str | None = None) -> SearchResult:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        space: Space | None = None,
+        storage: str | None = None,
+        name: str | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> SearchResult:
         """Reads the record of a search without going on with it.
 
         Args:
             folder: of the search.
-            space: rebuilds the genomes.
+            space: rebuilds the genomes; None leaves them as they are written.
             storage: as in the settings of the search.
             name: likewise; None takes the only one that a journal holds.
+            weights: name to weight in the fitness; None takes equal ones.
 
         Raises:
             FileNotFoundError: there is no search.
@@ -115,7 +176,8 @@ class SearchResult:
         identity = Study.stored_identity(opened, name)
         if identity is None:
             raise FileNotFoundError(f"no search called {name!r} in the storage")
-        objectives = Objectives(**identity["objectives"])
+        stored = comparable(identity)["objectives"]
+        objectives = Objectives(scales=stored["scales"], limits=stored["limits"], weights=weights or {})
         rungs = tuple(Rung.from_dict(rung) for rung in identity["rungs"])
         study = Study(opened, name=name, space=space, rungs=len(rungs), objectives=objectives, folder=folder)
         snapshot = study.snapshot()
@@ -192,6 +254,11 @@ def kendall_tau(first: Any, second: Any) -> float:
     a, b = (np.sign(np.subtract.outer(values, values)) for values in (np.asarray(first), np.asarray(second)))
     scale = np.sqrt((a**2).sum() * (b**2).sum())
     return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def _without_limits(evaluation: Evaluation) -> Evaluation:
+    kept = {name: value for name, value in evaluation.constraints.items() if not name.startswith(LIMIT_PREFIX)}
+    return dataclasses.replace(evaluation, constraints=kept)
 
 
 def _fitness(frame: Frame, record: TrialRecord) -> float:

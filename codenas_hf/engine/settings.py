@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -86,7 +85,8 @@ class SearchSettings:
         population: candidates in a generation.
         generations: how many; may be raised later, the search goes on from where it was.
         rungs: the ladder, see `two_stage` and `single_stage`.
-        weights: name to weight in the fitness that picks the winner off the front; all equal when empty.
+        weights: name to weight in the fitness that picks the winner off the front; all equal when empty. They count
+            over the objectives without a limit, and may change at any time.
         limits: name to the maximum of the raw objective; a candidate beyond it is infeasible.
         ideal: name to the raw value that has fitness 1; derived from the first generation where absent.
         reference: name to the raw value that has fitness 0 and bounds the hypervolume; likewise.
@@ -110,15 +110,15 @@ class SearchSettings:
     """
 
     objectives: Mapping[str, Literal["linear", "log2"]] | Sequence[str]
-    population: int = 24
-    generations: int = 8
+    population: int = 12
+    generations: int = 4
     rungs: Sequence[Rung] = field(default_factory=two_stage)
     weights: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     ideal: Mapping[str, float] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
-    lag: tuple[int, ...] = (2, 4)
+    lag: tuple[int, ...] = (1, 2)
     audit: int = 1
     identity: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
@@ -189,9 +189,9 @@ class SearchSettings:
         """What must be the same whenever this search goes on. JSON values."""
         return {
             "space": _description(space),
-            "policy": repr(policy) if dataclasses.is_dataclass(policy) else type(policy).__qualname__,
+            "policy": type(policy).__qualname__,
             "rungs": [rung.to_dict() for rung in self.rungs],
-            "objectives": self.build_objectives().to_dict(),
+            "objectives": {"scales": self.build_objectives().scales, "limits": dict(self.limits)},
             "ideal": dict(self.ideal),
             "reference": dict(self.reference),
             "population": self.population,
@@ -200,6 +200,19 @@ class SearchSettings:
             "audit": self.audit,
             "identity": dict(self.identity),
         }
+
+
+def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what is no part of it any more: weights, and all of a policy but its name.
+
+    Which member of the front wins is a question that is asked of a finished record, so it cannot make another search.
+    """
+    kept = dict(identity)
+    if "objectives" in kept:
+        kept["objectives"] = {name: value for name, value in kept["objectives"].items() if name != "weights"}
+    if "policy" in kept:
+        kept["policy"] = str(kept["policy"]).partition("(")[0]
+    return kept
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .objectives import Objectives
 from .places import found_place, stored_place
-from .records import Evaluation, Genome, Space, State, TrialRecord
+from .records import Evaluation, Genome, Space, State, TrialRecord, WrittenGenome
+from .settings import comparable
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class Study:
     Args:
         storage: where it lies.
         name: prefix of the names of its Optuna studies.
-        space: rebuilds genomes; where it has `genes`, their values are shown as Optuna parameters.
+        space: rebuilds genomes; where it has `genes`, their values are shown as Optuna parameters. None leaves genomes
+            as they are written.
         rungs: number of rungs.
         objectives: gives the order of the values.
         folder: of the study; checkpoints are recorded relative to it. None records them as they come.
@@ -97,7 +99,7 @@ class Study:
         storage: BaseStorage,
         *,
         name: str,
-        space: Space,
+        space: Space | None,
         rungs: int,
         objectives: Objectives,
         folder: Path | None = None,
@@ -172,7 +174,7 @@ class Study:
             if create:
                 self.set_fact("identity", given)
             return create
-        before, now = _flat(stored), _flat(given)
+        before, now = _flat(comparable(stored)), _flat(comparable(given))
         differences = [
             f"{key}: stored {_brief(before, key)}, given {_brief(now, key)}"
             for key in sorted({*before, *now})
@@ -336,7 +338,7 @@ class Study:
         state = _STATES[trial.state]
         record = TrialRecord(
             number=trial.number,
-            genome=self._genome(attributes["genome"]),
+            genome=self._genome(attributes["genome"], attributes["genome_id"]),
             rung=attributes["rung"],
             state=state,
             evaluation=self._evaluation(attributes["evaluation"]) if state == "complete" else None,
@@ -354,13 +356,16 @@ class Study:
             data = {**data, "checkpoint": found_place(data["checkpoint"], self._folder)}
         return Evaluation.from_dict(data)
 
-    def _genome(self, text: str) -> Genome:
+    def _genome(self, text: str, genome_id: str) -> Genome:
         if text not in self._genomes:
-            self._genomes[text] = self._space.genome_from_dict(json.loads(text))
+            data = json.loads(text)
+            self._genomes[text] = (
+                WrittenGenome(genome_id, data) if self._space is None else self._space.genome_from_dict(data)
+            )
         return self._genomes[text]
 
 
-def _distributions(space: Space) -> dict[str, CategoricalDistribution]:
+def _distributions(space: Space | None) -> dict[str, CategoricalDistribution]:
     genes = cast(Mapping[str, Sequence[Any]], getattr(space, "genes", None) or {})
     return {
         gene: CategoricalDistribution(tuple(choices))

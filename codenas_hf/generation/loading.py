@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import is_offline_mode
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from codenas_hf.configuration_codenas import CodeNASConfig
 from codenas_hf.folders import Release
+from codenas_hf.modeling_codenas import (
+    CodeNASForCausalLM,
+    CodeNASForSequenceClassification,
+    CodeNASForTokenClassification,
+    CodeNASModel,
+)
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+__all__ = [
+    "CodeNASConfig",
+    "CodeNASForCausalLM",
+    "CodeNASForSequenceClassification",
+    "CodeNASForTokenClassification",
+    "CodeNASModel",
+    "LoadedModel",
+    "load_model",
+    "register",
+]
+
+
+def register() -> None:
+    """Makes transformers' Auto classes know the model type `codenas`; harmless when repeated.
+
+    Importing this module does it. It is also the entry point of the group `vllm.general_plugins`: vLLM calls it in
+    each of its processes.
+
+    Raises:
+        RuntimeError: another package has taken the model type.
+    """
+    known = CONFIG_MAPPING["codenas"] if "codenas" in CONFIG_MAPPING else CodeNASConfig
+    if known is not CodeNASConfig:
+        raise RuntimeError(f"the model type `codenas` should belong to {CodeNASConfig}, got {known}")
+    AutoConfig.register("codenas", CodeNASConfig, exist_ok=True)
+    AutoModel.register(CodeNASConfig, CodeNASModel, exist_ok=True)
+    AutoModelForCausalLM.register(CodeNASConfig, CodeNASForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(CodeNASConfig, CodeNASForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(CodeNASConfig, CodeNASForTokenClassification, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -35,9 +86,12 @@ def load_model(
     """Loads a folder, a GGUF file, a folder with one GGUF file, or a Hub id.
 
     Raises:
-        FileNotFoundError: a path that holds no model.
+        FileNotFoundError: a path that holds no model, or where nothing is.
+        OSError: a Hub id that is not there, or not reached.
     """
     path = Path(name)
+    if not path.exists() and not _is_hub_id(str(name)):
+        raise FileNotFoundError(f"no such folder or file: {name}; a model on the Hub is named owner/name")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     num_bytes: int | None = None
     source = str(name)
@@ -54,7 +108,26 @@ def load_model(
             )
         else:
             num_bytes = Release(path).artifact_bytes
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    except OSError as error:
+        if path.exists():
+            raise
+        reason = "the Hub is not asked (HF_HUB_OFFLINE)" if is_offline_mode() else str(error).splitlines()[0]
+        raise OSError(f"{name} is no folder here and was not loaded from the Hub: {reason}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return LoadedModel(str(name), model.eval(), tokenizer, num_bytes)
+
+
+def _is_hub_id(name: str) -> bool:
+    """True for `owner/name` as the Hub spells it, where nothing here looks like the path that was meant."""
+    owner, _, rest = name.partition("/")
+    return (
+        HUB_ID.fullmatch(name) is not None
+        and not Path(owner).exists()
+        and Path(rest).suffix not in (".gguf", ".safetensors", ".bin", ".json", ".yaml")
+    )
+
+
+register()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..architecture.genome import Genome
 from ..data import PreparedData
 from ..engine import TrialRecord
-from ..folders import Record, StudyFolder
+from ..folders import Record, Release, StudyFolder
 from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
 from ..generation.decode import context_tokens
 from ..hardware import Hardware
@@ -26,7 +26,10 @@ from ..modeling_codenas import CodeNASForCausalLM
 from ..release.export import write_release
 from ..strict_yaml import to_mapping
 from .settings import RunSettings
-from .study import given_limits
+from .study import Say, open_study, study_data
+from .text import load_space
+from .wanted import objective_limits
+from .winner import Answer
 
 
 class LostWeightsError(OSError):
@@ -82,10 +85,19 @@ def score_model(
     return score_windows(model, windows)
 
 
-def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, data: PreparedData) -> Path:
-    """Writes `study`/winner from the weights that a trial left; an existing release of the same trial stays.
+def release_trial(
+    record: TrialRecord, *, study: Path, settings: RunSettings, data: PreparedData, out: Path | None = None
+) -> Path:
+    """Writes a release from the weights that a trial left; an existing release of the same trial stays.
 
     The weights are loaded from the trial's checkpoint, scored on more text than in the search, and timed alone.
+
+    Args:
+        record: the trial.
+        study: its folder.
+        settings: of the study.
+        data: of the study.
+        out: where the release goes; None takes `study`/winner.
 
     Returns:
         The release folder.
@@ -97,7 +109,7 @@ def release_trial(record: TrialRecord, *, study: Path, settings: RunSettings, da
     genome, evaluation = record.genome, record.evaluation
     if evaluation is None or evaluation.checkpoint is None or not isinstance(genome, Genome):
         raise ValueError(f"trial {record.number} of rung {record.rung} has no weights to release; train its genome")
-    release = StudyFolder(study).winner
+    release = StudyFolder(study).winner if out is None else Release(out)
     with contextlib.suppress(OSError, ValueError):
         found = release.read_record()
         there = found.trial and (found.genome_id, found.trial.rung, found.trial.number)
@@ -143,7 +155,7 @@ def trial_origin(record: TrialRecord, *, settings: RunSettings) -> Origin:
         rung=record.rung,
         number=record.number,
         policy=settings.search.policy,
-        limits=given_limits(settings),
+        limits=objective_limits(settings.limits),
     )
 
 
@@ -171,3 +183,27 @@ def release_model(
         record=full,
         settings=to_mapping(settings),
     )
+
+
+def release_winner(answer: Answer, out: Path, *, say: Say = print) -> Path:
+    """Releases the member of the front that a question named.
+
+    Args:
+        answer: from `winner.ask`.
+        out: the release folder.
+        say: told how it goes, a line at a time.
+
+    Returns:
+        The release folder.
+
+    Raises:
+        ValueError: nobody wins, or the trial has no weights any more.
+    """
+    if answer.record is None:
+        raise ValueError(f"no member of {answer.study} keeps these limits: loosen them, or search longer")
+    result, settings = open_study(answer.study)
+    wanted = (answer.record.rung, answer.record.number)
+    record = next(found for found in result.records if (found.rung, found.number) == wanted)
+    sizes = load_space(settings.space).vocab_sizes
+    data = study_data(settings, folder=answer.study, vocab_sizes=sizes, say=say)
+    return release_trial(record, study=answer.study, settings=settings, data=data, out=out)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,14 @@ from ..measure.candidate import CandidateEvaluator
 from ..measure.confirm import LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
-from ..strict_yaml import SettingsError, dump, to_mapping
+from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
 from .release import LostWeightsError, release_trial
 from .settings import RunSettings
-from .study import corners, given_limits, report_study, screened, study_data, study_latency, study_precision
+from .study import corners, keep_facts, report_study, screened, study_data, study_latency, study_precision
 from .text import load_space
+from .wanted import objective_limits
+from .winner import advice
 
 Say = Callable[[str], None]
 SCALES = {name: quantity(name).scale for name in OBJECTIVES}
@@ -61,14 +65,19 @@ class SearchOutcome:
     report: Path | None = None
     published: tuple[Published, ...] = ()
 
+    def advice(self) -> list[str]:
+        """What to say of a search without any limit: the members that limits would have taken."""
+        return advice(self.folder, self.result)
 
-def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text: None) -> SearchOutcome:
+
+def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say = print) -> SearchOutcome:
     """Searches, and releases the winner. The same call goes on with an unfinished study, or shows a finished one.
 
-    Under `accelerate launch` every process calls it: all evaluate, the main one reports.
+    Under `accelerate launch` every process calls it: all evaluate, the main one reports. A call that is refused
+    changes nothing in the study's folder.
 
     Args:
-        settings: everything.
+        settings: everything; None takes those of `RunSettings.of()`.
         fresh: put an existing study of that name aside and start anew.
         say: told what is going on, a line at a time, by the main process.
 
@@ -76,7 +85,9 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         SettingsError: settings that cannot be used.
         codenas_hf.data.DataError: no usable training text.
         codenas_hf.engine.IdentityError: the folder holds another study; its text says what differs.
+        codenas_hf.engine.SingleJobError: another job works on the study.
     """
+    settings = settings or RunSettings.of()
     main = is_main_process()
     if not main:
         say = _silent
@@ -86,12 +97,31 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
         raise SettingsError(
             f"--fresh puts a folder aside, but this study lies on a server: begin another, study={settings.study}_2"
         )
-    if fresh and main:
-        _put_aside(folder, say=say)
-    folder.mkdir(parents=True, exist_ok=True)
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
-
     space = load_space(settings.space)
+    with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
+        result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, say=say)
+    if not main:
+        return SearchOutcome(result, folder)
+    winner = None
+    if result.winner is not None:
+        try:
+            winner = release_trial(result.winner, study=folder, settings=settings, data=evaluator.data)
+        except LostWeightsError as error:
+            say(f"again     {error}")
+            trial = _with_weights(result.winner, rungs=result.rungs, evaluator=evaluator)
+            winner = release_trial(trial, study=folder, settings=settings, data=evaluator.data)
+    report = report_study(result, folder=folder, winner=winner)
+    published: tuple[Published, ...] = ()
+    if winner is not None and settings.publish.repo_id is not None:
+        published = tuple(publish(folder, **to_mapping(settings.publish)))
+    return SearchOutcome(result, folder, winner, report, published)
+
+
+def _searched(
+    settings: RunSettings, space: SearchSpace, *, folder: Path, hardware: Hardware, say: Say
+) -> tuple[SearchResult, CandidateEvaluator]:
+    """The record of the finished search, and what evaluated it."""
     data = study_data(settings, folder=folder, vocab_sizes=space.vocab_sizes, say=say)
     latency = study_latency(settings, folder=folder, space=space, hardware=hardware, say=say)
     space = screened(space, settings, data=data, latency=latency)
@@ -103,10 +133,12 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
     )
     trials = StudyFolder(folder).trials.resolve()
     decided = study_precision(settings, folder=folder, hardware=hardware)
-    if main:
-        StudyFolder(folder).settings.write_text(dump(settings), encoding="utf-8")
+
+    def on_open() -> None:
+        keep_facts(settings, folder=folder, space=space, data=data, latency=latency)
         for line in cost_lines(decided, space=space, data=data, hardware=hardware):
             say(line)
+
     evaluator = CandidateEvaluator(
         data=data,
         train=decided.train,
@@ -124,27 +156,14 @@ def search(settings: RunSettings, *, fresh: bool = False, say: Say = lambda text
             policy=_policy(settings, space, reference=engine.reference),
             confirm=LatencyConfirmer(evaluator=evaluator),
             preload=("torch", "transformers", "codenas_hf.measure.confirm"),
+            on_open=on_open,
         )
     except IdentityError as error:
         raise IdentityError(
             f"{error}. To go on with it: --config {shlex.quote(str(folder / 'settings.yaml'))}; to begin another: "
             f"study=NAME, or --fresh, which puts this one aside"
         ) from None
-    if not main:
-        return SearchOutcome(result, folder)
-    winner = None
-    if result.winner is not None:
-        try:
-            winner = release_trial(result.winner, study=folder, settings=settings, data=data)
-        except LostWeightsError as error:
-            say(f"again     {error}")
-            trial = _with_weights(result.winner, rungs=engine.rungs, evaluator=evaluator)
-            winner = release_trial(trial, study=folder, settings=settings, data=data)
-    report = report_study(result, folder=folder, winner=winner)
-    published: tuple[Published, ...] = ()
-    if winner is not None and settings.publish.repo_id is not None:
-        published = tuple(publish(folder, **to_mapping(settings.publish)))
-    return SearchOutcome(result, folder, winner, report, published)
+    return result, evaluator
 
 
 def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: CandidateEvaluator) -> TrialRecord:
@@ -159,15 +178,25 @@ def _silent(text: str) -> None:
     """For processes that are not the main one."""
 
 
-def _put_aside(folder: Path, *, say: Say) -> None:
-    """Renames an existing study: a fresh start loses nothing."""
+@contextlib.contextmanager
+def _aside(folder: Path, *, say: Say) -> Iterator[None]:
+    """Renames an existing study: a fresh start loses nothing. One that does not come to start puts it back."""
     if not folder.exists():
+        yield
         return
     number = 1
     while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
     folder.rename(target)
     say(f"fresh     the earlier study is now {target}")
+    try:
+        yield
+    except BaseException:
+        if not StudyFolder(folder).settings.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            target.rename(folder)
+            say(f"fresh     nothing was started: the earlier study is {folder} again")
+        raise
 
 
 def engine_settings(
@@ -179,7 +208,7 @@ def engine_settings(
 ) -> SearchSettings:
     """The engine's settings of a run; the user's limits take the place of the reference."""
     ladder = settings.search
-    limits = given_limits(settings)
+    limits = objective_limits(settings.limits)
     reference = {name: limits.get(name, high) for name, (_, high) in corners.items()}
     return SearchSettings(
         objectives=SCALES,
@@ -208,7 +237,7 @@ def _policy(settings: RunSettings, space: SearchSpace, *, reference: Mapping[str
     objectives = Objectives(
         scales=SCALES,
         weights=to_mapping(settings.weights),
-        limits=given_limits(settings),
+        limits=objective_limits(settings.limits),
     )
     genetic = GeneticPolicy(objectives=objectives, parents=max(2, ladder.population))
     policies: dict[str, Policy] = {

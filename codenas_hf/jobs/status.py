@@ -1,13 +1,16 @@
-"""How studies stand."""
+"""How studies stand: read from their records, without torch."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from ..engine import SearchResult
 from ..folders import StudyFolder
 from ..report.cells import Column, Table, quantity_column
-from .study import open_study
+from ..strict_yaml import from_mapping, read_yaml
+from .wanted import LadderSettings, WeightSettings, weights_of
 
 COLUMNS = (
     Column("study", "study"),
@@ -23,25 +26,51 @@ COLUMNS = (
 )
 
 
+def read_study(folder: Path) -> tuple[SearchResult, dict[str, Any]]:
+    """The record of a study, genomes as they are written, and its settings as plain values.
+
+    Raises:
+        FileNotFoundError: no study there, or one that has no record yet.
+        ValueError: settings or a record that cannot be read.
+    """
+    study = StudyFolder(folder)
+    if not study.settings.is_file():
+        raise FileNotFoundError(f"no study in {folder}: expected the file {study.settings.name}; studies lie in runs/")
+    settings = read_yaml(study.settings)
+    storage = (settings.get("search") or {}).get("storage")
+    weights = from_mapping(WeightSettings, settings.get("weights") or {}, where="weights")
+    # A journal knows the name of its search, whatever its folder is called now.
+    name = None if storage is None else settings.get("study")
+    return SearchResult.open(folder, storage=storage, name=name, weights=weights_of(weights)), settings
+
+
 def status_table(folder: Path) -> Table:
-    """One row for each study in a folder of studies."""
+    """One row for each study in a folder of studies; one that cannot be read says why."""
     rows = [study_row(study.folder) for study in StudyFolder.all_in(folder)]
     return Table("studies", "Studies", COLUMNS, tuple(rows))
+
+
+def _read(folder: Path) -> tuple[SearchResult, dict[str, Any]]:
+    try:
+        return read_study(folder)
+    except FileNotFoundError:
+        from .study import open_study  # loads torch; only here, where all settings must say why there is no record
+
+        open_study(folder)
+        raise
 
 
 def study_row(folder: Path) -> dict[str, Any]:
     """How one study stands; what is not known yet is absent. One that cannot be read is a row with the reason."""
     try:
-        result, settings = open_study(folder)
+        result, settings = _read(folder)
     except FileNotFoundError:
         return {"study": folder.name, "state": "preparing data"}
     except Exception as error:  # whatever is wrong with one study must not hide the others
         reason = " ".join(str(error).split()) or type(error).__name__
         return {"study": folder.name, "state": "unreadable", "reason": reason}
     done = [r for r in result.records if r.state == "complete"]
-    ladder = settings.search
-    each = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]
-    running = any(r.state == "running" for r in result.records)
+    running = sum(r.state == "running" for r in result.records)
     row: dict[str, Any] = {
         "study": folder.name,
         "state": "finished" if result.finished else "running" if running else "unfinished",
@@ -53,14 +82,24 @@ def study_row(folder: Path) -> dict[str, Any]:
         row["bits_per_byte"] = min(r.evaluation.objectives["bits_per_byte"] for r in result.front if r.evaluation)
     if result.winner is not None and result.winner.evaluation is not None:
         row |= {k: result.winner.evaluation.objectives[k] for k in ("artifact_bytes", "decode_ms")}
-    if not result.finished and done:
-        spent = {rung: [] for rung in range(len(each))}  # type: dict[int, list[float]]
-        for r in done:
-            if r.evaluation is not None:
-                spent[r.rung].append(sum(r.evaluation.seconds.values()))
-        means = [sum(v) / len(v) if v else None for v in spent.values()]
-        if all(mean is not None for mean in means):
-            left = [max(0, ladder.generations * n - len(spent[rung])) for rung, n in enumerate(each)]
-            workers = max(1, sum(r.state == "running" for r in result.records))
-            row["seconds_left"] = sum(n * (mean or 0.0) for n, mean in zip(left, means, strict=True)) / workers
+    if not result.finished:
+        ladder = from_mapping(LadderSettings, settings.get("search") or {}, where="search")
+        left = _seconds_left(result, ladder, workers=max(1, running))
+        row |= {} if left is None else {"seconds_left": left}
     return row
+
+
+def _seconds_left(result: SearchResult, ladder: LadderSettings, *, workers: int) -> float | None:
+    """What is not evaluated yet at the mean cost of its rung; None while a rung has no evaluation."""
+    spent: dict[int, list[float]] = defaultdict(list)
+    for record in result.records:
+        if record.evaluation is not None:
+            spent[record.rung].append(sum(record.evaluation.seconds.values()))
+    each = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]
+    if any(not spent[rung] for rung in range(len(each))):
+        return None
+    seconds = 0.0
+    for rung, count in enumerate(each):
+        left = max(0, ladder.generations * count - len(spent[rung]))
+        seconds += left * sum(spent[rung]) / len(spent[rung])
+    return seconds / workers

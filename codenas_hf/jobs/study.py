@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,17 @@ from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
-from ..folders import Release, StudyFolder, folder_bytes, read_json, write_json
+from ..folders import Release, StudyFolder, folder_bytes, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.candidate import promised_context
 from ..measure.latency import LatencyModel
 from ..report.architecture import tensors_of_folder
 from ..report.page import write_report
-from ..strict_yaml import SettingsError, load, to_mapping
+from ..strict_yaml import SettingsError, dump, load, to_mapping
 from ..training import precision_name, resolve_precision
 from .settings import RunSettings
 from .text import load_space, prepare
+from .wanted import weights_of
 
 Say = Callable[[str], None]
 
@@ -33,26 +35,42 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
 
     The default source is the Python that is installed here, which changes with every `pip install`; a study must not.
     """
-    note = StudyFolder(folder).data
-    wanted = {
+    wanted = _named_text(settings, vocab_sizes)
+    with contextlib.suppress(OSError, ValueError, KeyError, DataError):
+        stored = read_json(StudyFolder(folder).data)
+        if stored["settings"] == wanted:
+            data = PreparedData.from_dict(stored["data"], beside=folder)
+            for size in vocab_sizes:
+                for split in ("train", "validation"):
+                    data.tokens(size, split)
+            say(f"data      of this study, {data.corpus.folder}")
+            return data
+    say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
+    return prepare(settings, vocab_sizes=vocab_sizes)
+
+
+def _named_text(settings: RunSettings, vocab_sizes: Sequence[int]) -> dict[str, Any]:
+    """What of the settings decides about the data."""
+    return {
         "corpus": to_mapping(settings.corpus),
         "tokenizer": to_mapping(settings.tokenizer),
         "vocab_sizes": list(vocab_sizes),
     }
-    with exclusively(folder / ".data.lock"):
-        with contextlib.suppress(OSError, ValueError, KeyError, DataError):
-            stored = read_json(note)
-            if stored["settings"] == wanted:
-                data = PreparedData.from_dict(stored["data"], beside=folder)
-                for size in vocab_sizes:
-                    for split in ("train", "validation"):
-                        data.tokens(size, split)
-                say(f"data      of this study, {data.corpus.folder}")
-                return data
-        say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
-        data = prepare(settings, vocab_sizes=vocab_sizes)
-        write_json(note, {"settings": wanted, "data": data.to_dict(beside=folder)})
-    return data
+
+
+def keep_facts(
+    settings: RunSettings, *, folder: Path, space: SearchSpace, data: PreparedData, latency: LatencyModel
+) -> None:
+    """Writes what a study stands on into its folder: settings, which data, the latency model.
+
+    Only once the folder is known to hold this study: a refused command must change nothing.
+    """
+    study = StudyFolder(folder)
+    with whole_file(study.settings) as draft:
+        draft.write_text(dump(settings), encoding="utf-8")
+    write_json(study.data, {"settings": _named_text(settings, space.vocab_sizes), "data": data.to_dict(beside=folder)})
+    if not study.latency.exists():
+        write_json(study.latency, latency.to_dict())
 
 
 def study_latency(
@@ -73,8 +91,6 @@ def study_latency(
             say("latency   timing architectures of the space alone on this device, to predict the others")
             model = LatencyModel.fit(space, device=hardware.device)
             write_json(shared, model.to_dict())
-        if not own.exists():
-            write_json(own, model.to_dict())
     return model
 
 
@@ -130,12 +146,6 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
     return within
 
 
-def given_limits(settings: RunSettings) -> dict[str, float]:
-    """The user's limits by objective."""
-    wanted = {"artifact_bytes": settings.limits.bytes, "decode_ms": settings.limits.decode_ms}
-    return {name: float(value) for name, value in wanted.items() if value is not None}
-
-
 def corners(space: SearchSpace, *, data: PreparedData, latency: LatencyModel) -> dict[str, tuple[float, float]]:
     """Ideal and reference of each objective.
 
@@ -188,7 +198,11 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
     # On a server the name is what the study was begun with; a journal knows its own, whatever its folder is called.
     storage = stored.search.storage
     result = SearchResult.open(
-        folder, space=load_space(stored.space), storage=storage, name=None if storage is None else stored.study
+        folder,
+        space=load_space(stored.space),
+        storage=storage,
+        name=None if storage is None else stored.study,
+        weights=weights_of(stored.weights),
     )
     return result, dataclasses.replace(stored, folder=folder.resolve().parent, study=folder.resolve().name)
 

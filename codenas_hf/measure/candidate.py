@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
 from ..folders import folder_bytes, whole_folder
 from ..folders.ranges import check_range
+from ..hardware import DeviceName, Hardware
 from ..modeling_codenas import CodeNASForCausalLM
 from ..training import TrainSettings, build_model, precision_name, resolve_precision, train
 from ..training.checkpoint import damage
@@ -36,7 +37,6 @@ from .timing import TimingProtocol, measure_latency
 logger = logging.getLogger(__name__)
 
 TRAINING, ARTIFACT = "training", "artifact"
-DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,7 @@ def save_artifact(model: PreTrainedModel, *, tokenizer: Path, folder: Path) -> i
 
 def unstarted_device(device: DeviceName) -> torch.device:
     """The device that workers use, found without making a CUDA context that forked children could not share."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.device_count() else "cpu"
-    return torch.device(device)
+    return torch.device(Hardware.discover(device).device)
 
 
 @dataclass(frozen=True, kw_only=True)

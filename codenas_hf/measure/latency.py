@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..architecture.genome import Genome
+from ..hardware import device_name
 from ..modeling_codenas import CodeNASForCausalLM
-from .timing import TimingProtocol, device_name, measure_latency
+from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def device_fingerprint(device: str) -> dict[str, str]:
     """What a latency depends on besides the model."""
     return {
         "device": device,
-        "name": device_name(torch.device(device)),
+        "name": device_name(device),
         "torch": torch.__version__,
         "machine": platform.machine(),
     }

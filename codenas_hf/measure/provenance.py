@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .timing import device_name
+from ..hardware import cores, device_name
 
 _PACKAGES = ("codenas-hf", "torch", "transformers", "accelerate", "numpy")
 
@@ -51,7 +50,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "versions": versions(),
         "commit": commit(),
     }

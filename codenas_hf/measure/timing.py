@@ -17,6 +17,7 @@ from torch import nn
 from transformers import StaticCache
 
 from ..folders.ranges import check_range
+from ..hardware import device_name
 
 CacheKind = Literal["dynamic", "static"]
 
@@ -153,17 +154,6 @@ def _run(model: nn.Module, prompt: torch.Tensor, protocol: TimingProtocol, cache
         ids = output.logits[:, -1:].argmax(dim=-1)
         clock.mark()
     return clock.gaps_ms()
-
-
-def device_name(device: torch.device) -> str:
-    """What a person calls the device."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return device.type
 
 
 @torch.inference_mode()
