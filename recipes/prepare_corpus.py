@@ -4,22 +4,20 @@
     python recipes/prepare_corpus.py --config configs/corpus/own_code.yaml
     python recipes/prepare_corpus.py corpus.max_bytes=40MB tokenizer.pre_tokenizer=line
 
-A search with the same corpus settings and folder finds what this has made.
+`codenas corpus` with four vocabulary sizes and, unless `--config` says otherwise, all text that there is. A search
+with the same corpus settings and folder finds what this has made.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from codenas_hf.jobs.settings import RunSettings
-from codenas_hf.jobs.text import overview, prepare
+from codenas_hf.cli.main import main
 
-VOCABULARIES = (2048, 4096, 8192, 16384)
 ALL = Path(__file__).parent.parent / "configs" / "corpus" / "whole_machine.yaml"
+VOCABULARIES = ("2048", "4096", "8192", "16384")
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ALL)
-    parser.add_argument("overrides", nargs="*", metavar="name=value")
-    options = parser.parse_args()
-    settings = RunSettings.of(*options.overrides, config=[options.config])
-    print(overview(prepare(settings, vocab_sizes=VOCABULARIES)))
+    words = [word for size in VOCABULARIES for word in ("--vocab", size)]
+    if "--config" not in sys.argv:
+        words += ["--config", str(ALL)]
+    sys.exit(main(["corpus", *words, *sys.argv[1:]]))

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from codenas_hf.cli.main import VERBS, build_parser, main
+from codenas_hf.cli.main import VERBS, build_parser, main, mistake
+from codenas_hf.data import DataError
+from codenas_hf.engine import Budget, IdentityError
 from codenas_hf.folders.record import Measured, Record
+from codenas_hf.measure.score import LeakError
+from codenas_hf.release.hub import PublishError
+from codenas_hf.training import DivergenceError
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -60,7 +65,13 @@ def test_settings_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None
             ["train", "llama_tiny", "--fine-tune"],
             "--fine-tune wants a release folder with its weights, got llama_tiny",
         ),
-        (["complete", "./nosuch"], "nosuch"),
+        (["complete", "./nosuch"], "codenas complete: no such folder or file: ./nosuch"),
+        (["complete", "runs/two_stag/winner"], "no such folder or file: runs/two_stag/winner"),
+        (["complete", "nosuch.gguf"], "no such folder or file: nosuch.gguf"),
+        (
+            ["complete", "me/nosuch"],
+            "me/nosuch is no folder here and was not loaded from the Hub: the Hub is not asked",
+        ),
         (["evaluate", "./nosuch"], "nosuch"),
         (["compare", "nosuch"], "nosuch is no release and has no winner/"),
         (["show", "nosuch"], "nosuch is no release and has no winner/: expected config.json"),
@@ -78,6 +89,8 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
 
 
 def test_no_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +115,33 @@ def test_what_is_no_users_mistake_shows_where_it_happened(monkeypatch: pytest.Mo
     monkeypatch.setattr("codenas_hf.jobs.search.search", broken)
     with pytest.raises(AttributeError, match="a bug of ours"):
         main(["search"])
+
+
+class _Extra(ValueError):
+    """A class of another package."""
+
+
+def _as_raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as raised:
+        return raised
+
+
+def test_what_is_a_users_mistake_follows_from_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ours in (DataError("x"), IdentityError("x"), DivergenceError("x"), LeakError("x"), PublishError("x")):
+        assert mistake(_as_raised(ours)) == "x"
+    assert mistake(_as_raised(FileNotFoundError("x"))) == "x"
+    for other in (ValueError("not from here"), _Extra("x"), KeyError("x"), RuntimeError("x"), TypeError("x")):
+        assert mistake(_as_raised(other)) is None
+    with pytest.raises(ValueError, match="a budget reads like") as caught:
+        Budget.parse("soon")
+    assert "a budget reads like" in str(mistake(caught.value))
+    wanted = ["gguf>=0.19; extra == 'dev'", "ruff; extra == 'dev'", "gguf>=0.19; extra == 'export'", "numpy>=2"]
+    monkeypatch.setattr("codenas_hf.hardware.metadata.requires", lambda name: wanted)
+    missing = _as_raised(ModuleNotFoundError("No module named 'gguf'", name="gguf"))
+    assert mistake(missing) == "gguf is not installed: pip install 'codenas-hf[export]'"
+    assert mistake(_as_raised(ModuleNotFoundError("x", name="nosuch"))) is None
 
 
 def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from integer_space import Evaluate, Point
 
+from codenas_hf import hardware
+from codenas_hf.engine import workers
 from codenas_hf.engine.members import process_started
 from codenas_hf.engine.records import Budget, Evaluation, Rung
 from codenas_hf.engine.workers import Limits, Outcome, Pool, child_environment, memory_bytes
@@ -263,3 +265,8 @@ def test_a_main_program_that_cannot_be_imported_again_is_an_outcome(tmp_path: Pa
     done = subprocess.run([sys.executable, str(tmp_path / "counting.py")], capture_output=True, text=True, timeout=100)
     assert "the process ended before it returned an evaluation: exit code 1" in done.stdout
     assert "freeze_support" in done.stderr  # Python's own advice: guard the main program
+
+
+def test_the_engine_and_the_rest_mean_the_same_launcher() -> None:
+    assert set(hardware.LAUNCHER) == set(workers.RANK_VARIABLES)
+    assert hardware.LAUNCHER_PREFIX == workers.RANK_PREFIX

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def corpus(verb: argparse.ArgumentParser) -> Run:
     """`codenas corpus`."""
     add_settings(verb)
+    verb.add_argument("--vocab", type=int, action="append", help="vocabulary size (repeat it; default: the space's)")
     verb.add_argument("--json", action="store_true", help="the whole report as JSON")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
         from ..jobs.text import overview, prepare_all  # loads torch
 
-        data = prepare_all(settings)
+        data = prepare_all(settings, vocab_sizes=options.vocab or ())
         if options.json:
             print_json(data.corpus.report)
         else:

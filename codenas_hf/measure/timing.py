@@ -177,6 +177,7 @@ def device_noise(device: torch.device, *, seconds: float = 0.2) -> float:
     return statistics.fmean(times) / min(times)
 
 
+@torch.inference_mode()
 def measure_latency(model: nn.Module, protocol: TimingProtocol) -> Latency:
     """Times a model; nothing else should run on the device meanwhile.
 
