@@ -139,4 +139,4 @@ def test_status_of_a_folder_that_was_renamed_and_of_a_broken_one(
     assert main(["status", str(study.parent)]) == 0
     text = capsys.readouterr().out
     assert "| demo.old1 | finished |" in text
-    assert "| broken | cannot be read:" in text
+    assert "| broken | unreadable |" in text
