@@ -1,7 +1,7 @@
 """Bits per byte: one sum for windows, passages and texts; its interval; two models compared in pairs."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from evaluation_models import TEXT, tiny_tokenizer
 from evaluation_models import tiny_model as text_model
 from training_fakes import VOCAB, tiny_model
 
+from codenas_hf.folders.record import Measured
 from codenas_hf.measure import rows as summing
 from codenas_hf.measure.intervals import _t_quantile, ratio_interval
 from codenas_hf.measure.rows import copied_tokens, sum_rows
@@ -151,6 +152,18 @@ def test_copied_tokens_are_those_that_stood_there_before() -> None:
     assert np.array_equal(copied_tokens(ids, targets), expected)
     assert 0 < expected.sum() < expected.size
     assert not copied_tokens(ids[:, :1], targets[:, :1]).any()
+
+
+def test_facts_leave_out_what_was_not_measured() -> None:
+    text = passages()
+    facts = score_passages(lively_model(), text).facts()
+    assert facts["bits_per_byte_low"] < facts["bits_per_byte"] < facts["bits_per_byte_high"]
+    assert facts["scored_bytes"] == text.num_bytes.sum()
+    windows = replace(text, num_bytes=int(text.num_bytes.sum()))
+    alone = score_windows(lively_model(), windows).facts()
+    assert set(facts) - set(alone) == {"bits_per_byte_low", "bits_per_byte_high"}
+    assert all(alone[name] == pytest.approx(facts[name]) for name in alone)
+    assert set(facts) <= {field.name for field in fields(Measured)}
 
 
 def test_copied_and_new_tokens_add_up() -> None:

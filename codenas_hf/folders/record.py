@@ -99,10 +99,16 @@ class Measured:
     """What the released model was measured to be; loss in nats per token.
 
     `bits_per_byte` in windows as long as training rows, `context_bits_per_byte` in windows of the `context_tokens`
-    that the configuration promises.
+    that the configuration promises. `bits_per_byte_low` and `_high` are its 95 % interval, where the text has projects
+    enough; `copied_` and `new_bits_per_byte` add up to it: tokens that the window shows after the same token before,
+    and all others.
     """
 
     bits_per_byte: float | None = None
+    bits_per_byte_low: float | None = None
+    bits_per_byte_high: float | None = None
+    copied_bits_per_byte: float | None = None
+    new_bits_per_byte: float | None = None
     loss: float | None = None
     next_token_accuracy: float | None = None
     scored_bytes: int | None = None

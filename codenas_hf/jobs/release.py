@@ -61,11 +61,7 @@ def measure_model(
         whole = score_model(model, settings=settings, data=data, vocab_size=vocab_size, length=context)
     latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
     measured = Measured(
-        bits_per_byte=score.bits_per_byte,
-        loss=score.loss,
-        next_token_accuracy=score.next_token_accuracy,
-        scored_bytes=score.num_bytes,
-        scored_tokens=score.num_tokens,
+        **score.facts(),  # type: ignore[arg-type]  # its names are fields
         window_tokens=length,
         context_tokens=context,
         context_bits_per_byte=whole.bits_per_byte,

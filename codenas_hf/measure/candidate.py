@@ -242,10 +242,7 @@ class CandidateEvaluator:
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
         measurements = {
-            "loss": score.loss,
-            "next_token_accuracy": score.next_token_accuracy,
-            "scored_bytes": score.num_bytes,
-            "scored_tokens": score.num_tokens,
+            **{name: value for name, value in score.facts().items() if name != "bits_per_byte"},
             "num_parameters": genome.num_parameters(),
             "weights_bytes": genome.weights_bytes(),
             "steps": trained.steps,

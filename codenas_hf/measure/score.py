@@ -169,6 +169,21 @@ class Score:
         """What all other tokens add to `bits_per_byte`."""
         return self.bits_per_byte - self.copied_bits_per_byte
 
+    def facts(self) -> dict[str, float | int]:
+        """What records say of it; an interval that nothing supports is absent."""
+        known: dict[str, float | int | None] = {
+            "bits_per_byte": self.bits_per_byte,
+            "bits_per_byte_low": self.low,
+            "bits_per_byte_high": self.high,
+            "copied_bits_per_byte": self.copied_bits_per_byte,
+            "new_bits_per_byte": self.new_bits_per_byte,
+            "loss": self.loss,
+            "next_token_accuracy": self.next_token_accuracy,
+            "scored_bytes": self.num_bytes,
+            "scored_tokens": self.num_tokens,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
     def _bits(self, nats: Floats) -> Floats:
         return by_project(nats / math.log(2), self.project, projects=len(self.projects))
 
