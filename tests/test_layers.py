@@ -19,6 +19,7 @@ INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "gaussian", "improvement", "guided"),
+        "promotion",
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],
     "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],

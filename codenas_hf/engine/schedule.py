@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from .objectives import Frame, Objectives
-from .pareto import front, survival_order
+from .pareto import front
+from .promotion import promoted_indices
 from .records import Evaluation, Genome, Policy, TrialRecord
 from .settings import SearchSettings
 from .study import Snapshot, Study
@@ -112,25 +113,28 @@ class Schedule:
             for record in snapshot.rungs[rung - 1]
             if record.generation == generation and record.evaluation is not None
         ]
-        evaluations = [record.evaluation for record in below if record.evaluation is not None]
-        keep = self._settings.rungs[rung - 1].keep or 0
-        order = [int(i) for i in self._order(evaluations)]
-        rest = sorted(order[keep:])
+        chosen = self._chosen(snapshot, below, rung)
+        rest = [index for index in range(len(below)) if index not in chosen]
         rng = np.random.default_rng([self._settings.seed, generation, _AUDIT + rung])
         audits = [rest[int(i)] for i in rng.permutation(len(rest))[: self._settings.audit]]
         present = {record.genome.genome_id for record in snapshot.rungs[rung]}
-        for index in (*order[:keep], *audits):
+        for index in (*chosen, *audits):
             record = below[index]
             if record.genome.genome_id not in present:
                 self._study.add(
                     rung, record.genome, generation=generation, parent=record.number, audit=index in audits
                 )
-        self._study.set_fact(f"promoted:{rung}:{generation}", len(order[:keep]) + len(audits))
+        self._study.set_fact(f"promoted:{rung}:{generation}", len(chosen) + len(audits))
 
-    def _order(self, evaluations: Sequence[Any]) -> Sequence[Any]:
-        if not evaluations:
+    def _chosen(self, snapshot: Snapshot, below: Sequence[TrialRecord], rung: int) -> list[int]:
+        if not below:
             return []
-        return list(survival_order(self._objectives.matrix(evaluations), self._objectives.violation(evaluations)))
+        return promoted_indices(
+            [record.evaluation for record in below if record.evaluation is not None],
+            frame=Frame(objectives=self._objectives, **snapshot.facts["frame"]),
+            improves=self._settings.improved,
+            keep=self._settings.rungs[rung - 1].keep or 0,
+        )
 
     def _propose(self, snapshot: Snapshot, generation: int) -> None:
         genomes = self._draw(snapshot, generation)

@@ -85,6 +85,8 @@ class SearchSettings:
         population: candidates in a generation.
         generations: how many; may be raised later, the search goes on from where it was.
         rungs: the ladder, see `two_stage` and `single_stage`.
+        improves: the objective that training improves, whose best within the limits always goes on to the next rung;
+            the first when None.
         weights: name to weight in the fitness that picks the winner off the front; all equal when empty. They count
             over the objectives without a limit, and may change at any time.
         limits: name to the maximum of the raw objective; a candidate beyond it is infeasible.
@@ -113,6 +115,7 @@ class SearchSettings:
     population: int = 12
     generations: int = 4
     rungs: Sequence[Rung] = field(default_factory=two_stage)
+    improves: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     ideal: Mapping[str, float] = field(default_factory=dict)
@@ -151,6 +154,7 @@ class SearchSettings:
             raise ValueError(f"`lag` must be ascending values of at least 1, one per rung, got {self.lag}")
         self._check_rungs()
         objectives = self.build_objectives()
+        objectives.check_names("improves", {self.improved: None})
         for name, point in (("ideal", self.ideal), ("reference", self.reference)):
             objectives.check_names(name, point)
             for key, value in point.items():
@@ -181,6 +185,11 @@ class SearchSettings:
         """The objectives with their scales, weights and limits."""
         return Objectives(scales=dict(self.objectives), weights=self.weights, limits=self.limits)  # type: ignore[arg-type]
 
+    @property
+    def improved(self) -> str:
+        """The objective that training improves."""
+        return self.improves or next(iter(self.objectives))
+
     def lag_of(self, rung: int) -> int:
         """How many generations back the results of `rung` are read."""
         return self.lag[rung] if rung < len(self.lag) else self.lag[-1] + 2 * (rung - len(self.lag) + 1)
@@ -199,6 +208,8 @@ class SearchSettings:
             "lag": [self.lag_of(rung.index) for rung in self.rungs],
             "audit": self.audit,
             "identity": dict(self.identity),
+            # Absent where it is the first one, as in studies that knew no other.
+            **({} if self.improved == next(iter(self.objectives)) else {"improves": self.improved}),
         }
 
 

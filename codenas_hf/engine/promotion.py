@@ -1,0 +1,74 @@
+"""Who of a generation goes on to the next rung: those that are expected to add most to what the study wants.
+
+Crowding, which keeps a population apart, is no measure of that: with three objectives the members at the ends of the
+front, each the worst of all in something, have an infinite distance and would take most of a few places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .objectives import Frame, Objectives
+from .pareto import Floats, hypervolume, survival_order
+from .records import Evaluation
+
+# Beyond the reference, in units of ideal to reference: a member that just keeps a limit is worth something.
+_MARGIN = 0.1
+
+
+def promoted_indices(
+    evaluations: Sequence[Evaluation],
+    *,
+    frame: Frame,
+    improves: str,
+    keep: int,
+) -> list[int]:
+    """Indices of those that go on, the most wanted first.
+
+    The first is the best within the limits in the objective that training improves. Each further one adds most
+    hypervolume to those before it. Where nobody adds anything, and where nobody is within the limits, non-domination
+    and crowding decide. Earlier generations are not counted in: their luckiest went on, and to ask for more than their
+    values at the lower rung measured no better on simulated studies.
+
+    Args:
+        evaluations: of the generation at the lower rung.
+        frame: the study's fixed points; the hypervolume is taken below its reference.
+        improves: the objective that training improves. At a lower rung all may still lie beyond its reference, so the
+            reference moves to the worst of them there.
+        keep: how many go on, at most.
+    """
+    objectives = frame.objectives
+    values, violation = objectives.matrix(evaluations), objectives.violation(evaluations)
+    order = [int(index) for index in survival_order(values, violation)] if len(values) else []
+    left = [index for index in order if violation[index] <= 0]
+    if not left or keep < 1:
+        return order[:keep]
+    quality = objectives.names.index(improves)
+    corner = _corner(frame, values[left], quality)
+    chosen = [min(left, key=lambda index: values[index, quality])]  # of equals the first in order
+    while len(chosen) < keep and len(chosen) < len(left):
+        volume = hypervolume(values[chosen], reference=corner)
+        rest = [index for index in left if index not in chosen]
+        gains = [hypervolume(values[[*chosen, index]], reference=corner) - volume for index in rest]
+        best = int(np.argmax(gains))  # of equals the first in order
+        if gains[best] <= 1e-9 * volume:  # rounding
+            break
+        chosen.append(rest[best])
+    return [*chosen, *(index for index in order if index not in chosen)][:keep]
+
+
+def _corner(frame: Frame, points: Floats, quality: int) -> Floats:
+    """The reference with its margin, scaled `[objectives]`."""
+    objectives = frame.objectives
+    ideal = _scaled(objectives, frame.ideal)
+    corner = _scaled(objectives, frame.reference)
+    worst, best = points[:, quality].max(), points[:, quality].min()
+    if worst > corner[quality]:
+        corner[quality], ideal[quality] = worst, best
+    return np.asarray(corner + _MARGIN * np.maximum(0.0, corner - ideal))
+
+
+def _scaled(objectives: Objectives, point: Mapping[str, float]) -> Floats:
+    return np.array([objectives.scaled(name, point[name]) for name in objectives.names])
