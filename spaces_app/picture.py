@@ -10,6 +10,8 @@ from typing import Any
 
 from chooser import LoadedModel
 
+from codenas_hf.quantities import quantity
+
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 WIDTH, ROW, GAP, LEFT = 420, 40, 8, 12
 
@@ -125,9 +127,9 @@ def facts_of(loaded: LoadedModel) -> dict[str, str]:
         "Architecture": str(loaded.model.config.model_type),
     }
     known = loaded.record.quantities()
-    for key, label, unit in (("bits_per_byte", "Bits per byte", ""), ("decode_ms", "Decode", " ms per token")):
-        if key in known:
-            facts[label] = f"{known[key]:.3f}{unit}"
+    for row in map(quantity, ("bits_per_byte", "decode_ms")):
+        if row.name in known:
+            facts[row.title.capitalize()] = f"{known[row.name]:.3f}" + (" ms" if row.unit == "ms" else "")
     return facts
 
 

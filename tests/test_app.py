@@ -205,7 +205,7 @@ def test_measured_values_come_from_the_record(completer: Completer) -> None:
     loaded = completer.shelf.load(find_models(completer.settings)[0][1])
     told = replace(loaded, record=Record(measured=Measured(bits_per_byte=1.25, latency=LatencyFacts(decode_ms=0.5))))
     assert facts_of(told)["Bits per byte"] == "1.250"
-    assert facts_of(told)["Decode"] == "0.500 ms per token"
+    assert facts_of(told)["Decode per token"] == "0.500 ms"
     card = card_markdown(replace(loaded, card="---\na: b\n---\n# Hello\n![x](y.png)\n"))
     assert card == "# Hello"
     assert card_markdown(replace(loaded, card="")) == "This model has no card."

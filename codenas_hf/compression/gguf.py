@@ -78,6 +78,9 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, dtype: st
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
+        except OSError as error:
+            why = f"{path} could not be written ({error}): make room on the disk; what stood there is unchanged"
+            raise OSError(why) from error
         finally:
             writer.close()
     return path

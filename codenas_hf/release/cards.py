@@ -22,7 +22,15 @@ from huggingface_hub import (
 from codenas_hf.folders import Record, Release, StudyFolder, read_json
 from codenas_hf.folders.record import Start
 from codenas_hf.report.architecture import architecture_text
-from codenas_hf.report.cells import Column, Table, format_bytes, format_count, format_seconds, format_value
+from codenas_hf.report.cells import (
+    Column,
+    Table,
+    format_bytes,
+    format_count,
+    format_seconds,
+    format_value,
+    quantity_column,
+)
 
 TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 # What the tokenizer calls the pieces of a gap to be filled.
@@ -52,10 +60,9 @@ RESULTS = Table(
 )
 SPEED = (
     Column("device", "device"),
-    Column("prefill_ms", "prefill", "ms"),
-    Column("decode_ms", "decode per token", "ms"),
-    Column("decode_p95_ms", "95th percentile", "ms"),
-    Column("peak_memory_bytes", "peak memory", "bytes"),
+    *(quantity_column(name) for name in ("prefill_ms", "decode_ms")),
+    quantity_column("decode_p95_ms", title="95th percentile"),
+    quantity_column("peak_memory_bytes"),
     Column("protocol", "protocol"),
 )
 COUNTS = (
