@@ -14,9 +14,8 @@ from ..architecture.genome import Genome
 from ..compression.gguf import write_gguf
 from ..folders import Release
 from ..generation import decode
-from ..generation.loading import LoadedModel, load_model
+from ..generation.loading import CodeNASForCausalLM, LoadedModel, load_model
 from ..hardware import Hardware
-from ..modeling_codenas import CodeNASForCausalLM
 from ..suite.evaluation import SUITES, evaluate_model, format_table
 
 __all__ = ["complete", "evaluate", "export_gguf", "format_table", "load_searched", "open_model", "stream"]

@@ -16,13 +16,13 @@ from ..engine import TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
 from ..generation.decode import context_tokens
+from ..generation.loading import CodeNASForCausalLM
 from ..hardware import Hardware
 from ..measure.candidate import ARTIFACT, artifact_damage
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_windows
 from ..measure.timing import measure_latency
-from ..modeling_codenas import CodeNASForCausalLM
 from ..release.export import write_release
 from ..strict_yaml import to_mapping
 from .settings import RunSettings
