@@ -10,13 +10,13 @@ from integer_space import Evaluate, IntegerSpace, Point
 
 from codenas_hf.engine.evolution import (
     GeneticPolicy,
-    OptunaPolicy,
     RandomPolicy,
     RegularizedEvolution,
     Seeded,
     draw_new,
 )
 from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.optuna_policy import OptunaPolicy
 from codenas_hf.engine.records import Budget, Rung, TrialRecord
 
 OBJECTIVES = Objectives(scales={"a": "linear", "b": "linear"})
@@ -181,3 +181,47 @@ def test_errors() -> None:
     policy = OptunaPolicy(name="x", sampler=lambda seed: optuna.samplers.RandomSampler(seed), objectives=OBJECTIVES)
     with pytest.raises(TypeError, match="needs a space with `genes`"):
         policy.propose([], space=object(), n=1, rng=np.random.default_rng(0))
+
+
+def searched(policy: OptunaPolicy, *, evaluations: int, batch: int) -> list[TrialRecord]:
+    """As the engine asks, at lag 1: a batch, all of it evaluated, the next batch."""
+    records: list[TrialRecord] = []
+    for generation in range(evaluations // batch):
+        rng = np.random.default_rng([1, generation])
+        for genome in policy.propose(records, space=SPACE, n=batch, rng=rng):
+            records.append(record(genome.x, genome.y, len(records), generation=generation))  # type: ignore[attr-defined]
+    return records
+
+
+@pytest.mark.parametrize("batch", [4, 12])
+def test_a_genetic_sampler_leaves_its_first_generation(batch: int) -> None:
+    asked: list[int] = []
+
+    class Watched(optuna.samplers.NSGAIISampler):
+        def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
+            asked.append(generation)
+            parents = super().select_parent(study, generation)
+            assert len(parents) == 12
+            return parents
+
+    policy = OptunaPolicy(name="w", sampler=lambda seed: Watched(seed=seed, population_size=12), objectives=OBJECTIVES)
+    records = searched(policy, evaluations=96, batch=batch)
+    assert max(asked) == 7
+    assert {1, 2, 3, 4, 5, 6, 7} <= set(asked)
+    assert distance_from_front([r.genome for r in records[-36:]]) < 15.5 - 1, "15.5 is chance"
+
+
+def test_a_failed_trial_counts_for_no_generation() -> None:
+    seen: list[list[Any]] = []
+
+    class Watching(optuna.samplers.NSGAIISampler):
+        def sample_relative(self, study: optuna.Study, trial: Any, search_space: Any) -> dict[str, Any]:
+            key = self._get_generation_key()
+            seen.append([t.system_attrs.get(key) for t in study.get_trials(deepcopy=False)][:5])
+            return super().sample_relative(study, trial, search_space)
+
+    policy = OptunaPolicy(name="w", sampler=lambda s: Watching(seed=s, population_size=2), objectives=OBJECTIVES)
+    failed = TrialRecord(1, Point(9, 9), 0, "fail", failure="no good")
+    rows = [record(1, 1, 0), failed, record(2, 1, 2), record(3, 1, 3), record(4, 1, 4)]
+    policy.propose(rows, space=SPACE, n=1, rng=np.random.default_rng(0))
+    assert seen[0] == [0, None, 0, 1, 1]

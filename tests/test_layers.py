@@ -18,7 +18,7 @@ INSIDE = {
     "folders": ["ranges", "files", "record", "places"],
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
-        *("study", "members", "surrogate", "evolution", "gaussian", "improvement", "guided"),
+        *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
         "promotion",
         *("schedule", "result", "main_program", "workers", "progress", "driver"),
     ],

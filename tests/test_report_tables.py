@@ -65,6 +65,12 @@ def test_front_table_marks_the_winner_and_keeps_raw_values() -> None:
     assert float(rows[1]["train_seconds"]) == pytest.approx(spent)
 
 
+def test_a_latency_far_beyond_its_prediction_is_said_below_the_front() -> None:
+    warned = trial(0, 2.0, measurements={"latency_warning": "timed 2 ms a token where 1 were predicted: busy"})
+    table = front_table(view([warned, trial(1, 1.9, 2e6)]))
+    assert table.note == f"{warned.genome.genome_id[:8]}: timed 2 ms a token where 1 were predicted: busy."
+
+
 def test_what_was_not_measured_is_an_empty_cell() -> None:
     table = front_table(view([trial(0, 2.0)]))
     row = next(csv.DictReader(io.StringIO(table.to_csv())))

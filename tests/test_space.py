@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from architectures import make_genome
 
@@ -17,6 +18,9 @@ from codenas_hf.architecture.genome import GENES, Genome
 from codenas_hf.architecture.space import LINKABLE_GENES, SearchSpace
 from codenas_hf.architecture.stock import stock_architecture
 from codenas_hf.configuration_codenas import _CHOICES
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.optuna_policy import OptunaPolicy
+from codenas_hf.engine.records import Evaluation, TrialRecord
 
 SPACES = sorted((Path(__file__).parent.parent / "configs" / "spaces").glob("*.yaml"))
 NEEDED: dict[str, Any] = {
@@ -392,3 +396,27 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path) -> None:
     path.write_text("genes: {hidden_size: [1]}\nexports: stock\n")
     with pytest.raises(ValueError, match="unknown key `exports`; did you mean `export`"):
         SearchSpace.from_yaml(path)
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_optuna_s_samplers_search_the_projects_own_spaces(path: Path, sampler: str) -> None:
+    space = SearchSpace.from_yaml(path)
+    objectives = Objectives(scales={"size": "log2", "depth": "linear"})
+    samplers = {
+        "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
+        "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=6),
+    }
+    policy = OptunaPolicy(name=sampler, sampler=samplers[sampler], objectives=objectives)
+    records: list[TrialRecord] = []
+    for generation in range(4):
+        rng = np.random.default_rng(generation)
+        genomes = policy.propose(records, space=space, n=6, rng=rng)
+        assert len(genomes) == 6
+        for genome in genomes:
+            assert isinstance(genome, Genome)
+            assert space.validate(genome) is None
+            assert space.genome_from_choices(space.choices_of(genome)) == genome
+            values = {"size": float(genome.num_parameters()), "depth": -float(genome.num_hidden_layers)}
+            records.append(TrialRecord(len(records), genome, 0, "complete", Evaluation(values), generation=generation))
+    assert len({r.genome.genome_id for r in records}) == 24

@@ -146,7 +146,7 @@ class SearchSpace:
         Raises:
             ValueError: `genome` is not a member.
         """
-        start = self._choices(genome)
+        start = self.choices_of(genome)
         for _ in range(200):
             choices = dict(start)
             for _ in range(1 + (rng.random() < 0.25)):
@@ -169,7 +169,7 @@ class SearchSpace:
         Raises:
             ValueError: a parent is not a member.
         """
-        one, two = self._choices(first), self._choices(second)
+        one, two = self.choices_of(first), self.choices_of(second)
         for _ in range(50):
             choices = {name: (one if rng.random() < 0.5 else two)[name] for name in self.genes}
             for name in self.per_block:
@@ -185,7 +185,7 @@ class SearchSpace:
     def validate(self, genome: Genome) -> str | None:
         """None when the genome is a member, else the reason why not."""
         try:
-            self._choices(genome)
+            self.choices_of(genome)
         except ValueError as error:
             return str(error)
         return self._refusal(genome)
@@ -193,6 +193,20 @@ class SearchSpace:
     def genome_from_dict(self, data: Mapping[str, Any]) -> Genome:
         """Inverse of `Genome.to_dict`; membership is `validate`'s question."""
         return Genome.from_dict(data)
+
+    def genome_from_choices(self, choices: Mapping[str, Any]) -> Genome:
+        """Inverse of `choices_of`; a tuple may be longer than the genome has blocks.
+
+        Raises:
+            ValueError: the choices contradict each other.
+        """
+        blocks = self._num_blocks(choices)
+        return build_genome({name: v[:blocks] if name in self.per_block else v for name, v in choices.items()})
+
+    @property
+    def max_blocks(self) -> int:
+        """Stored blocks of the deepest genome: as many values a gene drawn per block has at most."""
+        return int(max(self.genes["num_hidden_layers"])) // int(min(self.genes.get("layer_repeats", (1,))))
 
     def known_objectives(self, genome: Genome) -> Mapping[str, float]:
         """Raw values of the objectives that need no training, so that nobody has to learn them; empty without any."""
@@ -345,8 +359,8 @@ class SearchSpace:
                 return others[rng.integers(len(others))]
         return genome
 
-    def _choices(self, genome: Genome) -> dict[str, Any]:
-        """The choices that make the genome.
+    def choices_of(self, genome: Genome) -> dict[str, Any]:
+        """The choices that make the genome, by gene; of a gene drawn per block a tuple.
 
         Raises:
             ValueError: there are none; names the gene.

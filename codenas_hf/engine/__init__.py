@@ -1,10 +1,11 @@
 """The engine: evolution that is durable, deterministic and never idle. It imports nothing of ours from elsewhere."""
 
 from .driver import run_search
-from .evolution import GeneticPolicy, OptunaPolicy, RandomPolicy, RegularizedEvolution, Seeded
+from .evolution import GeneticPolicy, RandomPolicy, RegularizedEvolution, Seeded
 from .guided import GuidedPolicy
 from .journal import JournalError, SingleJobError
 from .objectives import Frame, Objectives
+from .optuna_policy import OptunaPolicy
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
 from .records import Budget, Evaluation, Evaluator, Genome, Policy, Rung, Space, TrialRecord
 from .result import RankCorrelation, SearchResult

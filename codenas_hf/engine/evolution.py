@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import CategoricalDistribution
-from optuna.trial import TrialState, create_trial
 
 from .objectives import Objectives
 from .pareto import survival_order
@@ -142,72 +139,6 @@ class Seeded:
         given = [genome for genome in self.genomes if genome.genome_id not in known][:n]
         pending = [TrialRecord(number=-1, genome=genome, rung=0, state="waiting") for genome in given]
         return given + self.policy.propose([*records, *pending], space=space, n=n - len(given), rng=rng)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptunaPolicy:
-    """Any Optuna sampler as a policy. The space needs `genes`, and genomes whose JSON form is the values of its genes.
-
-    Args:
-        name: stands in the study's identity.
-        sampler: seed to sampler, such as `lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True)`.
-        objectives: scales and limits of the study.
-    """
-
-    name: str
-    sampler: Callable[[int], optuna.samplers.BaseSampler]
-    objectives: Objectives
-
-    def __repr__(self) -> str:
-        return f"OptunaPolicy({self.name})"
-
-    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
-        """At most `n` new genomes.
-
-        Raises:
-            TypeError: the space has no `genes`.
-        """
-        genes: Mapping[str, Sequence[Any]] | None = getattr(space, "genes", None)
-        if not genes:
-            raise TypeError("OptunaPolicy needs a space with `genes`, a mapping of names to choices")
-        # Choices are handed over by their position: Optuna takes no lists, and True and 1 would be one choice.
-        distributions = {gene: CategoricalDistribution(tuple(range(len(values)))) for gene, values in genes.items()}
-        sampler = self.sampler(int(rng.integers(2**31)))
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            study = optuna.create_study(directions=["minimize"] * len(self.objectives.names), sampler=sampler)
-        finally:
-            optuna.logging.set_verbosity(verbosity)
-        study.add_trials([self._trial(record, genes, distributions) for record in records if record.rung == 0])
-
-        def child() -> Genome:
-            trial = study.ask(fixed_distributions=dict(distributions))
-            genome: Genome = space.genome_from_dict({gene: genes[gene][at] for gene, at in trial.params.items()})
-            return genome
-
-        return draw_new(
-            child,
-            records,
-            n=n,
-            accept=lambda genome: space.validate(genome) is None,
-            again=lambda _: space.sample(rng),
-        )
-
-    def _trial(
-        self,
-        record: TrialRecord,
-        genes: Mapping[str, Sequence[Any]],
-        distributions: Mapping[str, CategoricalDistribution],
-    ) -> optuna.trial.FrozenTrial:
-        data = record.genome.to_dict()
-        params = {gene: list(values).index(data[gene]) for gene, values in genes.items()}
-        known: dict[str, Any] = {"params": params, "distributions": dict(distributions)}
-        if record.evaluation is None:  # what waits counts as running, so that samplers with a liar keep away from it
-            state = TrialState.FAIL if record.state == "fail" else TrialState.RUNNING
-            return create_trial(state=state, **known)
-        values = self.objectives.matrix([record.evaluation])[0].tolist()
-        return create_trial(values=values, constraints=dict(record.evaluation.constraints) or None, **known)
 
 
 @dataclass(frozen=True)

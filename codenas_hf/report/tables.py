@@ -49,7 +49,10 @@ def front_table(view: StudyView) -> Table:
         f"{view.column(name).title} at most {format_value(value, view.column(name).kind)}"
         for name, value in view.limits.items()
     )
-    note = f"Limits: {limits}." if limits else ""
+    notes = [f"Limits: {limits}."] if limits else []
+    warned = [(short_id(r), evaluation_of(r).measurements.get("latency_warning")) for r in members]
+    notes += [f"{name}: {warning}." for name, warning in warned if warning]
+    note = " ".join(notes)
     return Table("front", "Pareto front", columns, tuple(rows), note, marked)
 
 
