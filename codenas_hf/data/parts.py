@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..folders import write_json
+from ..folders import keep_sockets_short, write_json
 from .contamination import contaminated
 from .dedup import UInt64, band_keys, fingerprint, signatures
 from .filters import FilterSettings, examine
@@ -172,6 +172,7 @@ def run_parts(
 
 def _context() -> multiprocessing.context.BaseContext:
     """Forked from a clean server: the caller's threads (tokenizers, OpenMP) make a plain fork unsafe."""
+    keep_sockets_short()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

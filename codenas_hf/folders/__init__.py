@@ -1,6 +1,6 @@
 """What lies in a folder of ours: names, places, the record, how files are written, settings' numbers."""
 
-from .files import folder_bytes, read_json, whole_file, whole_folder, write_json
+from .files import folder_bytes, keep_sockets_short, read_json, whole_file, whole_folder, write_json
 from .places import Release, StudyFolder
 from .record import Record, RecordError
 
@@ -10,6 +10,7 @@ __all__ = [
     "Release",
     "StudyFolder",
     "folder_bytes",
+    "keep_sockets_short",
     "read_json",
     "whole_file",
     "whole_folder",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ JOURNAL, WINNER = "study.journal", "winner"
 # What a reader of the model does not download to run it. All else counts, so that nothing can hide.
 _FREE_SUFFIXES = frozenset({".py", ".pyc", ".md", ".yaml", ".yml", ".html", ".png", ".svg", ".csv", ".jsonl"})
 _FREE_NAMES = frozenset({RECORD, EVALUATION, TOKENIZER_MANIFEST, "LICENSE", ".gitattributes"})
+_SHORT_BYTES = 60  # of a temporary folder: a socket's path may have 107, and multiprocessing adds about 30
 
 
 def folder_bytes(folder: Path) -> int:
@@ -112,6 +115,33 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: expected an object, got {type(found).__name__}; write it again")
     return found
+
+
+def keep_sockets_short() -> None:
+    """Gives the sockets of this process's children a short path where the temporary folder's is long.
+
+    A socket's path may have 107 bytes, and batch systems set a `TMPDIR` that leaves no room. Only the sockets move:
+    everything else is still written below `TMPDIR`. Call it before a `forkserver` is started.
+
+    Raises:
+        OSError: the temporary folder is too long, and there is no other.
+    """
+    settings: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # as util does
+    if len(os.fsencode(tempfile.gettempdir())) <= _SHORT_BYTES or "tempdir" in settings:
+        return
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp", "/dev/shm"):
+        if base and len(os.fsencode(base)) <= _SHORT_BYTES and os.access(base, os.W_OK | os.X_OK):
+            settings["tempdir"] = tempfile.mkdtemp(prefix="codenas-", dir=base)
+            atexit.register(_remove_own, settings["tempdir"], os.getpid())
+            return
+    raise OSError(
+        f"the temporary folder {tempfile.gettempdir()} is too long for sockets: set TMPDIR to a short folder"
+    )
+
+
+def _remove_own(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child must not take it from its parent
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:

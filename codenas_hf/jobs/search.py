@@ -28,7 +28,7 @@ from ..engine import (
     TrialRecord,
     run_search,
 )
-from ..folders import StudyFolder
+from ..folders import StudyFolder, keep_sockets_short
 from ..hardware import Hardware, alone, is_main_process
 from ..measure.candidate import CandidateEvaluator
 from ..measure.confirm import LatencyConfirmer
@@ -139,6 +139,7 @@ def _searched(
         for line in cost_lines(decided, space=space, data=data, hardware=hardware):
             say(line)
 
+    keep_sockets_short()
     evaluator = CandidateEvaluator(
         data=data,
         train=decided.train,
