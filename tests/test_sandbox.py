@@ -198,6 +198,217 @@ def test_honest_programs_pass(name):
     assert outcome.passed, outcome
 
 
+# Program, checks: right programs under checks that are handed over apart.
+RIGHT = {
+    "named like a built-in": ("def sum(a, b):\n    return a - b\n", "assert sum(5, 3) == 2\nprint('done')"),
+    "set attributes": (
+        "class Node:\n    def __init__(self, data):\n        self.data, self.left = data, None\n        self.kids = []\n"
+        "def depth(n):\n    return 0 if n is None else 1 + depth(n.left)\n",
+        "root = Node(1)\nroot.left = Node(2)\nroot.kids.append(Node(3))\nassert depth(root) == 2\n"
+        "assert len(root.kids) == 1 and root.kids[0].data == 3\nassert root.left.left is None\ndel root.left.left\n",
+    ),
+    "types as arguments": (
+        "def f(items, kind):\n    return [i for i in items if isinstance(i, kind)]\n",
+        "assert f([1, 'a', 2.5], str) == ['a']\nassert f([1, 'a'], (int, float)) == [1]",
+    ),
+    "functions as arguments": (
+        "def f(g, items):\n    return [g(i) for i in items]\n",
+        "import math\nassert f(len, ['a', 'bb']) == [1, 2]\nassert f(str.upper, 'ab') == ['A', 'B']\n"
+        "assert f(math.sqrt, [4.0]) == [2.0]\nassert f(lambda i: [i], (1, 2)) == [[1], [2]]",
+    ),
+    "types as values": ("def f(x):\n    return type(x)\n", "assert f(1) is int\nassert f([]) == list"),
+    "dates": (
+        "import datetime as d\ndef f(n):\n    return d.datetime(2020, 1, 1, tzinfo=d.timezone.utc) + d.timedelta(days=n)\n",
+        "from datetime import *\nassert f(1) == datetime(2020, 1, 2, tzinfo=timezone.utc)\n"
+        "assert f(3) - f(1) == timedelta(2)",
+    ),
+    "numbers": (
+        "from fractions import Fraction\nfrom decimal import Decimal\ndef f(x):\n    return [Fraction(x, 3), Decimal(x) / 4, x * 1j]\n",
+        "from fractions import Fraction\nfrom decimal import Decimal\nassert f(2) == [Fraction(2, 3), Decimal('0.5'), 2j]",
+    ),
+    "collections": (
+        "from collections import *\nP = namedtuple('P', 'a b')\ndef f(s):\n    d = defaultdict(list)\n    d[1].append(s)\n"
+        "    return Counter(s), deque(s, 2), OrderedDict(a=1), P(1, [2]), d\n",
+        "from collections import Counter, deque\nc, q, o, p, d = f('aab')\nassert c.most_common(1) == [('a', 2)] and c['z'] == 0\n"
+        "assert q == deque('ab') and q.maxlen == 2\nassert list(o) == ['a']\nassert p.b == [2] and p == (1, [2]) and p._replace(a=3)[0] == 3\n"
+        "assert d[5] == [] and d[1] == ['aab']",
+    ),
+    "sets of sets": ("def f():\n    return {frozenset({1}), frozenset()}\n", "assert f() == {frozenset(), frozenset({1})}"),
+    "ranges and views": ("def f(d):\n    return range(3), d.keys()\n", "assert f({1: 2}) == (range(3), {1})"),
+    "bytes": ("def f(b):\n    b += b'x'\n    return bytes(b)\n", "b = bytearray(b'a')\nassert f(b) == b'ax' and b == bytearray(b'ax')"),
+    "nan": (
+        "def f(x):\n    return [x, float('inf')]\n",
+        "import math\nn = float('nan')\nassert f(n) == [n, math.inf]\nassert math.isnan(f(n)[0])\nassert f(n)[0] is n",
+    ),
+    "a million numbers": ("def f(n):\n    return list(range(n))\n", "assert f(10**6) == list(range(10**6))"),
+    "long ints": ("def f(n):\n    return [10**n, -(2**63)]\n", "assert f(5000) == [10**5000, -(2**63)]"),
+    "deep lists": ("def f(n):\n    return [f(n - 1)] if n else []\n", "v = f(90)\nfor _ in range(90):\n    v = v[0]\nassert v == []"),
+    "aliases": (
+        "def f(grid):\n    grid[0][0] = 5\n    return grid\n",
+        "row = [1]\ngrid = [row, row]\nassert f(grid) is grid\nassert row == [5] and grid[1] is row",
+    ),
+    "asynchronous": (
+        "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x * x\nasync def g(n):\n    for i in range(n):\n        yield i\n",
+        "import asyncio\nasync def main():\n    assert [i async for i in g(3)] == [0, 1, 2]\n    return await asyncio.gather(f(2), f(3))\n"
+        "assert asyncio.run(main()) == [4, 9]",
+    ),
+    "main guard": ("def f(x):\n    return x\nif __name__ == '__main__':\n    print(f(int(input())))\n", "assert f(2) == 2"),
+    "generators": (
+        "def f():\n    n = 0\n    while True:\n        n += (yield n) or 1\n",
+        "from itertools import islice\nassert list(islice(f(), 4)) == [0, 1, 2, 3]\ng = f()\nassert next(g) == 0 and g.send(5) == 5",
+    ),
+    "an iterator as argument": ("def f(i):\n    return next(i), sum(i)\n", "assert f(iter([1, 2, 3])) == (1, 5)"),
+    "exceptions as values": (
+        "def f():\n    return ValueError('no', 2)\n",
+        "e = f()\nassert isinstance(e, ValueError) and e.args == ('no', 2) and type(e) is ValueError",
+    ),
+    "exceptions of its own": (
+        "class A(Exception):\n    pass\nclass B(A):\n    def __init__(self, n):\n        super().__init__(f'{n}!')\n        self.n = n\ndef f(n):\n    raise B(n)\n",
+        "try:\n    f(3)\n    assert False\nexcept A as e:\n    assert e.n == 3 and str(e) == '3!' and isinstance(e, B)",
+    ),
+    "exceptions of modules": (
+        "import json\ndef f(s):\n    return json.loads(s)\n",
+        "import json\ntry:\n    f('{')\n    assert False\nexcept json.JSONDecodeError as e:\n    assert e.pos == 1",
+    ),
+    "leaving": ("import sys\ndef f():\n    sys.exit(3)\n", "try:\n    f()\nexcept SystemExit as e:\n    assert e.code == 3 or e.args == (3,)"),
+    "operators": (
+        "class V:\n    def __init__(self, a):\n        self.a = a\n    def __add__(self, o):\n        return V(self.a + o.a)\n"
+        "    def __lt__(self, o):\n        return self.a < o.a\n    def __neg__(self):\n        return V(-self.a)\n",
+        "assert (V(1) + V(2)).a == 3\nassert V(1) < V(2)\nassert (-V(1)).a == -1\nassert max([V(1), V(3)]).a == 3",
+    ),
+    "derived from built-ins": (
+        "class L(list):\n    def total(self):\n        return sum(self)\nclass N(int):\n    pass\ndef f():\n    return N(4)\n",
+        "l = L([1, 2])\nl.append(3)\nassert l.total() == 6 and l == [1, 2, 3] and 2 in l and isinstance(l, list)\nassert f() + 1 == 5 and f() == 4 and isinstance(f(), int)",
+    ),
+    "enumerations": (
+        "import enum\nclass C(enum.Enum):\n    R = 1\nclass I(enum.IntEnum):\n    X = 2\ndef f():\n    return C.R, I.X\n",
+        "assert f()[0] is C.R and C.R.value == 1 and C(1) == C.R\nassert f()[1] == 2 and f()[1].name == 'X'",
+    ),
+    "equal objects": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass P:\n    x: int\n    below: object = None\ndef f(x):\n    return P(x, P(2))\n",
+        "assert f(1) == P(1, P(2)) and f(1) != P(1, P(3))\nassert {f(1), f(1)} == {f(1)}",
+    ),
+    "annotations": ("def f(x: int) -> str:\n    return ''\n", "assert f.__annotations__ == {'x': int, 'return': str} and f.__name__ == 'f'"),
+    "managers": (
+        "class M:\n    def __enter__(self):\n        return self\n    def __exit__(self, kind, error, trace):\n        return kind is ValueError\n",
+        "with M() as m:\n    raise ValueError('x')\nassert isinstance(m, M)",
+    ),
+    "decorators": (
+        "import functools\ndef twice(g):\n    @functools.wraps(g)\n    def h(*a, **k):\n        return 2 * g(*a, **k)\n    return h\n",
+        "@twice\ndef g(x, *, y=0):\n    return x + y\nassert g(2, y=1) == 6 and g.__name__ == 'g'",
+    ),
+    "modules of the program": ("import math\ndef f(x):\n    return math.sqrt(x)\n", "assert math.isclose(f(2), 2**0.5)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_programs_pass_under_checks_apart(name):
+    program, checks = RIGHT[name]
+    exec(compile(f"{program}\n{checks}", name, "exec", dont_inherit=True), {"__name__": "program"})  # Python agrees
+    outcome = run_program(program, checks=checks, timeout_s=10)
+    assert outcome.passed, outcome
+
+
+UNJUDGED = {
+    "its own idea of equality": (
+        "class R:\n    def __init__(self, a, b):\n        self.a, self.b = a, b\n    def __eq__(self, o):\n        return self.a * o.b == self.b * o.a\n",
+        "assert R(1, 2) == R(2, 4)",
+    ),
+    "equal to what is plain": ("class M(object):\n    def __eq__(self, o):\n        return o == 3\ndef f():\n    return M()\n", "assert f() == 3"),
+    "what it prints": (
+        "def f():\n    print('hello')\n",
+        "import io, contextlib\nout = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    f()\nassert out.getvalue() == 'hello\\n'",
+    ),
+    "a seed": ("import random\ndef f():\n    return random.random()\n", "import random\nrandom.seed(1)\na = f()\nrandom.seed(1)\nassert a == f()"),
+    "a class of the checks": ("def f(o):\n    return o.x\n", "class O:\n    x = 3\nassert f(O()) == 3"),
+    "a class below one of the program's": ("class A:\n    def g(self):\n        return 1\n", "class B(A):\n    pass\nassert B().g() == 1"),
+    "bare except": ("class M:\n    def __eq__(self, o):\n        return True\ndef f():\n    return M()\n", "try:\n    f() == 3\nexcept:\n    pass"),
+    "files": ("def f():\n    open('x.txt', 'w').write('hi')\n", "f()\nassert open('x.txt').read() == 'hi'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNJUDGED)
+def test_what_cannot_be_judged_is_neither_passed_nor_failed(name):
+    program, checks = UNJUDGED[name]
+    outcome = run_program(program, checks=checks, timeout_s=10)
+    assert not outcome.passed
+    assert not outcome.judged, outcome
+    assert outcome.reason.startswith("cannot be judged: ")
+    broken = program.replace("return", "return None and").replace("print", "str").replace("open", "len")
+    outcome = run_program(broken, checks=checks, timeout_s=10)
+    if name not in ("a seed", "bare except"):  # there nothing is what is expected
+        assert not outcome.passed
+        assert outcome.judged, "what fails in plain Python has failed"
+
+
+def test_checks_may_import_installed_packages(level):
+    pytest.importorskip("numpy")
+    program = "import numpy as np\ndef f(n):\n    return np.arange(n) * 2, np.float64(n), np.int64(n)\n"
+    checks = (
+        "import numpy as np\na, x, n = f(3)\nassert (a == np.array([0, 2, 4])).all() and a.dtype == np.int64\n"
+        "np.testing.assert_allclose(x, 3)\nassert n == 3 and x == 3.0"
+    )
+    outcome = run_program(program, checks=checks, timeout_s=20, level=level)
+    assert outcome.passed, outcome
+    wrong = run_program(program.replace("* 2", "* 3"), checks=checks, timeout_s=20, level=level)
+    assert (wrong.passed, wrong.judged) == (False, True)
+    outcome = run_program("x = 1", checks="import no_such_package_of_anybody\nassert x == 1")
+    assert not outcome.judged
+    assert "pip install no_such_package_of_anybody" in outcome.reason
+    assert not run_program("x = 1", checks="assert x ==").judged
+    assert run_program("import no_such_package_of_anybody", checks="assert True").judged
+
+
+HANDED_OVER = {
+    "a number with operators of its own": "class N:\n    def __sub__(self, o):\n        return 0.0\n    __rsub__ = __sub__\n",
+    "an int with operators of its own": (
+        "class N(int):\n    def __sub__(self, o):\n        return 0.0\n    __rsub__ = __sub__\n"
+        "    __abs__ = lambda s: 0.0\n    __lt__ = __le__ = __eq__ = lambda s, o: True\n"
+    ),
+    "contains everything": "class N:\n    def __contains__(self, o):\n        return True\n    def __iter__(self):\n        return iter([0])\n",
+    "remembers what it is compared with": (
+        "class N:\n    seen = 0\n    def __eq__(self, o):\n        N.seen = o\n        return True\n    def __iter__(self):\n"
+        "        return iter([N.seen])\n    __float__ = lambda s: float(N.seen)\n    __index__ = lambda s: N.seen\n"
+    ),
+    "a helper of the checks": "def abs(x):\n    return 0\nclass N:\n    pass\n",
+}  # fmt: skip
+TRIALS = (
+    "assert abs(f(2) - 7.5) < 1e-6", "assert 7 in f(2)", "v = f(2)\nassert v == 7 or float(v) == 7", "assert f(2) == 7",
+    "v = f(2)\ntry:\n    v == 7\nexcept BaseException:\n    pass\nassert list(v) == [7]", "assert 7 == f(2)",
+    "assert not f(2) < 7 < 8", "import math\nassert math.isclose(f(2), 7)", "assert [1, 2, 3][f(2) - 6] == 2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_expected_values_are_never_handed_to_operators(name):
+    program = HANDED_OVER[name] + "def f(x):\n    return N()\n"
+    for checks in TRIALS:
+        assert not run_program(program, checks=checks).passed, checks
+
+
+def test_a_program_cannot_name_or_forge_values():
+    """What it sends over the wire by itself is no more than what a value could be."""
+    send = (
+        "import sys, json, struct\ndef add(a, b):\n    frame = sys._getframe()\n    while not hasattr(frame.f_locals.get('self'), 'connection'):\n"
+        "        frame = frame.f_back\n    frame.f_locals['self'].send({'value': VALUE})\n    return 0\n"
+    )
+    for value in (
+        ["T", "builtins", "eval"], ["T", "os", "system"], ["v", "os.system", ["true"]], ["l", [3], 12345, None],
+        ["X", 1, "A", "builtins", ["T", "builtins", "object"]], ["M", 1, "class", ["import os"], [3]], ["k", 1], ["r", 1],
+        ["D", [[], []], None, ["T", "os", "getcwd"]], ["n", "O", [3]], ["A", "|O", [1], [3]], ["o", "x", "y", "z"],
+        ["E", ["T", "builtins", "int"], [], []], ["v", "fractions.Fraction", [1, 0]], ["i", "zz"], ["N", [1]], [[], []],
+    ):  # fmt: skip
+        outcome = run_program(send.replace("VALUE", repr(value)), checks="assert add(1, 2) == 3")
+        assert not outcome.passed, value
+        assert "eval" not in outcome.reason
+
+
+def test_a_check_that_asks_much_is_not_failed_for_its_time():
+    checks = "for i in range(300000):\n    assert f(i) == i"
+    outcome = run_program("def f(x):\n    return x\n", checks=checks, timeout_s=1)
+    assert outcome.passed or not outcome.judged
+
+
 def test_output_and_reason():
     outcome = run_program("import sys\nprint('out')\nprint('err', file=sys.stderr)\nassert 1 == 2, 'numbers differ'")
     assert outcome.stdout.splitlines() == ["out", "err"] or set(outcome.stdout.splitlines()) == {"out", "err"}
@@ -432,7 +643,7 @@ def test_unprivileged_users_are_held_too(tmp_path, level_name):
     package = Path("/var/tmp") / f"codenas_sandbox_test_{os.getpid()}" / "codenas_hf" / "sandbox"
     try:
         package.mkdir(parents=True)
-        for name in ("judge", "confinement", "jail", "jail_link", "program_checks"):
+        for name in ("judge", "confinement", "jail", "jail_values", "jail_remote", "jail_link", "program_checks"):
             shutil.copy(Path(judge.__file__).with_name(f"{name}.py"), package)
         (package / "__init__.py").touch()
         (package.parent / "__init__.py").touch()

@@ -144,11 +144,12 @@ def _bind_read_only(source: str, target: str) -> None:
         _mount("none", target, None, _BIND | _REMOUNT | _RDONLY | _NOSUID | _REC)
 
 
-def enter_new_root(root: str, *, disk_bytes: int, owner: int | None) -> None:
+def enter_new_root(root: str, *, readable: Iterable[str] = (), disk_bytes: int, owner: int | None) -> None:
     """A file tree that holds the system's libraries and this interpreter, read only, and an empty `/tmp`.
 
     Args:
         root: an empty folder, on which the new tree is mounted; nothing is written into it.
+        readable: further folders to show, read only.
         disk_bytes: size of `/tmp` and of everything else that can be written.
         owner: user id that owns `/tmp`; None keeps the current one.
 
@@ -158,7 +159,17 @@ def enter_new_root(root: str, *, disk_bytes: int, owner: int | None) -> None:
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, f"size={disk_bytes},nr_inodes=4096,mode=755")
     shown: list[str] = []
-    for path in ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", *_interpreter()]:
+    for path in [
+        "/usr",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/bin",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+        *_interpreter(),
+        *readable,
+    ]:
         target = root + path
         if not os.path.lexists(path) or any(path == done or path.startswith(done + "/") for done in shown):
             continue
@@ -201,8 +212,8 @@ def landlock_abi() -> int:
     return max(0, int(_LIBC.syscall(444, None, 0, 1)))
 
 
-def restrict_files(*, writable: Iterable[str]) -> None:
-    """Landlock: read the system and the interpreter, write only below `writable`; no TCP, no signals outside.
+def restrict_files(*, readable: Iterable[str] = (), writable: Iterable[str]) -> None:
+    """Landlock: read the system, the interpreter and `readable`, write below `writable`; no TCP, no signals outside.
 
     Raises:
         ConfinementError: the kernel has no Landlock.
@@ -213,7 +224,9 @@ def restrict_files(*, writable: Iterable[str]) -> None:
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = _check(_LIBC.syscall(444, ctypes.create_string_buffer(attributes, 24), size, 0), "landlock")
     devices_and_sockets = 1 << 6 | 1 << 9 | 1 << 11
-    rules = [(path, 0b1101) for path in ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", *_interpreter())]
+    rules = [
+        (path, 0b1101) for path in ("/usr", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", *_interpreter(), *readable)
+    ]
     rules += [("/dev/urandom", 0b100), ("/dev/null", 0b110), *((path, ~devices_and_sockets) for path in writable)]
     for path, allowed in rules:
         try:

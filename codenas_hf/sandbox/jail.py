@@ -5,13 +5,15 @@ no memory of theirs ever held them; it runs the checks and alone can write the v
 (process 1 of an own process namespace where there are namespaces); it watches memory and disk, and at its end nothing
 of the program lives on. The *runner* is the warden's child, locked in, and is the only one that executes the program.
 Judge and runner exchange plain data; an object stays in the runner, and the judge holds a `Remote` in its place, so an
-object that claims to equal everything equals nothing here.
+object that claims to equal everything equals nothing here. Where the judge comes to the end of what it can tell, it
+says so (`unsure`).
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -24,36 +26,65 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confinement  # type: ignore[import-not-found]  # the package itself is not importable here
-from jail_link import Link, ProgramError, message_of  # type: ignore[import-not-found]
+from jail_link import Link, message_of  # type: ignore[import-not-found]
+from jail_remote import is_remote  # type: ignore[import-not-found]
+from jail_values import Limit, ProgramError  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
 _VERDICT, _LEASH, _DONE = map(int, sys.argv[1:4]) if len(sys.argv) > 3 else (-1, -1, -1)
 
 
-def run_checks(link: Link, job: dict[str, Any]) -> tuple[bool, str]:
-    """Has the program run, then runs the checks on it. Returns the verdict and its reason."""
+def _names(link: Link, job: dict[str, Any]) -> dict[str, Any]:
+    """What the checks see: their imports and prelude, and the program's names."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for part in ("imports", "prelude"):
+        exec(compile(job[part], part, "exec", dont_inherit=True), names)
+    names["__builtins__"] = {key: item for key, item in vars(builtins).items() if key not in job["refused"]}
+    for name in job["names"]:
+        with contextlib.suppress(KeyError):
+            found = link.ask("name", 0, (name,))
+            if is_remote(found) and found._kind == "module":
+                # A program could have changed its copy of a module, so the checks get one of their own.
+                if found._name not in job["modules"]:
+                    raise Limit(
+                        f"the checks use the module {found._name} of the program: hand them over with an import"
+                    )
+                found = importlib.import_module(found._name)
+            names[name] = found
+    return names
+
+
+def run_checks(link: Link, job: dict[str, Any]) -> dict[str, Any]:
+    """Has the program run, then runs the checks on it.
+
+    Returns:
+        `passed`, `reason`, and `unsure` where it may be the judge that failed.
+    """
+    defined = False
     try:
-        link.ask("run", 0, (job["program"],))
+        for source in job["programs"]:
+            link.ask("run", 0, (source,))
+        defined = True
         if job["checks"] is None:
-            return True, "ran to its end; it holds no checks of its own that could be judged"
-        names: dict[str, Any] = {"__name__": "__main__"}
-        exec(compile(job["imports"], "imports", "exec"), names)
-        exec(compile(job["prelude"], "prelude", "exec"), names)
-        names["__builtins__"] = {key: item for key, item in vars(builtins).items() if key not in job["refused"]}
-        for name in job["names"]:
-            with contextlib.suppress(KeyError):
-                names[name] = link.ask("name", 0, (name,))
-        exec(compile(job["checks"], "checks.py", "exec"), names)
-        return True, "passed"
+            return {"passed": True, "reason": "ran to its end; it holds no checks of its own that could be judged"}
+        names = _names(link, job)
+        exec(compile(job["checks"], "checks.py", "exec", dont_inherit=True), names)
+        if Limit.first is None:
+            return {"passed": True, "reason": "passed"}
+        reason, unsure = Limit.first, True
+    except Limit as error:
+        reason, unsure = str(error), True
     except EOFError:
-        return False, "the program ended before its checks did"
+        reason, unsure = "the program ended before its checks did", False
     except AssertionError as error:
-        return False, f"failed: {message_of(error) or 'a check does not hold'}"
+        reason, unsure = f"failed: {message_of(error) or 'a check does not hold'}", not (link.exact and job["exact"])
     except MemoryError:
-        return False, "out of memory"
+        reason, unsure = "out of memory", True
     except BaseException as error:
-        return False, f"{type(error).__name__}: {message_of(error)}"
+        # Of errors, only those that the program raised in plain words are surely its own.
+        reason, unsure = f"{type(error).__name__}: {message_of(error)}", not (link.exact and job["exact"])
+    return {"passed": False, "reason": reason, "unsure": defined and unsure}
 
 
 def _descendants(root: int) -> list[int]:
@@ -139,6 +170,13 @@ def limits(config: dict[str, Any], *, processes: int) -> None:
     )
 
 
+def _open_sites(sites: list[str]) -> None:
+    """Makes installed packages importable."""
+    sys.path.extend(sites)
+    if sites:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy would start threads, which not every level allows
+
+
 def run_program(connection: socket.socket, config: dict[str, Any]) -> None:
     """The runner: locks itself in, then serves the judge."""
     keep = connection.fileno()
@@ -152,12 +190,13 @@ def run_program(connection: socket.socket, config: dict[str, Any]) -> None:
     confinement.drop_privileges(config["uid"])
     confinement.die_with_parent()
     if config["level"] == "landlock":
-        confinement.restrict_files(writable=[config["folder"]])
+        confinement.restrict_files(readable=config["sites"], writable=[config["folder"]])
     if config["seccomp"]:
         confinement.filter_system_calls(processes=config["processes"] > 0)
     os.environ.clear()
-    program = types.ModuleType("__main__")
-    sys.modules["__main__"] = program
+    _open_sites(config["sites"])
+    program = types.ModuleType("__main__" if config["main"] else "program")
+    sys.modules["__main__"] = sys.modules["program"] = program
     sys.argv = ["program.py"]
     link = Link(connection, judge=False)
     link.send({"ready": True})
@@ -188,7 +227,9 @@ def main() -> None:
             null = os.open("/dev/null", os.O_RDONLY)
             os.dup2(null, 0)
             if config["level"] == "namespaces":
-                confinement.enter_new_root(config["folder"], disk_bytes=config["disk_bytes"], owner=config["uid"])
+                confinement.enter_new_root(
+                    config["folder"], readable=config["sites"], disk_bytes=config["disk_bytes"], owner=config["uid"]
+                )
             confinement.adopt_orphans()
             confinement.hide_memory()
             runner = os.fork()
@@ -206,19 +247,21 @@ def main() -> None:
         limits(config, processes=1)
         confinement.drop_privileges(None if config["uid"] is None else config["uid"] + 1)
         if config["level"] == "landlock":
-            confinement.restrict_files(writable=[])
+            confinement.restrict_files(readable=config["sites"], writable=[])
         if config["seccomp"]:
             confinement.filter_system_calls(processes=False)
+        _open_sites(config["sites"])
+        link.on_many = lambda: os.write(_VERDICT, b'{"busy": true}\n')
     except BaseException as error:
         os.write(_VERDICT, json.dumps({"unavailable": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         os._exit(1)
     os.write(_VERDICT, b'{"started": true}\n')
     with open(0, "rb", closefd=False) as file:
         job = json.loads(file.read())
-    passed, reason = run_checks(link, job)
+    verdict = run_checks(link, job)
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
-    verdict = {"nonce": job["nonce"], "passed": passed, "reason": reason[:1000]}
+    verdict |= {"nonce": job["nonce"], "reason": verdict["reason"][:1000]}
     os.write(_VERDICT, json.dumps(verdict).encode() + b"\n")
     os._exit(0)
 

@@ -5,12 +5,18 @@ program (see `jail.py`); only that process holds what a verdict needs. So a prog
 walk frames, write to every file descriptor or return objects that claim to equal everything: it does not pass.
 A source without checks that can be taken out (`split_checks`) passes when it runs to its end, and then the verdict is
 worth as much as the program's own word.
+
+Not everything that Python can compare crosses between two processes. Where the judge fails a program for what may be a
+limit of its own, program and checks are run once more as plain Python would, together: what fails there too has
+failed, what does not *cannot be judged*, and is neither passed nor failed.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -22,12 +28,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from codenas_hf.sandbox import confinement
-from codenas_hf.sandbox.program_checks import REFUSED_BUILTINS, CheckedProgram, split_checks, used_names
+from codenas_hf.sandbox.program_checks import (
+    MODULES,
+    REFUSED_BUILTINS,
+    imported_modules,
+    needed_names,
+    reach_the_process,
+    split_checks,
+)
 
 Level = Literal["namespaces", "landlock"]
 
@@ -51,12 +65,14 @@ class Outcome:
         reason: why, or why not, for people.
         stdout: what the program wrote, both streams, at most 64 KiB.
         seconds: wall time from the moment that the program could start.
+        judged: False where nothing is known: neither that the checks hold nor that they do not.
     """
 
     passed: bool
     reason: str
     stdout: str
     seconds: float
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,8 @@ def _tell(config: dict[str, Any], job: dict[str, Any], *, timeout_s: float) -> t
                         lines, started = lines.partition(b"\n")[2], True
                         start, deadline = time.perf_counter(), time.perf_counter() + timeout_s
                         result = {"passed": False, "reason": f"timed out after {timeout_s:g} s"}
+                    # Much was asked, so that the conversation itself may have taken the time.
+                    result["unsure"] = b'{"busy": true}\n' in lines
                     if not part:  # the judge is gone, with or without a verdict
                         result = _verdict(lines, job["nonce"])
                         break
@@ -162,23 +180,29 @@ def _wait_for_end(descriptor: int, *, seconds: float) -> None:
 
 def _verdict(lines: bytes, nonce: str) -> dict[str, Any]:
     try:
-        message = json.loads(lines)
+        message = json.loads(lines.splitlines()[-1])
         if "unavailable" in message:
             return {"unavailable": str(message["unavailable"])}
         if secrets.compare_digest(str(message["nonce"]), nonce):
-            return {"passed": message["passed"] is True, "reason": str(message["reason"])}
-    except (ValueError, KeyError, TypeError):
+            return {
+                "passed": message["passed"] is True,
+                "reason": str(message["reason"]),
+                "unsure": message.get("unsure") is True,
+            }
+    except (ValueError, LookupError, TypeError):
         pass
     return {"passed": False, "reason": "the checks ended without a verdict"}
 
 
-def _config(level: Level, *, folder: Path, memory_bytes: int, timeout_s: float) -> dict[str, Any]:
+def _config(level: Level, job: _Job, *, folder: Path, memory_bytes: int, timeout_s: float) -> dict[str, Any]:
     own_user = level == "namespaces" and os.geteuid() == 0
     # A user of its own for every program: the kernel counts processes per user.
     uid = 0x30000000 + 2 * (os.getpid() * 64 + next(_COUNTER) % 64) if own_user else None
     return {
         "level": level,
         "folder": str(folder),
+        "main": job.main,
+        "sites": list(job.sites),
         "memory_bytes": memory_bytes,
         "cpu_seconds": math.ceil(timeout_s) + 1,
         "disk_bytes": DISK_BYTES,
@@ -189,30 +213,64 @@ def _config(level: Level, *, folder: Path, memory_bytes: int, timeout_s: float) 
     }
 
 
-def _run(
-    program: CheckedProgram,
-    *,
-    prelude: str,
-    refused: frozenset[str],
-    level: Level,
-    timeout_s: float,
-    memory_bytes: int,
-) -> tuple[dict[str, Any], str, float]:
-    job = {
-        "nonce": secrets.token_hex(16),
-        "program": program.program,
-        "checks": program.checks,
-        "imports": program.imports,
-        "prelude": prelude,
-        "names": list(program.names),
-        "refused": sorted(refused),
-    }
+@dataclass(frozen=True)
+class _Job:
+    """What one jail is to do.
+
+    Args:
+        programs: sources that run locked in, one after the other, in one module.
+        main: whether that module is `__main__`.
+        checks: run by the judge; None runs the programs and no more.
+        imports: import statements of the checks.
+        prelude: statements before them.
+        names: names that the checks need of the program.
+        refused: built-ins that the checks do not get.
+        modules: modules of which the checks get a copy of their own where the program imported them.
+        exact: whether nothing but values can pass between checks and program.
+        sites: folders of installed packages.
+    """
+
+    programs: tuple[str, ...]
+    main: bool = True
+    checks: str | None = None
+    imports: str = ""
+    prelude: str = ""
+    names: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    exact: bool = True
+    sites: tuple[str, ...] = ()
+
+
+def _run(job: _Job, *, level: Level, timeout_s: float, memory_bytes: int) -> tuple[dict[str, Any], str, float]:
     folder = Path(tempfile.mkdtemp(prefix="codenas_sandbox_"))
     try:
-        config = _config(level, folder=folder, memory_bytes=memory_bytes, timeout_s=timeout_s)
-        return _tell(config, job, timeout_s=timeout_s)
+        config = _config(level, job, folder=folder, memory_bytes=memory_bytes, timeout_s=timeout_s)
+        return _tell(config, {**asdict(job), "nonce": secrets.token_hex(16)}, timeout_s=timeout_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _site(name: str) -> str | None:
+    """The folder of installed packages that holds a module beyond the standard library; None without one."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = found.origin if found is not None else None
+    for parent in Path(origin).parents if origin else ():
+        if parent.name in ("site-packages", "dist-packages"):
+            return str(parent)
+    return None
+
+
+def _sites(sources: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Folders of the installed packages that sources import, and the modules that are not installed."""
+    names = sorted(set().union(*map(imported_modules, sources)) - sys.stdlib_module_names)
+    return tuple(sorted({site for name in names if (site := _site(name))})), [
+        name for name in names if not _site(name)
+    ]
 
 
 @functools.cache
@@ -225,15 +283,12 @@ def capabilities() -> Capabilities:
     if sys.platform != "linux":
         raise SandboxUnavailable(f"generated code is run only on Linux (or WSL2), this is {sys.platform}")
     notes: list[str] = []
-    probe = CheckedProgram("", None, "", ())
     levels: tuple[Level, ...] = ("namespaces", "landlock")
     for level in levels:
         if level == "landlock" and not (confinement.landlock_abi() >= 6 and confinement.has_seccomp_filter()):
             notes.append("landlock: needs Linux 6.12 or later, and seccomp on x86_64 or aarch64")
             continue
-        result, _, _ = _run(
-            probe, prelude="", refused=frozenset(), level=level, timeout_s=10.0, memory_bytes=512 * 2**20
-        )
+        result, _, _ = _run(_Job(("",)), level=level, timeout_s=10.0, memory_bytes=512 * 2**20)
         if result.get("passed"):
             seccomp = confinement.has_seccomp_filter()
             if not seccomp:
@@ -276,19 +331,67 @@ def run_program(
     if not timeout_s > 0 or not memory_bytes > 0:
         raise ValueError(f"`timeout_s` and `memory_bytes` must be above 0, got {timeout_s!r} and {memory_bytes!r}")
     level = level or capabilities().level
-    refused: frozenset[str] = frozenset()
+    plain: tuple[str, ...]
     try:
         if checks is None:
-            program, refused = split_checks(source), REFUSED_BUILTINS
+            job, plain = _job_of_source(source), (source,)
         else:
-            names = {*used_names(checks, prelude=prelude), *((entry_point,) if entry_point else ())}
-            compile(source, "program.py", "exec", dont_inherit=True)
-            program = CheckedProgram(source, checks, "", tuple(sorted(names)))
+            job, plain = _job_of_checks(source, checks, prelude, entry_point), (prelude, source, checks)
+    except _CannotBeJudged as error:
+        return Outcome(False, f"cannot be judged: {error}", "", 0.0, judged=False)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         return Outcome(False, f"{type(error).__name__}: {error}", "", 0.0)
-    result, output, seconds = _run(
-        program, prelude=prelude, refused=refused, level=level, timeout_s=timeout_s, memory_bytes=memory_bytes
-    )
+    result, output, seconds = _run(job, level=level, timeout_s=timeout_s, memory_bytes=memory_bytes)
+    reason = result.get("reason", "")
+    if result.get("unsure"):
+        again = _Job(plain, main=job.main, sites=job.sites)
+        result, output, seconds = _run(again, level=level, timeout_s=timeout_s, memory_bytes=memory_bytes)
+        if result.get("passed"):
+            return Outcome(False, f"cannot be judged: {reason}", output, seconds, judged=False)
+        if not reason.startswith("failed"):
+            reason = result.get("reason", "")
     if "unavailable" in result:
         raise SandboxUnavailable(f"the sandbox ({level}) could not be set up: {result['unavailable']}")
-    return Outcome(result["passed"], result["reason"], output, seconds)
+    return Outcome(result["passed"], reason, output, seconds)
+
+
+class _CannotBeJudged(Exception):
+    """Nothing can be said of any program under these checks here."""
+
+
+def _job_of_source(source: str) -> _Job:
+    program = split_checks(source)
+    sites, _ = _sites([source])
+    return _Job(
+        (program.program,),
+        checks=program.checks,
+        imports=program.imports,
+        names=program.names,
+        refused=tuple(sorted(REFUSED_BUILTINS)),
+        modules=tuple(sorted(MODULES)),
+        exact=program.checks is not None and not reach_the_process(program.checks),
+        sites=sites,
+    )
+
+
+def _job_of_checks(source: str, checks: str, prelude: str, entry_point: str | None) -> _Job:
+    try:
+        sites, missing = _sites([checks, prelude])
+        exact = not reach_the_process(checks)
+        ast.parse(prelude)
+    except (SyntaxError, ValueError) as error:
+        raise _CannotBeJudged(f"the checks do not parse: {error}") from error
+    if missing:
+        raise _CannotBeJudged(f"the checks import what is not installed here: pip install {' '.join(missing)}")
+    compile(source, "program.py", "exec", dont_inherit=True)
+    needed = needed_names(checks, prelude=prelude, program=source, entry_point=entry_point)
+    return _Job(
+        (source,),
+        main=False,  # `if __name__ == "__main__"` is not for checks
+        checks=checks,
+        prelude=prelude,
+        names=tuple(needed),
+        modules=(*sorted(MODULES), "numpy"),
+        exact=exact,
+        sites=tuple(sorted({*sites, *_sites([source])[0]})),
+    )

@@ -16,9 +16,14 @@ REFUSED_BUILTINS = frozenset(
     "eval exec compile open __import__ getattr setattr delattr hasattr globals locals vars input breakpoint help exit "
     "quit type object super memoryview classmethod staticmethod property copyright credits license".split()
 )
-_MODULES = frozenset(
+MODULES = frozenset(
     "math cmath random copy itertools functools collections string re datetime decimal fractions statistics operator "
-    "typing heapq bisect".split()
+    "typing heapq bisect json array enum dataclasses numbers textwrap calendar zlib hashlib base64 struct".split()
+)
+_SHARED_STATE = frozenset(
+    "redirect_stdout redirect_stderr stdout stdin stderr patch mock environ chdir getcwd open input globals locals "
+    "vars eval exec compile seed random setrecursionlimit getrecursionlimit setlocale getcontext setcontext "
+    "localcontext breakpoint gc weakref id time sys os".split()
 )
 _PLAIN = (
     ast.Assert, ast.Expr, ast.If, ast.For, ast.With, ast.Try, ast.Assign, ast.AugAssign, ast.FunctionDef,
@@ -98,12 +103,45 @@ def _unparse(nodes: Sequence[ast.stmt]) -> str:
     return ast.unparse(ast.Module(body=list(nodes), type_ignores=[])) + "\n" if nodes else ""
 
 
-def used_names(checks: str, *, prelude: str = "") -> tuple[str, ...]:
-    """Names that checks use and neither define themselves nor find in a prelude or among the built-ins."""
-    tree, before = ast.parse(checks), ast.parse(prelude)
+def needed_names(checks: str, *, prelude: str = "", program: str = "", entry_point: str | None = None) -> list[str]:
+    """Names that checks need of a program: those that nothing else defines.
+
+    A built-in name comes from the program only where it must be what is tested: it is the entry point, or the checks
+    use no other name of the program's. Else a program could pass with an `abs` of its own.
+    """
+    tree, before, defined = ast.parse(checks), ast.parse(prelude), set(_bound(ast.parse(program).body))
     arguments = {part.arg for part in ast.walk(tree) if isinstance(part, ast.arg)}
-    known = set(dir(builtins)) | set(_bound(before.body)) | set(_bound(tree.body)) | arguments
-    return tuple(sorted(_loaded(tree.body) - known))
+    used = _loaded(tree.body) - set(_bound(before.body)) - set(_bound(tree.body)) - arguments
+    names = used - set(dir(builtins))
+    shadowed = used & defined & set(dir(builtins))
+    if entry_point is not None:
+        names.add(entry_point)
+    elif len(shadowed) == 1 and not names & defined:
+        names |= shadowed
+    return sorted(names)
+
+
+def imported_modules(source: str) -> set[str]:
+    """Top-level names of the modules that a source imports, wherever in it; empty where it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def reach_the_process(checks: str) -> bool:
+    """Whether checks may look at, or change, what does not cross to a process of their own: streams, files, random."""
+    tree = ast.parse(checks)
+    names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+    names |= {part.attr for part in ast.walk(tree) if isinstance(part, ast.Attribute)}
+    return bool(names & _SHARED_STATE) or not imported_modules(checks) <= MODULES - {"random", "decimal"} | {"numpy"}
 
 
 def split_checks(source: str) -> CheckedProgram:
@@ -134,12 +172,9 @@ def split_checks(source: str) -> CheckedProgram:
     imports = [
         node
         for node in head
-        if (isinstance(node, ast.Import) and all(alias.name in _MODULES for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in _MODULES)
+        if (isinstance(node, ast.Import) and all(alias.name in MODULES for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in MODULES)
     ]
     text = _unparse(checks)
-    names = used_names(text, prelude=_unparse(imports))
-    # Built-in names that the program shadows have to come from the program.
-    shadowed = {name for name in _loaded(checks) & set(_bound(head)) if hasattr(builtins, name)}
-    names = tuple(sorted(set(names) | shadowed - REFUSED_BUILTINS))
-    return CheckedProgram(_unparse(head), text, _unparse(imports), names)
+    names = needed_names(text, prelude=_unparse(imports), program=_unparse(head))
+    return CheckedProgram(_unparse(head), text, _unparse(imports), tuple(set(names) - REFUSED_BUILTINS))
