@@ -34,7 +34,9 @@ INSIDE = {
     "compression": ["formats", "quantize", "vocabulary", "prune", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate", "confirm"],
-    "sandbox": ["confinement", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"],
+    "sandbox": [
+        *("confinement", "jail_types", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"),
+    ],
     "suite": [
         *("prompts", "code_tasks", "text_score", "completion_report", "evaluation"),
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval

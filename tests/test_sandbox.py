@@ -643,7 +643,16 @@ def test_unprivileged_users_are_held_too(tmp_path, level_name):
     package = Path("/var/tmp") / f"codenas_sandbox_test_{os.getpid()}" / "codenas_hf" / "sandbox"
     try:
         package.mkdir(parents=True)
-        for name in ("judge", "confinement", "jail", "jail_values", "jail_remote", "jail_link", "program_checks"):
+        for name in (
+            "judge",
+            "confinement",
+            "jail",
+            "jail_types",
+            "jail_values",
+            "jail_remote",
+            "jail_link",
+            "program_checks",
+        ):
             shutil.copy(Path(judge.__file__).with_name(f"{name}.py"), package)
         (package / "__init__.py").touch()
         (package.parent / "__init__.py").touch()

@@ -28,7 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import confinement  # type: ignore[import-not-found]  # the package itself is not importable here
 from jail_link import Link, message_of  # type: ignore[import-not-found]
 from jail_remote import is_remote  # type: ignore[import-not-found]
-from jail_values import Limit, ProgramError  # type: ignore[import-not-found]
+from jail_types import Limit, ProgramError  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 

@@ -18,16 +18,16 @@ from collections.abc import Callable
 from typing import Any
 
 from jail_remote import Remote, is_remote, remote  # type: ignore[import-not-found]  # beside this file
-from jail_values import (  # type: ignore[import-not-found]
+from jail_types import (  # type: ignore[import-not-found]
     CONTAINERS,
     Limit,
     ProgramError,
-    Values,
     base_of,
     name_of,
     plain_copy,
     take,
 )
+from jail_values import Values  # type: ignore[import-not-found]
 
 _FRAME_BYTES = 32 * 2**20
 _MANY = 2000

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from jail_values import CONTAINERS, Limit  # type: ignore[import-not-found]  # beside this file, no package is importable
+from jail_types import CONTAINERS, Limit  # type: ignore[import-not-found]  # beside this file, no package is importable
 
 _PLAIN_NAMES = frozenset("__name__ __doc__ __dict__ __module__ __qualname__ __annotations__ __wrapped__".split())
 _BASES = {base.__name__: base for base in (int, float, complex, str, bytes, *CONTAINERS.values())}

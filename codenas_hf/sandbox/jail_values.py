@@ -1,98 +1,39 @@
 """How values cross between the two sides of the sandbox: copies of plain data, references to all else.
 
 Standard library only: `jail.py` loads this in a bare interpreter. `unpack` trusts nothing on the judge's side: what it
-builds there are values of the types that are named here and nothing else.
+builds there are values of the types in `jail_types` and nothing else.
 """
 
 from __future__ import annotations
 
-import builtins
 import collections
 import importlib
 import math
 import sys
-import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from jail_types import (  # type: ignore[import-not-found]  # beside this file, where no package is importable
+    CODES,
+    CONTAINERS,
+    MAPPINGS,
+    TYPES,
+    VALUES,
+    Limit,
+    ProgramError,
+    maker,
+    name_of,
+    pack_numpy,
+    replace_contents,
+    unpack_numpy,
+)
+
 _DEPTH = 200
-_ITEMS = 1_000_000
 _WORD = 2**63
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-class Limit(BaseException):
-    """The judge cannot say: something is needed that does not cross. Not an `Exception`: checks must not catch it."""
-
-    first: str | None = None  # of this process, even where it was caught
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        Limit.first = Limit.first or message
-
-
-class ProgramError(Exception):
-    """The program sent what cannot be understood."""
-
-
-# code: exact type
-CONTAINERS: dict[str, type] = {
-    "l": list, "t": tuple, "S": set, "F": frozenset, "q": collections.deque, "d": dict, "C": collections.Counter,
-    "O": collections.OrderedDict, "D": collections.defaultdict, "B": bytearray,
-}  # fmt: skip
-_CODES = {kind: code for code, kind in CONTAINERS.items()}
-_MAPPINGS = "dCOD"
 _named_tuple: Any = collections.namedtuple  # refuses what is no name
-
-# A value's type: what it is made from. It is made by calling the type, where `_MAKERS` has nothing else.
-VALUES: dict[str, Any] = {
-    "builtins.complex": lambda v: (v.real, v.imag),
-    "builtins.bytes": lambda v: (v.hex(),),
-    "builtins.range": lambda v: (v.start, v.stop, v.step),
-    "builtins.slice": lambda v: (v.start, v.stop, v.step),
-    "builtins.dict_keys": lambda v: (list(v),),
-    "builtins.dict_values": lambda v: (list(v),),
-    "builtins.dict_items": lambda v: (list(v),),
-    "fractions.Fraction": lambda v: (v.numerator, v.denominator),
-    "decimal.Decimal": lambda v: (str(v),),
-    "datetime.date": lambda v: (v.year, v.month, v.day),
-    "datetime.time": lambda v: (v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
-    "datetime.datetime": lambda v: (v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
-    "datetime.timedelta": lambda v: (v.days, v.seconds, v.microseconds),
-    "datetime.timezone": lambda v: (v.utcoffset(None),),
-    "uuid.UUID": lambda v: (str(v),),
-    "pathlib.PosixPath": lambda v: (str(v),),
-    "pathlib.PurePosixPath": lambda v: (str(v),),
-    "array.array": lambda v: (v.typecode, v.tolist()),
-}
-_MAKERS: dict[str, Any] = {
-    "builtins.bytes": bytes.fromhex,
-    "builtins.dict_keys": lambda items: dict.fromkeys(items).keys(),
-    "builtins.dict_values": lambda items: dict(enumerate(items)).values(),
-    "builtins.dict_items": lambda items: dict(items).items(),
-}
-# Types that a program may name to the judge.
-_TYPES = frozenset(
-    {f"builtins.{name}" for name in "int float str bool object memoryview".split()}
-    | {f"{kind.__module__}.{kind.__qualname__}" for kind in CONTAINERS.values()}
-    | {name for name in VALUES if "dict_" not in name}
-    | {f"builtins.{name}" for name in dir(builtins) if getattr(getattr(builtins, name), "with_traceback", None)}
-)
-_BASES = (int, float, complex, str, bytes, tuple, *CONTAINERS.values())
-
-
-def name_of(value: Any) -> tuple[str, str] | None:
-    """Module and qualified name under which anybody finds this very type, function or module; None without one."""
-    if isinstance(value, types.ModuleType):
-        return value.__name__, ""
-    owner = getattr(value, "__objclass__", None)  # of str.upper and its like
-    module, name = getattr(owner or value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module in ("__main__", "program"):
-        return None
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return (module, name) if found is value else None
 
 
 class Values:
@@ -112,7 +53,7 @@ class Values:
 
     def may_name(self, kind: type) -> bool:
         """Whether a program may name this type to the judge."""
-        return name_of(kind) is not None and f"{kind.__module__}.{kind.__qualname__}" in _TYPES
+        return name_of(kind) is not None and f"{kind.__module__}.{kind.__qualname__}" in TYPES
 
     # packing
 
@@ -131,7 +72,7 @@ class Values:
             return value if -_WORD < value < _WORD else ["i", hex(value)]
         if kind is float:
             return value if value == value else ["N", self._key(value)]
-        code = _CODES.get(kind)
+        code = CODES.get(kind)
         if code is not None:
             return self._pack_container(code, value, depth)
         full = f"{kind.__module__}.{kind.__qualname__}"
@@ -142,7 +83,7 @@ class Values:
             return ["E", self._pack_class(kind), self._items(value.args, depth), self._pack_state(state, depth)]
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             return self._pack_named(value, depth)
-        if kind.__module__ == "numpy" and (packed := _pack_numpy(value)):
+        if kind.__module__ == "numpy" and (packed := pack_numpy(value)):
             return [*packed[:-1], self._items(packed[-1], depth)]
         return self.pack_reference(value, depth)
 
@@ -175,7 +116,7 @@ class Values:
             extra = self.pack(value.default_factory, depth + 1)
         if code == "B":
             body: Any = value.hex()
-        elif code in _MAPPINGS:
+        elif code in MAPPINGS:
             body = [self._items(value.keys(), depth), self._items(value.values(), depth)]
         else:
             body = self._items(value, depth)
@@ -229,7 +170,7 @@ class Values:
                 return self._unpack_container(data, depth)
             if code == "v":
                 args = self._unpack_items(data[2], depth)
-                return _maker(data[1])(*args)
+                return maker(data[1])(*args)
             if code == "T":
                 return self._unpack_named_thing(str(data[1]), str(data[2]))
             if code == "X":
@@ -239,7 +180,7 @@ class Values:
             if code == "M":
                 return self._unpack_named(data, depth)
             if code in ("n", "A"):
-                return _unpack_numpy(data, self._unpack_items(data[-1], depth))
+                return unpack_numpy(data, self._unpack_items(data[-1], depth))
             return self.unpack_reference(data, depth)
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
             raise ProgramError(f"the program sent what is no value ({type(error).__name__})") from error
@@ -267,7 +208,7 @@ class Values:
         kind = CONTAINERS[code]
         if code == "B":
             content: Any = bytearray.fromhex(body)
-        elif code in _MAPPINGS:
+        elif code in MAPPINGS:
             content = dict(zip(*(self._unpack_items(half, depth) for half in body), strict=True))
         else:
             content = self._unpack_items(body, depth)
@@ -290,7 +231,7 @@ class Values:
         return made
 
     def _unpack_named_thing(self, module: str, name: str) -> Any:
-        if self.judge and f"{module}.{name}" not in _TYPES:
+        if self.judge and f"{module}.{name}" not in TYPES:
             raise ProgramError("the program named what it may not")
         found = importlib.import_module(module)
         for part in name.split(".") if name else ():
@@ -338,75 +279,3 @@ class Values:
             made._codenas_class = int(identity)
             self.classes[identity] = made
         return tuple.__new__(self.classes[identity], values)
-
-
-def base_of(value: Any) -> type | None:
-    """The built-in type that the value's class derives from; None where it derives from none."""
-    return next((base for base in _BASES if isinstance(value, base)), None)
-
-
-def plain_copy(value: Any) -> Any:
-    """The built-in value that an object of a derived class holds; the class's own methods are not asked."""
-    base = base_of(value)
-    if base is None:
-        raise TypeError(f"{type(value).__name__} holds no plain value")
-    empty: dict[Any, Any] = {int: 0, float: 0.0, complex: 0j, str: "", bytes: b""}
-    if base in empty:
-        add: Any = vars(base)["__add__"]
-        return add(empty[base], value) if base in (str, bytes) else add(value, empty[base])
-    if issubclass(base, dict):
-        return dict(zip(dict.__iter__(value), dict.values(value), strict=True))
-    if base is collections.deque:
-        return collections.deque(collections.deque.__iter__(value), value.maxlen)
-    make: Any = base
-    return make(make.__iter__(value))
-
-
-def replace_contents(given: Any, changed: Any) -> Any:
-    """Gives a container what another of its type holds."""
-    if isinstance(given, list | bytearray):
-        given[:] = changed
-    else:
-        given.clear()
-        given.extend(changed) if isinstance(given, collections.deque) else given.update(changed)
-    return given
-
-
-def take(items: Iterable[Any]) -> list[Any]:
-    """All items of something that ends.
-
-    Raises:
-        Limit: there are more than a million.
-    """
-    found = []
-    for item in items:
-        found.append(item)
-        if len(found) > _ITEMS:
-            raise Limit("more than a million items are asked for at once")
-    return found
-
-
-def _maker(full: str) -> Any:
-    if full not in VALUES:
-        raise ProgramError("the program sent a value of a type that it may not")
-    module, _, name = full.rpartition(".")
-    return _MAKERS.get(full) or getattr(importlib.import_module(module), name)
-
-
-def _pack_numpy(value: Any) -> list[Any] | None:
-    """Scalars and arrays of numbers and texts."""
-    numpy: Any = sys.modules.get("numpy")
-    if type(value) is numpy.ndarray and value.dtype.kind in "biufcSU":
-        return ["A", value.dtype.str, list(value.shape), value.ravel().tolist()]
-    if isinstance(value, numpy.generic) and value.dtype.kind in "biufcSU":
-        return ["n", value.dtype.str, [value.item()]]
-    return None
-
-
-def _unpack_numpy(data: list[Any], items: Sequence[Any]) -> Any:
-    numpy: Any = importlib.import_module("numpy")
-    dtype = numpy.dtype(str(data[1]))
-    if dtype.kind not in "biufcSU" or not set(map(type, items)) <= {bool, int, float, complex, bytes, str}:
-        raise ProgramError("the program sent what is no array")
-    made = numpy.array(items, dtype=dtype)
-    return made[0] if data[0] == "n" else made.reshape([int(size) for size in data[2]])
