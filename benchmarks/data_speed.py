@@ -36,6 +36,7 @@ from codenas_hf.data.encode import BulkEncoder
 from codenas_hf.data.filters import examine
 from codenas_hf.data.licences import PERMISSIVE
 from codenas_hf.data.sources import list_source
+from codenas_hf.data.split import SPLITS
 from codenas_hf.data.tokenizer import load_backend
 
 BLOCK = 256
@@ -64,7 +65,7 @@ def run_ours(source: Path, work: Path, tokenizer: Path, *, filters: bool) -> dic
     """The package's way."""
     corpus = build_corpus(settings(source, filters=filters), folder=work / "corpus")
     started = time.perf_counter()
-    made = [build_tokens(corpus, tokenizer, split=split, folder=work / split) for split in ("train", "validation")]
+    made = [build_tokens(corpus, tokenizer, split=split, folder=work / split) for split in SPLITS]
     return {
         "tokens": sum(part.num_tokens for part in made),
         "text_bytes": sum(part.num_bytes for part in made),

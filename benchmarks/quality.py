@@ -39,7 +39,7 @@ from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
 from codenas_hf.measure.candidate import round_weights, save_artifact
-from codenas_hf.measure.score import score_windows
+from codenas_hf.measure.score import score_passages
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import TrainSettings, build_model, resolve_precision, train
 
@@ -151,9 +151,9 @@ def execute(run: Run, *, data: PreparedData, folder: Path) -> None:
     round_weights(model, torch.bfloat16)
     with tempfile.TemporaryDirectory() as temporary:
         size = save_artifact(model, tokenizer=data.tokenizer(genome.vocab_size), folder=Path(temporary))
-    windows = data.tokens(genome.vocab_size, "validation").windows(LENGTH, max_bytes=SCORE_BYTES)
+    windows = data.passages(genome.vocab_size, "report", length=LENGTH, max_bytes=SCORE_BYTES)
     try:
-        bits: float | None = score_windows(model.float(), windows).bits_per_byte
+        bits: float | None = score_passages(model.float(), windows).bits_per_byte
     except ValueError:  # a rate of the sweep under which it diverged
         bits = None
     outcome = asdict(run) | {"bits_per_byte": bits, "artifact_bytes": size, "steps": steps, "train_seconds": seconds}

@@ -16,7 +16,7 @@ from benchmarks.results_file import RESULTS, protocol, read, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, TokenizerSettings, prepare_data
 from codenas_hf.engine import Budget
-from codenas_hf.measure.score import score_windows
+from codenas_hf.measure.score import score_passages
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import TrainSettings, build_model, train
 
@@ -67,13 +67,12 @@ def measure(data: Any, pre_tokenizer: str, size: int, settings: TrainSettings, o
     started = time.perf_counter()
     train(model, data.tokens(size, "train"), Budget("bytes", options.train_bytes), settings=settings)
     seconds = time.perf_counter() - started
-    held_out = data.tokens(size, "validation")
-    windows = held_out.windows(settings.sequence_length, max_bytes=options.score_bytes)
+    passages = data.passages(size, "report", length=settings.sequence_length, max_bytes=options.score_bytes)
     return {
         "pre_tokenizer": pre_tokenizer,
         "vocabulary": size,
-        "bytes_per_token": held_out.bytes_per_token,
-        "bits_per_byte": score_windows(model, windows).bits_per_byte,
+        "bytes_per_token": data.tokens(size, "report").bytes_per_token,
+        "bits_per_byte": score_passages(model, passages).bits_per_byte,
         "parameters": genome.num_parameters(),
         "train_seconds": seconds,
     }

@@ -19,7 +19,7 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
-from codenas_hf.measure.score import score_windows
+from codenas_hf.measure.score import score_passages
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import DivergenceError, OptimSettings, TrainSettings, build_model, train
 
@@ -51,7 +51,7 @@ def bits_per_byte(shape: tuple[int, int], optim: OptimSettings, *, data: Prepare
     model = build_model(CodeNASForCausalLM, genome.to_config(), settings=optim, seed=0)
     try:
         train(model, data.tokens(1024, "train"), Budget("steps", steps), settings=settings)
-        return score_windows(model, data.tokens(1024, "validation").windows(256, max_bytes=150_000)).bits_per_byte
+        return score_passages(model, data.passages(1024, "search", length=256, max_bytes=150_000)).bits_per_byte
     except (DivergenceError, ValueError):
         return None
 

@@ -65,7 +65,7 @@ def tiny_data(tiny_corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return prepare_data(
         # Generated modules share their structure, which the search for renamed copies would take for copying.
         corpus=CorpusSettings(
-            sources=(str(tiny_corpus_folder),), benchmarks=(), validation_fraction=0.2, near_threshold=None
+            sources=(str(tiny_corpus_folder),), benchmarks=(), held_out_fraction=0.2, near_threshold=None
         ),
         tokenizer=TokenizerSettings(),
         vocab_sizes=(512,),

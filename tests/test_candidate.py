@@ -21,7 +21,7 @@ from codenas_hf.measure.candidate import (
 )
 from codenas_hf.measure.confirm import LatencyConfirmer
 from codenas_hf.measure.latency import LatencyModel, default_protocol, device_fingerprint
-from codenas_hf.measure.score import LeakError, score_windows
+from codenas_hf.measure.score import LeakError, score_passages
 from codenas_hf.measure.timing import TimingProtocol, measure_latency
 from codenas_hf.training import OptimSettings, TrainSettings
 
@@ -70,8 +70,8 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
     # What was scored is what lies there: load it again, and the bits per byte are the same.
     model = AutoModelForCausalLM.from_pretrained(artifact)
     assert model.dtype is torch.bfloat16
-    windows = tiny_data.tokens(512, "validation").windows(32, max_bytes=4000)
-    again = score_windows(model.float(), windows)
+    passages = tiny_data.passages(512, "search", length=32, max_bytes=4000)
+    again = score_passages(model.float(), passages)
     assert again.bits_per_byte == pytest.approx(second.objectives["bits_per_byte"], rel=1e-5)
 
     evaluator.discard(first)
@@ -114,7 +114,7 @@ def test_the_score_does_not_depend_on_the_format_of_training(
     assert first.provenance["dtype"] == "bfloat16"
     assert first.checkpoint is not None
     model = AutoModelForCausalLM.from_pretrained(first.checkpoint / "artifact", dtype=torch.float32)
-    again = score_windows(model, tiny_data.tokens(512, "validation").windows(32, max_bytes=4000), batch_size=3)
+    again = score_passages(model, tiny_data.passages(512, "search", length=32, max_bytes=4000), batch_size=3)
     assert again.bits_per_byte == pytest.approx(first.objectives["bits_per_byte"], rel=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_the_same_candidate_gives_the_same_numbers(evaluator: CandidateEvaluator
 def test_a_killed_evaluation_leaves_no_half_checkpoint(
     evaluator: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codenas_hf.measure.candidate.score_windows", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("codenas_hf.measure.candidate.score_passages", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluator(GENOME, RUNGS[0], None)
     assert list(evaluator.folder.iterdir()) == []

@@ -73,7 +73,7 @@ def test_every_number_stands_with_its_protocol(run: StudyFolder, tiny_data: Prep
     record = run.winner.read_record()
     measured, latency, training = record.measured, record.measured.latency, record.training
     assert latency is not None
-    scored = f"{format_bytes(measured.scored_bytes or 0)} of held-out projects, windows of 64 tokens"
+    scored = f"{format_bytes(measured.scored_bytes or 0)} of report text, windows of 64 tokens"
     assert f"| bits per byte | {measured.bits_per_byte:.4f} | {scored} |" in text
     times = [format_value(getattr(latency, n), "ms") for n in ("prefill_ms", "decode_ms", "decode_p95_ms")]
     assert f"| {latency.device} | {' | '.join(times)} |" in text

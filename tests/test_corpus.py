@@ -52,12 +52,12 @@ def projects(count=10, each=4):
 
 
 def build(folder, target, **settings):
-    settings = {"sources": (str(folder),), "benchmarks": (), "validation_fraction": 0.2, **settings}
+    settings = {"sources": (str(folder),), "benchmarks": (), "held_out_fraction": 0.2, **settings}
     return build_corpus(CorpusSettings(**settings), folder=target)
 
 
 def texts(corpus):
-    return {name: list(corpus.split(name)["text"]) for name in ("train", "validation")}
+    return {name: list(corpus.split(name)["text"]) for name in ("train", "search", "report")}
 
 
 def all_texts(corpus):
@@ -67,15 +67,17 @@ def all_texts(corpus):
 def test_columns_and_report(tmp_path):
     plant(tmp_path / "src", projects())
     corpus = build(tmp_path / "src", tmp_path / "out")
-    train, validation = corpus.split("train"), corpus.split("validation")
+    train, search, report = (corpus.split(name) for name in ("train", "search", "report"))
     assert train.column_names == ["text", "path", "project", "licence", "sha256"]
     # The order depends on the texts only, and mixes the projects.
     assert list(train["sha256"]) == sorted(train["sha256"])
-    assert not set(train["project"]) & set(validation["project"])
-    assert set(validation["project"]) == set(corpus.report["validation_projects"])
-    assert len(train) + len(validation) == 40 == corpus.report["passed_filters"]["files"]
+    sides = [set(side["project"]) for side in (train, search, report)]
+    assert len(set.union(*sides)) == sum(map(len, sides)) == 10
+    assert [sorted(side) for side in sides[1:]] == list(corpus.report["held_out_projects"].values())
+    assert len(corpus.split("validation")) == len(search) + len(report)
+    assert len(train) + len(search) + len(report) == 40 == corpus.report["passed_filters"]["files"]
     assert corpus.report["split"]["train"]["bytes"] == sum(len(text.encode()) for text in train["text"])
-    assert corpus.report["split"]["validation"]["bytes"] > 0.08 * corpus.report["split"]["train"]["bytes"]
+    assert corpus.report["split"]["search"]["bytes"] > 0.08 * corpus.report["split"]["train"]["bytes"]
     assert corpus.report["licences"] == {"unknown": corpus.report["passed_filters"]}
 
 
@@ -100,26 +102,36 @@ def test_exact_near_and_renamed_copies_across_projects_are_kept_once(tmp_path):
     assert {name: count["files"] for name, count in off.report["duplicates"].items()} == {"exact": 1}
 
 
-def test_validation_file_with_a_training_window_is_dropped(tmp_path):
+def test_a_held_out_file_with_a_window_of_another_split_is_dropped(tmp_path, monkeypatch):
     files = projects()
-    plant(tmp_path / "plain", files)
-    chosen = build(tmp_path / "plain", tmp_path / "plain_out").report["validation_projects"]
-    other = next(f"p{number}" for number in range(10) if f"p{number}" not in chosen)
+    sides = {"search": {"p1", "p2"}, "report": {"p3"}}
+    monkeypatch.setattr("codenas_hf.data.selection.deal", lambda sizes, **options: sides)
+    chosen, reported, other = ("p1", "p2"), "p3", "p4"
     block = "".join(f"    step_{number} = compute(step_{number}, {number})\n" for number in range(10))
     leaking = unlike(7001) + "\ndef shared():\n" + block
     files[f"{chosen[0]}/leaks.py"] = leaking
     files[f"{other}/source.py"] = unlike(7002) + "\ndef other():\n" + block.replace(" = ", "   =  ")
+    between = "".join(f"    walk_{number} = compare(walk_{number}, {number})\n" for number in range(10))
+    files[f"{chosen[0]}/first.py"] = unlike(7005) + "\ndef kept():\n" + between
+    files[f"{reported}/second.py"] = also = unlike(7006) + "\ndef leaks():\n" + between
+    files[f"{reported}/third.py"] = too = unlike(7007) + "\ndef leaks():\n" + block
     head = "# the same licence comment\n" * 12 + "import os\n" * 3
     files[f"{chosen[0]}/same_head.py"] = head + unlike(7003)
     files[f"{other}/same_head.py"] = head + unlike(7004)
     plant(tmp_path / "src", files)
     corpus = build(tmp_path / "src", tmp_path / "out")
-    assert corpus.report["leakage"]["dropped"]["files"] == 1
+    assert {n: count["files"] for n, count in corpus.report["leakage"]["by_split"].items()} == {
+        "search": 1,
+        "report": 2,
+    }
+    assert corpus.report["leakage"]["dropped"]["files"] == 3
     assert corpus.report["leakage"]["left"] == 0
-    assert leaking not in texts(corpus)["validation"]
-    assert head + unlike(7003) in texts(corpus)["validation"]
+    assert leaking not in texts(corpus)["search"]
+    assert not {also, too} & set(texts(corpus)["report"])
+    assert files[f"{chosen[0]}/first.py"] in texts(corpus)["search"]
+    assert head + unlike(7003) in texts(corpus)["search"]
     off = build(tmp_path / "src", tmp_path / "off", window_lines=0)
-    assert leaking in texts(off)["validation"]
+    assert leaking in texts(off)["search"]
 
 
 def test_benchmark_text_leaves_and_is_counted(tmp_path):
@@ -231,33 +243,35 @@ def test_hub_rows_and_folders_share_the_bytes(tmp_path):
     settings = CorpusSettings(
         sources=(str(tmp_path / "src"), f"hub:{tmp_path}/hub"),
         benchmarks=(),
-        validation_fraction=0.2,
+        held_out_fraction=0.2,
         max_bytes=60_000,
     )
     corpus = build_corpus(settings, folder=tmp_path / "out", workers=1)
-    names = {name.split("/")[0] for split in ("train", "validation") for name in corpus.split(split)["project"]}
+    names = {name.split("/")[0] for split in ("train", "search", "report") for name in corpus.split(split)["project"]}
     assert "hub" in names
     assert "p1" in names or "p2" in names
     hub_bytes = sum(
         len(text)
-        for split in ("train", "validation")
+        for split in ("train", "search", "report")
         for text, project in zip(corpus.split(split)["text"], corpus.split(split)["project"], strict=True)
         if project.startswith("hub/")
     )
     assert 25_000 < hub_bytes < 40_000
 
 
-def test_one_project_cannot_be_split(tmp_path):
-    plant(tmp_path / "src", {f"only/m{n}.py": unlike(n) for n in range(5)})
-    with pytest.raises(DataError, match=r"cannot be split by project: .* got 1 projects .* raise `project_depth`"):
+def test_two_files_cannot_be_split(tmp_path):
+    plant(tmp_path / "src", {f"only/m{n}.py": unlike(n) for n in range(2)})
+    with pytest.raises(
+        DataError, match=r"cannot be split into .*: expected three projects or files, got 2; add sources"
+    ):
         build(tmp_path / "src", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_empty_validation_after_leakage(tmp_path):
+def test_empty_text_after_leakage(tmp_path):
     block = "".join(f"    step_{number} = compute({number})\n" for number in range(12))
     plant(tmp_path / "src", {f"p{n}/m.py": unlike(n) + "def shared():\n" + block for n in range(10)})
-    with pytest.raises(DataError, match="the validation split is empty after"):
+    with pytest.raises(DataError, match="the search text is empty after"):
         build(tmp_path / "src", tmp_path / "out")
 
 
@@ -270,7 +284,9 @@ def test_no_python_at_all(tmp_path):
 def test_unknown_split_and_lost_shard(tmp_path):
     plant(tmp_path / "src", projects())
     corpus = build(tmp_path / "src", tmp_path / "out")
-    with pytest.raises(DataError, match="a corpus has the splits train and validation, got 'test'"):
+    with pytest.raises(
+        DataError, match=r"a corpus has the splits train, search, report and validation .*, got 'test'"
+    ):
         corpus.split("test")
     corpus.shards("train")[0].unlink()
     with pytest.raises(DataError, match="lacks shards of train"):
@@ -282,7 +298,7 @@ def test_unknown_split_and_lost_shard(tmp_path):
     [
         ({"sources": ()}, "`sources` must name at least one source"),
         ({"max_bytes": 0}, "`max_bytes` must be positive"),
-        ({"validation_fraction": 0.7}, "`validation_fraction` must lie between"),
+        ({"held_out_fraction": 0.7}, "`held_out_fraction` must lie between"),
         ({"near_threshold": 0.1}, "`near_threshold` must lie between"),
         ({"project_depth": 0}, "`project_depth` must be at least 1"),
         ({"unknown_licence": "maybe"}, "`unknown_licence` must be folders, keep or drop"),
@@ -359,5 +375,5 @@ def test_worker_processes_give_the_same_corpus(tmp_path, monkeypatch):
     plant(tmp_path / "src", projects())
     serial = build(tmp_path / "src", tmp_path / "serial")
     monkeypatch.setattr("codenas_hf.data.corpus.PART_BYTES", 1)
-    settings = CorpusSettings(sources=(str(tmp_path / "src"),), benchmarks=(), validation_fraction=0.2)
+    settings = CorpusSettings(sources=(str(tmp_path / "src"),), benchmarks=(), held_out_fraction=0.2)
     assert build_corpus(settings, folder=tmp_path / "parallel", workers=2).digest == serial.digest

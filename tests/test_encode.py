@@ -24,7 +24,7 @@ def corpus(tmp_path_factory):
     """This package's own code."""
     source = Path(codenas_hf.__file__).parent
     return build_corpus(
-        CorpusSettings(sources=(str(source),), benchmarks=(), near_threshold=None, validation_fraction=0.2),
+        CorpusSettings(sources=(str(source),), benchmarks=(), near_threshold=None, held_out_fraction=0.2),
         folder=tmp_path_factory.mktemp("encode") / "corpus",
     )
 

@@ -131,14 +131,14 @@ def test_corpus_and_study_load_with_datasets(published: Path, stranger: Client, 
         from datasets import load_dataset
         corpus = load_dataset("alice/demo-corpus")
         print(len(corpus["train"]), corpus["train"].column_names)
-        row = next(iter(load_dataset("alice/demo-corpus", split="validation", streaming=True)))
+        row = next(iter(load_dataset("alice/demo-corpus", split="report", streaming=True)))
         print(row["sha256"])
         print(len(load_dataset("alice/demo-study")["train"]))
         print(load_dataset("alice/demo-study", "front")["train"].column_names[:3])
     """).splitlines()
     train = tiny_data.corpus.split("train")
     assert printed[0] == f"{len(train)} {train.column_names}"
-    assert printed[1] == tiny_data.corpus.split("validation")[0]["sha256"]
+    assert printed[1] == tiny_data.corpus.split("report")[0]["sha256"]
     assert printed[2] == str(len(make_records(generations=2, population=6)))
     assert printed[3] == "['genome', 'winner', 'bits_per_byte']"
 

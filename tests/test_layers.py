@@ -25,8 +25,8 @@ INSIDE = {
     "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],
     "data": [
         *("storage", "licences", "filters", "source_files", "packages", "sources", "archives", "streams", "dedup"),
-        *("contamination", "settings", "ledger", "candidates", "parts", "selection", "shards", "corpus", "tokenizer"),
-        *("encode", "nested", "tokens", "ngram", "prepare", "overview"),
+        *("contamination", "settings", "ledger", "candidates", "parts", "split", "selection", "shards", "corpus"),
+        *("tokenizer", "encode", "nested", "tokens", "passages", "ngram", "prepare", "overview"),
     ],
     "training": [
         *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),

@@ -15,7 +15,7 @@ from training_fakes import VOCAB, tiny_model, weights
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.folders import folder_bytes
-from codenas_hf.measure.score import LeakError, leak_gate, score_windows
+from codenas_hf.measure.score import LeakError, leak_gate, score_passages
 from codenas_hf.measure.timing import TimingProtocol, measure_latency
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 
@@ -57,19 +57,24 @@ def test_every_kind_of_layer_passes_the_gate() -> None:
 
 
 @dataclass(frozen=True)
-class FakeWindows:
+class FakePassages:
     input_ids: Any
     targets: Any
     position_ids: Any
-    num_bytes: int
+    num_bytes: Any
+    project: Any
+    projects: tuple[str, ...] = ("a",)
 
 
-def windows(count: int = 5, length: int = 12, num_bytes: int = 100) -> FakeWindows:
+def passages(count: int = 5, length: int = 12, num_bytes: int = 100) -> FakePassages:
     rng = np.random.default_rng(0)
     ids = rng.integers(VOCAB, size=(count, length))
     targets = rng.integers(VOCAB, size=(count, length))
     targets[:, 0] = -100
-    return FakeWindows(ids, targets, np.tile(np.arange(length), (count, 1)), num_bytes)
+    project = np.zeros(count, np.int64)
+    return FakePassages(
+        ids, targets, np.tile(np.arange(length), (count, 1)), np.full(count, num_bytes // count), project
+    )
 
 
 class Uniform(nn.Module):
@@ -84,8 +89,8 @@ class Uniform(nn.Module):
 
 
 def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
-    text = windows()
-    score = score_windows(Uniform(), text, batch_size=2)
+    text = passages()
+    score = score_passages(Uniform(), text, batch_size=2)
     assert score.num_tokens == 5 * 11
     assert score.bits_per_byte == pytest.approx(55 * math.log2(VOCAB) / 100)
     assert score.loss == pytest.approx(math.log(VOCAB))
@@ -94,8 +99,8 @@ def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
 
 def test_the_score_does_not_depend_on_the_batch_size_and_ignores_dropout() -> None:
     model = tiny_model(layers=1)
-    text = windows()
-    one, all_of_them = (score_windows(model, text, batch_size=n) for n in (1, 5))
+    text = passages()
+    one, all_of_them = (score_passages(model, text, batch_size=n) for n in (1, 5))
     assert one.nats == pytest.approx(all_of_them.nats, rel=1e-5)
     assert one.next_token_accuracy == all_of_them.next_token_accuracy
     assert model.training
@@ -103,9 +108,9 @@ def test_the_score_does_not_depend_on_the_batch_size_and_ignores_dropout() -> No
 
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to score"):
-        score_windows(Uniform(), windows(num_bytes=0))
+        score_passages(Uniform(), passages(num_bytes=0))
     with pytest.raises(ValueError, match="the model has diverged"):
-        score_windows(Uniform(math.nan), windows())
+        score_passages(Uniform(math.nan), passages())
 
 
 def test_bytes_are_those_that_must_be_shipped(tmp_path: Path) -> None:

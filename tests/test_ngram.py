@@ -16,10 +16,10 @@ def test_random_bytes_cost_eight_bits_and_repetition_almost_none():
 
 
 def test_order_one_is_the_closed_form():
-    train, validation = np.frombuffer(b"aaab", np.uint8), np.frombuffer(b"abc", np.uint8)
+    train, scored = np.frombuffer(b"aaab", np.uint8), np.frombuffer(b"abc", np.uint8)
     probabilities = [(3 + 2 / 256) / 6, (1 + 2 / 256) / 6, (2 / 256) / 6]
     expected = -np.mean(np.log2(probabilities))
-    assert interpolated_bits_per_byte(train, validation, order=1) == pytest.approx(expected)
+    assert interpolated_bits_per_byte(train, scored, order=1) == pytest.approx(expected)
 
 
 def test_probabilities_of_all_bytes_sum_to_one():

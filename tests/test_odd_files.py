@@ -154,7 +154,7 @@ def test_folders_that_cannot_be_listed_are_said(tmp_path, monkeypatch):
 def test_a_file_of_two_sources_counts_once(tmp_path):
     plant(tmp_path / "src", projects())
     sources = (str(tmp_path / "src"), str(tmp_path / "src" / "p1"), str(tmp_path / "src"))
-    settings = CorpusSettings(sources=sources, benchmarks=(), validation_fraction=0.2)
+    settings = CorpusSettings(sources=sources, benchmarks=(), held_out_fraction=0.2)
     assert settings.sources == sources[:2]
     report = build_corpus(settings, folder=tmp_path / "out").report
     assert report["dropped"] == {"listed twice": {"files": 4, "bytes": report["dropped"]["listed twice"]["bytes"]}}

@@ -7,7 +7,7 @@ from codenas_hf.data.overview import corpus_overview
 def test_every_count_of_the_report_is_shown(tiny_data):
     text = overview(tiny_data)
     corpus = tiny_data.corpus
-    for split in ("train", "validation"):
+    for split in ("train", "search", "report"):
         count = corpus.report["split"][split]
         assert f"| {split} | {count['files']:,} | {count['bytes'] / 1e6:.2f} | {count['projects']} |" in text
         assert f"{tiny_data.tokens(512, split).num_tokens:,}" in text

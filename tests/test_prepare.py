@@ -20,7 +20,7 @@ from codenas_hf.data import (
 
 def settings(folder):
     return {
-        "corpus": CorpusSettings(sources=(str(folder),), benchmarks=(), validation_fraction=0.2, near_threshold=None),
+        "corpus": CorpusSettings(sources=(str(folder),), benchmarks=(), held_out_fraction=0.2, near_threshold=None),
         "tokenizer": TokenizerSettings(),
     }
 
@@ -57,7 +57,7 @@ def test_places_are_kept_relative_to_the_study(tiny_data, tmp_path):
 def test_several_vocabularies(tiny_corpus_folder, tiny_data, tmp_path):
     data = prepare_data(**settings(tiny_corpus_folder), vocab_sizes=(300, 512, 300), folder=tmp_path)
     assert data.vocab_sizes == (300, 512)
-    assert [data.tokens(size, "validation").vocab_size for size in (300, 512)] == [300, 512]
+    assert [data.tokens(size, "search").vocab_size for size in (300, 512)] == [300, 512]
     assert data.tokens(300, "train").num_bytes == data.tokens(512, "train").num_bytes
     assert data.tokens(300, "train").num_tokens > data.tokens(512, "train").num_tokens
     assert data.digest != tiny_data.digest

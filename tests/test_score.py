@@ -1,4 +1,4 @@
-"""Bits per byte: one sum for windows, passages and texts; its interval; two models compared in pairs."""
+"""Bits per byte: one sum for passages and texts; its interval; two models compared in pairs."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ from codenas_hf.folders.record import Measured
 from codenas_hf.measure import rows as summing
 from codenas_hf.measure.intervals import _t_quantile, ratio_interval
 from codenas_hf.measure.rows import copied_tokens, sum_rows
-from codenas_hf.measure.score import Score, paired_difference, score_passages, score_windows
+from codenas_hf.measure.score import Score, paired_difference, score_passages
 from codenas_hf.suite.text_score import score_texts
 
 
@@ -109,17 +109,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
 
 
-def test_texts_windows_and_passages_give_one_number() -> None:
-    """The same text, asked for in three ways."""
+def test_texts_and_passages_give_one_number() -> None:
+    """The same text, asked for in two ways."""
     tokenizer = tiny_tokenizer()
     model = text_model(tokenizer, context=256)
     ids = [tokenizer.bos_token_id, *tokenizer(TEXT)["input_ids"]]
     arrays = [np.array([row]) for row in (ids[:-1], ids[1:], range(len(ids) - 1))]
     size = len(TEXT.encode())
-    one = FakePassages(*arrays, size, None, None)
     many = FakePassages(*arrays, np.array([size]), np.array([0]), ("a",))
     texts = score_texts(model, tokenizer, [TEXT])
-    assert score_windows(model, one).bits_per_byte == pytest.approx(texts.bits_per_byte, rel=1e-6)
     assert score_passages(model, many).bits_per_byte == pytest.approx(texts.bits_per_byte, rel=1e-6)
     assert texts.low is texts.high is None
 
@@ -159,8 +157,7 @@ def test_facts_leave_out_what_was_not_measured() -> None:
     facts = score_passages(lively_model(), text).facts()
     assert facts["bits_per_byte_low"] < facts["bits_per_byte"] < facts["bits_per_byte_high"]
     assert facts["scored_bytes"] == text.num_bytes.sum()
-    windows = replace(text, num_bytes=int(text.num_bytes.sum()))
-    alone = score_windows(lively_model(), windows).facts()
+    alone = score_passages(lively_model(), replace(text, project=text.project * 0, projects=("one",))).facts()
     assert set(facts) - set(alone) == {"bits_per_byte_low", "bits_per_byte_high"}
     assert all(alone[name] == pytest.approx(facts[name]) for name in alone)
     assert set(facts) <= {field.name for field in fields(Measured)}

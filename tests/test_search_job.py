@@ -51,7 +51,7 @@ def words(folder: Path, corpus: Path, *more: str) -> list[str]:
     return [
         f"space={space}",
         f"folder={folder / 'runs'}",
-        f"corpus={{sources: [{corpus}], benchmarks: [], validation_fraction: 0.2, near_threshold: null}}",
+        f"corpus={{sources: [{corpus}], benchmarks: [], held_out_fraction: 0.2, near_threshold: null}}",
         "search.population=4",
         "search.generations=2",
         "search.budgets=[3 steps, 9 steps]",
@@ -224,7 +224,7 @@ def test_limits_screen_and_become_the_reference(
         assert genome.weights_bytes() < known["artifact_bytes"] <= 200_000
         assert known["decode_ms"] == latency.predict_decode_ms(genome)
     assert space.known_objectives(genome) == {}
-    points = corners(within, data=tiny_data, latency=latency)
+    points = corners(within, settings, data=tiny_data, latency=latency)
     engine = engine_settings(settings, hardware=Hardware("cpu", "x", 2), corners=points, identity={"a": 1})
     assert engine.limits == {"artifact_bytes": 200_000.0, "decode_ms": 0.25}
     assert engine.reference["artifact_bytes"] == 200_000.0

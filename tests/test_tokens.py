@@ -17,11 +17,6 @@ def train(tiny_data):
 
 
 @pytest.fixture(scope="module")
-def validation(tiny_data):
-    return tiny_data.tokens(512, "validation")
-
-
-@pytest.fixture(scope="module")
 def backend(tiny_data):
     return load_backend(tiny_data.tokenizer(512))
 
@@ -129,46 +124,6 @@ def test_fill_in_the_middle_rate(train):
     spm = train.batch(0, sequences=8, length=64, seed=0, fim_rate=1.0, spm_share=1.0)["input_ids"]
     follows = [np.mean(rows[:, 1:][rows[:, :-1] == FIM_PREFIX] == FIM_SUFFIX) for rows in (psm, spm)]
     assert follows[1] == 1 > follows[0]
-
-
-@pytest.mark.parametrize("length", [16, 100, 1000])
-def test_every_byte_is_scored_exactly_once(tiny_data, validation, backend, length):
-    windows = validation.windows(length)
-    assert windows.input_ids.shape == windows.targets.shape == windows.position_ids.shape
-    scored = windows.targets[windows.targets != -100]
-    assert len(scored) == validation.num_tokens
-    assert 0 not in scored
-    assert windows.num_bytes == len(backend.decode(scored.tolist()).encode()) == validation.num_bytes
-    ids, targets, positions = (getattr(windows, name).ravel() for name in ("input_ids", "targets", "position_ids"))
-    inside = (positions[1:] > 0) & (targets[1:] != -100)
-    assert np.array_equal(ids[1:][inside], targets[:-1][inside])
-    assert np.all(positions.reshape(-1, length)[:, 0] == 0)
-    assert np.all(positions[ids == 0] == 0)
-    assert np.all(np.diff(positions.reshape(-1, length), axis=1)[windows.position_ids[:, 1:] > 0] == 1)
-
-
-def test_chosen_documents_do_not_depend_on_the_tokenizer(tiny_data, validation, tmp_path):
-    from codenas_hf.data import TokenizerSettings, build_tokenizer
-
-    other = build_tokenizer(
-        tiny_data.corpus, vocab_size=300, settings=TokenizerSettings(pre_tokenizer="line"), folder=tmp_path / "t"
-    )
-    tokens = build_tokens(tiny_data.corpus, other, split="validation", folder=tmp_path / "v")
-    decoded = []
-    for source, folder in ((validation, tiny_data.tokenizer(512)), (tokens, other)):
-        windows = source.windows(64, max_bytes=20_000)
-        text = load_backend(folder).decode(windows.targets[windows.targets != -100].tolist())
-        assert windows.num_bytes == len(text.encode()) <= 20_000
-        decoded.append(text)
-    assert decoded[0] == decoded[1]
-    assert 10_000 < len(decoded[0])
-
-
-def test_windows_never_come_back_empty(validation):
-    windows = validation.windows(64, max_bytes=1)
-    assert windows.num_bytes == min(validation.documents[:, 1])
-    with pytest.raises(DataError, match="window length must be at least 1"):
-        validation.windows(0)
 
 
 def test_unchanged_tokens_are_not_encoded_again(tiny_data, train, monkeypatch):

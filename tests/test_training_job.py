@@ -100,7 +100,7 @@ def test_a_release_is_trained_on_with_other_text(
     options: dict[str, Any] = {"settings": settings(tmp_path), "say": lambda text: None}
     first = train_genome(genome, Budget("steps", 30), folder=tmp_path / "first", data=tiny_data, **options)
     source = Path(codenas_hf.__file__).parent
-    words = [f"corpus.sources=[{source}]", "corpus.benchmarks=[]", "corpus.validation_fraction=0.2"]
+    words = [f"corpus.sources=[{source}]", "corpus.benchmarks=[]", "corpus.held_out_fraction=0.2"]
     options["settings"] = settings(tmp_path, *words)
     data = prepare(options["settings"], tokenizer=first)
     assert data.vocab_sizes == (512,)

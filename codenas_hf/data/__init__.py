@@ -4,23 +4,26 @@ from .corpus import Corpus, build_corpus
 from .filters import FilterSettings
 from .ngram import ngram_bits_per_byte
 from .overview import overview
+from .passages import Passages
 from .prepare import PreparedData, prepare_data, prepare_for_tokenizer
 from .settings import CorpusSettings
+from .split import SPLITS
 from .storage import DataError
 from .streams import HubSettings
 from .tokenizer import TokenizerSettings, build_tokenizer
-from .tokens import Tokens, Windows, build_tokens
+from .tokens import Tokens, build_tokens
 
 __all__ = [
+    "SPLITS",
     "Corpus",
     "CorpusSettings",
     "DataError",
     "FilterSettings",
     "HubSettings",
+    "Passages",
     "PreparedData",
     "TokenizerSettings",
     "Tokens",
-    "Windows",
     "build_corpus",
     "build_tokenizer",
     "build_tokens",

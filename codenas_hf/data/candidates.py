@@ -19,7 +19,7 @@ from .sources import is_stream, list_source
 from .storage import content_key
 from .streams import open_stream, stream_identity
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -26,6 +26,7 @@ from .parts import PART_BYTES, Part, PartJob, run_parts, save_benchmarks, split_
 from .settings import CorpusSettings
 from .shards import write_splits
 from .source_files import SourceFile
+from .split import HELD_OUT, SPLITS, promises
 from .storage import DataError, building, content_key, locked, read_json, stored_key
 from .streams import stream_files
 
@@ -56,9 +57,14 @@ class Corpus:
             DataError: there is none, or it is damaged.
         """
         value = read_json(folder / _MANIFEST, what="a corpus")
+        if set(value["report"]["split"]) != set(SPLITS):
+            raise DataError(
+                f"the corpus in {folder} was split by an earlier version into "
+                f"{' and '.join(value['report']['split'])}; expected {', '.join(SPLITS)}: build it again"
+            )
         return cls(folder, str(value["digest"]), value["report"])
 
-    def split(self, name: Literal["train", "validation"]) -> datasets.Dataset:
+    def split(self, name: str) -> datasets.Dataset:
         """One split, memory-mapped: columns `text`, `path`, `project`, `licence`, `sha256`.
 
         Raises:
@@ -73,8 +79,10 @@ class Corpus:
         Raises:
             DataError: no such split, or its files are gone.
         """
-        if name not in selection.SPLITS:
-            raise DataError(f"a corpus has the splits {' and '.join(selection.SPLITS)}, got {name!r}")
+        if name == "validation":  # what other programs call the text that nothing is trained on
+            return [path for split in HELD_OUT for path in self.shards(split)]
+        if name not in SPLITS:
+            raise DataError(f"a corpus has the splits {', '.join(SPLITS)} and validation (the last two), got {name!r}")
         paths = sorted(self.folder.glob(f"{name}-*.arrow"))
         if len(paths) != self.report["split"][name]["shards"]:
             raise DataError(f"{self.folder} lacks shards of {name}; delete the folder and build the corpus again")
@@ -84,7 +92,7 @@ class Corpus:
         """A split's rows in order, some megabytes at a time; memory does not grow with the corpus.
 
         Args:
-            name: `train` or `validation`.
+            name: `train`, `search` or `report`; `validation` is the last two together.
             columns: which ones; all when none is named.
         """
         for path in self.shards(name):
@@ -214,21 +222,27 @@ def _select(
             duplicates[name] = selection.drop_near_duplicates(
                 rows, parts, threshold=settings.near_threshold, clones=clones, folder=work / "parts"
             )
-    projects = selection.split_projects(
-        rows, seed=settings.seed, fraction=settings.validation_fraction, maximum=settings.max_validation_bytes
+    selection.split_projects(
+        rows, seed=settings.seed, fraction=settings.held_out_fraction, maximum=settings.max_held_out_bytes
     )
     leakage = selection.drop_leaking(rows, parts) if settings.window_lines else {"dropped": {"files": 0, "bytes": 0}}
-    for number, name in enumerate(selection.SPLITS):
+    for number, name in enumerate(SPLITS):
         if not np.any(rows.split == number):
             raise DataError(
-                f"the {name} split is empty after {leakage['dropped']['files']} validation files "
-                f"that leak into training were dropped; add sources, change `seed`, or raise `validation_fraction`"
+                f"the {name} text is empty after {leakage['dropped']['files']} held-out files that share lines with "
+                f"another split were dropped; add sources, change `seed`, or raise `held_out_fraction`"
             )
+    whole = len(selection.project_bytes(rows, rows.split >= 0))
+    held_out = {
+        name: {rows.projects[p]: size for p, size in selection.project_bytes(rows, rows.split == number).items()}
+        for number, name in enumerate(HELD_OUT, 1)
+    }
     outcome = {
         "passed_filters": examined,
         "beyond_max_bytes": beyond,
         "duplicates": duplicates,
         "leakage": {"window_lines": settings.window_lines, **leakage},
-        "validation_projects": sorted(projects),
+        "held_out_projects": {name: sorted(found) for name, found in held_out.items()},
+        "not_promised": promises(held_out, whole=whole),
     }
     return rows, outcome

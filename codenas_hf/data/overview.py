@@ -8,16 +8,17 @@ from typing import Any
 from .corpus import Corpus
 from .ledger import EXAMPLES
 from .prepare import PreparedData
+from .split import SPLITS
 
 
 def overview(data: PreparedData) -> str:
     """Sources, filters, duplicates, decontamination, split and vocabularies of prepared data, as Markdown."""
     vocabularies = []
     for size in data.vocab_sizes:
-        train, validation = (data.tokens(size, split) for split in ("train", "validation"))
-        per_token = f"{train.bytes_per_token:.3f}", f"{validation.bytes_per_token:.3f}"
-        vocabularies.append((f"{size:,}", f"{train.num_tokens:,}", f"{validation.num_tokens:,}", *per_token))
-    head = ("vocabulary", "training tokens", "validation tokens", "bytes per token, training", "validation")
+        texts = [data.tokens(size, split) for split in SPLITS]
+        counts = [f"{text.num_tokens:,}" for text in texts]
+        vocabularies.append((f"{size:,}", *counts, *(f"{text.bytes_per_token:.3f}" for text in texts)))
+    head = ("vocabulary", "training tokens", "search", "report", "bytes per token, training", "search", "report")
     return f"{corpus_overview(data.corpus)}\n**Vocabularies**\n\n{_table(head, vocabularies)}"
 
 
@@ -25,7 +26,7 @@ def corpus_overview(corpus: Corpus) -> str:
     """Sources, filters, duplicates, decontamination and split of a corpus, as Markdown."""
     report = corpus.report
     kept = {"passed all filters": report["passed_filters"], "not needed": report["beyond_max_bytes"]}
-    leakage = {"shares a window of lines with training": report["leakage"]["dropped"]}
+    leakage = {"held out, shares lines with another split": report["leakage"]["dropped"]}
     duplicates = {f"duplicate: {name}": count for name, count in report["duplicates"].items()}
     sources = [
         (name, f"{count['files']:,}", _megabytes(count["bytes"]), f"{count['projects']:,}")
@@ -50,12 +51,13 @@ def corpus_overview(corpus: Corpus) -> str:
         _table(("licence", *counted), _counts(report["refused_licences"])),
         "**Kept, and dropped by comparing files**",
         _table(("outcome", *counted), _counts(kept | duplicates | leakage)),
-        f"Windows of {report['leakage']['window_lines']} lines that validation still shares with training: "
+        f"Windows of {report['leakage']['window_lines']} lines that held-out text still shares with another split: "
         f"{report['leakage'].get('left', 'not checked')}.",
         "**Benchmarks that it is cleaned of**",
         "\n".join(notes) or "none",
         "**Split by project**",
         _table(("split", *counted, "projects"), splits),
+        *("- " + line for line in report["not_promised"]),
         "**Licences of what is kept**",
         _table(("licence", *counted), _counts(report["licences"])),
     ]

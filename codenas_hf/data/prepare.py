@@ -12,8 +12,9 @@ from typing import Any
 from ..folders.files import TOKENIZER
 from .candidates import list_inputs
 from .corpus import Corpus, build_corpus
-from .selection import SPLITS
+from .passages import REPORT_BYTES, SEARCH_BYTES, Passages, build_passages
 from .settings import CorpusSettings
+from .split import SPLITS
 from .storage import DataError, content_key, file_sha256
 from .tokenizer import SPECIAL_TOKENS, TokenizerSettings, build_tokenizer, load_backend, tokenizer_key
 from .tokens import Tokens, build_tokens
@@ -108,10 +109,28 @@ class PreparedData:
         """
         if (vocab_size, split) not in self.splits:
             raise DataError(
-                f"no tokens of `{split}` with {vocab_size} entries are prepared: expected train or validation, "
+                f"no tokens of `{split}` with {vocab_size} entries are prepared: expected {', '.join(SPLITS)}, "
                 f"and one of {self.vocab_sizes}"
             )
         return Tokens.open(self.splits[vocab_size, split])
+
+    def passages(self, vocab_size: int, which: str, *, length: int, max_bytes: int | None = None) -> Passages:
+        """Search or report text to score: many short passages, the same bytes for every vocabulary.
+
+        Args:
+            vocab_size: whose tokens.
+            which: `search` (what rungs are scored on) or `report` (what is finally claimed).
+            length: longest row in tokens.
+            max_bytes: about how much is scored; None takes 250 kB of search text, 1 MB of report text.
+
+        Raises:
+            DataError: that size was not prepared, or no such text.
+        """
+        if max_bytes is None:
+            max_bytes = REPORT_BYTES if which == "report" else SEARCH_BYTES
+        tokenizer = self.tokenizer(vocab_size)
+        cache = self.splits.get((vocab_size, which), self.folder)
+        return build_passages(self.corpus, tokenizer, which, length=length, max_bytes=max_bytes, cache=cache)
 
 
 def prepare_data(

@@ -1,10 +1,9 @@
-"""The second pass: duplicates leave, projects are dealt to the splits, leaking validation files leave."""
+"""The second pass: duplicates leave, projects are dealt to the splits, leaking held-out files leave."""
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import numpy.typing as npt
 
 from .dedup import BANDS, PERMUTATIONS, Clusters, UInt64, join_near_duplicates
 from .parts import Part
-from .storage import DataError
+from .split import HELD_OUT, SPLITS, deal, lots
 
-SPLITS = ("train", "validation")
 _FEWEST_SHINGLES = 20
 _CLONE_THRESHOLD = 0.9
 _FEWEST_CLONES = 40
@@ -32,7 +30,7 @@ class Rows:
         sha: SHA-256 of the text, uint8 [n, 32].
         project: index into `projects`, int32 [n].
         projects: project names.
-        split: -1 dropped, 0 train, 1 validation; int8 [n].
+        split: -1 dropped, else the index in `SPLITS`; int8 [n].
     """
 
     part: npt.NDArray[np.int32]
@@ -100,7 +98,7 @@ def drop_exact_duplicates(rows: Rows) -> dict[str, int]:
 def drop_near_duplicates(
     rows: Rows, parts: Sequence[Part], *, threshold: float, clones: bool, folder: Path
 ) -> dict[str, int]:
-    """Keeps the first of each cluster of similar texts, so that no cluster can lie on both sides of the split.
+    """Keeps the first of each cluster of similar texts, so that no cluster can lie in two splits.
 
     Args:
         rows: marked in place.
@@ -152,70 +150,62 @@ def drop_near_duplicates(
     return tally(rows, dropped)
 
 
-def choose_validation(sizes: Mapping[str, int], *, seed: int, fraction: float, maximum: int) -> set[str]:
-    """Picks validation projects in an order that depends on the seed and the names only.
-
-    Projects are taken while they fit into `fraction` of the bytes (at most `maximum`, with half as much again as
-    slack); too large ones are passed over, so a giant never becomes the whole validation split.
-
-    Args:
-        sizes: bytes of each project.
-        seed, fraction, maximum: see `CorpusSettings`.
+def split_projects(rows: Rows, *, seed: int, fraction: float, maximum: int) -> None:
+    """Deals whole projects to the splits; of a corpus of one or two projects, files.
 
     Raises:
-        DataError: no choice leaves text of at least one project on each side, in a sensible share.
+        DataError: there are not even three files to deal.
     """
-    total = sum(sizes.values())
-    target = min(fraction * total, float(maximum))
-    order = sorted(sizes, key=lambda name: (hashlib.sha256(f"{seed}:{name}".encode()).digest(), name))
-    chosen: set[str] = set()
-    taken = 0
-    for name in order:
-        if taken + sizes[name] <= 1.5 * target:
-            chosen.add(name)
-            taken += sizes[name]
-        if taken >= target:
-            break
-    if taken < 0.5 * target and sizes:
-        # Nothing small fits: the smallest remaining project is better than an empty side.
-        smallest = min((name for name in order if name not in chosen), key=lambda name: (sizes[name], name))
-        if sizes[smallest] + taken <= max(0.35 * total, 1.5 * target):
-            chosen.add(smallest)
-            taken += sizes[smallest]
-    if not chosen or len(chosen) == len(sizes) or taken < 0.1 * target:
-        raise DataError(
-            f"the corpus cannot be split by project: expected some projects that make about {fraction:.0%} of the "
-            f"{total:,} bytes, got {len(sizes)} projects of which the largest has {max(sizes.values(), default=0):,}; "
-            f"add sources, raise `project_depth` so that subfolders count as projects, or raise `validation_fraction`"
-        )
-    return chosen
+    alive = np.flatnonzero(rows.split >= 0)
+    totals = project_bytes(rows, rows.split >= 0)
+    if len(totals) > 2:
+        named = {rows.projects[number]: number for number in totals}
+        sizes = {name: totals[number] for name, number in named.items()}
+        sides = deal(sizes, seed=seed, fraction=fraction, maximum=maximum)
+        for split, names in sides.items():
+            rows.split[alive[np.isin(rows.project[alive], [named[name] for name in names])]] = SPLITS.index(split)
+        return
+    files = {rows.sha[row].tobytes().hex(): int(row) for row in alive}
+    if len(totals) == 2:
+        smaller = min(totals, key=lambda number: (totals[number], rows.projects[number]))
+        inside = lots([name for name, row in files.items() if rows.project[row] == smaller], seed)
+        if len(inside) > 1:
+            for number, name in enumerate(inside):
+                rows.split[files[name]] = 1 + number % len(HELD_OUT)
+            return
+    sizes = {name: int(rows.size[row]) for name, row in files.items()}
+    for split, names in deal(sizes, seed=seed, fraction=fraction, maximum=maximum).items():
+        rows.split[[files[name] for name in names]] = SPLITS.index(split)
 
 
-def split_projects(rows: Rows, *, seed: int, fraction: float, maximum: int) -> set[str]:
-    """Deals whole projects to the splits; returns the validation projects."""
-    alive = rows.split >= 0
-    totals = np.bincount(rows.project[alive], weights=rows.size[alive], minlength=len(rows.projects))
-    sizes = {name: int(total) for name, total in zip(rows.projects, totals, strict=True) if total}
-    chosen = choose_validation(sizes, seed=seed, fraction=fraction, maximum=maximum)
-    is_validation = np.array([name in chosen for name in rows.projects], bool)
-    rows.split[alive & is_validation[rows.project]] = 1
-    return chosen
+def project_bytes(rows: Rows, chosen: npt.NDArray[np.bool_]) -> dict[int, int]:
+    """Bytes of each project that has any among the chosen rows."""
+    totals = np.bincount(rows.project[chosen], weights=rows.size[chosen], minlength=len(rows.projects))
+    return {int(number): int(totals[number]) for number in np.flatnonzero(totals)}
 
 
 def drop_leaking(rows: Rows, parts: Sequence[Part]) -> dict[str, Any]:
-    """Drops validation files that share a window of lines with training, then counts what is left (none).
+    """Drops search files that share a window of lines with training, and report files that share one with either.
 
-    A validation file's windows count outside its leading comment and imports, a training file's everywhere.
+    Then it counts what is left (none). A held-out file's windows count outside its leading comment and imports, those
+    of the text that it is compared with everywhere.
     """
-    windows, owners = _validation_windows(rows, parts)
-    leaked = _windows_in_training(rows, parts, windows)
-    places = np.unique(owners[np.isin(windows, leaked)])
     dropped = np.zeros(len(rows.size), bool)
-    dropped[places] = True
-    rows.split[dropped] = -1
-    left, _ = _validation_windows(rows, parts)
-    remaining = len(_windows_in_training(rows, parts, left)) if len(places) else 0
-    return {"dropped": tally(rows, dropped), "leaking_windows": len(leaked), "left": remaining}
+    by_split: dict[str, dict[str, int]] = {}
+    leaking = left = 0
+    for number, name in enumerate(HELD_OUT, 1):
+        windows, owners = _held_out_windows(rows, parts, number)
+        leaked = _windows_among(rows, parts, windows, splits=number)
+        places = np.unique(owners[np.isin(windows, leaked)])
+        leaves = np.zeros(len(rows.size), bool)
+        leaves[places] = True
+        rows.split[leaves] = -1
+        again, _ = _held_out_windows(rows, parts, number)
+        left += len(_windows_among(rows, parts, again, splits=number)) if len(places) else 0
+        leaking += len(leaked)
+        by_split[name] = tally(rows, leaves)
+        dropped |= leaves
+    return {"dropped": tally(rows, dropped), "by_split": by_split, "leaking_windows": leaking, "left": left}
 
 
 def _per_part(rows: Rows, parts: Sequence[Part]) -> list[tuple[Part, int, int]]:
@@ -224,11 +214,11 @@ def _per_part(rows: Rows, parts: Sequence[Part]) -> list[tuple[Part, int, int]]:
     return [(part, int(start), int(end)) for part, start, end in zip(parts, starts, ends, strict=True)]
 
 
-def _validation_windows(rows: Rows, parts: Sequence[Part]) -> tuple[UInt64, npt.NDArray[np.int64]]:
+def _held_out_windows(rows: Rows, parts: Sequence[Part], split: int) -> tuple[UInt64, npt.NDArray[np.int64]]:
     found: list[UInt64] = [np.zeros(0, np.uint64)]
     owners: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for part, start, end in _per_part(rows, parts):
-        inside = np.flatnonzero(rows.split[start:end] == 1)
+        inside = np.flatnonzero(rows.split[start:end] == split)
         if not len(inside):
             continue
         windows, counts, body = part.arrays("windows", "window_count", "body")
@@ -240,14 +230,15 @@ def _validation_windows(rows: Rows, parts: Sequence[Part]) -> tuple[UInt64, npt.
     return np.concatenate(found), np.concatenate(owners)
 
 
-def _windows_in_training(rows: Rows, parts: Sequence[Part], wanted: UInt64) -> UInt64:
+def _windows_among(rows: Rows, parts: Sequence[Part], wanted: UInt64, *, splits: int) -> UInt64:
+    """Which of the wanted windows the first `splits` splits hold."""
     wanted = np.unique(wanted)
     leaked: list[UInt64] = [np.zeros(0, np.uint64)]
     for part, start, end in _per_part(rows, parts):
         windows, counts = part.arrays("windows", "window_count")
         counts = counts[: end - start]
-        training = np.repeat(rows.split[start:end] == 0, counts)
-        mine = windows[: len(training)][training]
+        inside = np.repeat((rows.split[start:end] >= 0) & (rows.split[start:end] < splits), counts)
+        mine = windows[: len(inside)][inside]
         if len(wanted) and len(mine):
             places = np.minimum(np.searchsorted(wanted, mine), len(wanted) - 1)
             leaked.append(np.unique(mine[wanted[places] == mine]))

@@ -22,15 +22,16 @@ class CorpusSettings:
             one that is named twice counts once.
         max_bytes: about how much text is wanted; files are taken so that every project gives the same number of bytes
             as long as it has them. None takes all.
-        seed: of the order in which files and validation projects are drawn.
-        validation_fraction: share of the bytes that whole projects give to the validation split.
-        max_validation_bytes: upper limit of that split.
+        seed: of the order in which files and held-out projects are drawn.
+        held_out_fraction: share of the bytes that whole projects give to the search text, and again to the report
+            text; more where ten projects have more.
+        max_held_out_bytes: upper limit of that, for each of the two.
         licences: SPDX identifiers that are allowed; an expression must be satisfiable with them.
         unknown_licence: what happens to files whose licence nobody states: `folders` keeps them when they come from a
             folder or glob that you named yourself, `keep` always, `drop` never.
         project_depth: how many leading path parts name a project, for folders and globs.
         near_threshold: texts with at least this estimated Jaccard similarity are duplicates; None switches it off.
-        window_lines: a validation file that shares a window of so many lines with training is dropped; 0: off.
+        window_lines: a held-out file that shares a window of so many lines with another split is dropped; 0: off.
         benchmarks: `humaneval` or JSONL files; files that hold 13 consecutive words of theirs are dropped.
         filters: limits for single files.
         hub: how rows of Hub datasets are read.
@@ -44,8 +45,8 @@ class CorpusSettings:
     sources: tuple[str, ...] = ("installed",)
     max_bytes: int | None = 40_000_000
     seed: int = 0
-    validation_fraction: float = 0.05
-    max_validation_bytes: int = 50_000_000
+    held_out_fraction: float = 0.05
+    max_held_out_bytes: int = 50_000_000
     licences: tuple[str, ...] = PERMISSIVE
     unknown_licence: Literal["folders", "keep", "drop"] = "folders"
     project_depth: int = 1
@@ -63,11 +64,11 @@ class CorpusSettings:
         object.__setattr__(self, "sources", tuple(dict.fromkeys(self.sources)))
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"`max_bytes` must be positive, got {self.max_bytes}; null takes everything")
-        if not 0 < self.validation_fraction < 0.5:
-            raise ValueError(f"`validation_fraction` must lie between 0 and 0.5, got {self.validation_fraction}")
+        if not 0 < self.held_out_fraction < 0.3:
+            raise ValueError(f"`held_out_fraction` must lie between 0 and 0.3, got {self.held_out_fraction}")
         if self.near_threshold is not None and not 0.3 <= self.near_threshold <= 1:
             raise ValueError(f"`near_threshold` must lie between 0.3 and 1, got {self.near_threshold}; null: off")
-        for name, least in (("project_depth", 1), ("window_lines", 0), ("max_validation_bytes", 1)):
+        for name, least in (("project_depth", 1), ("window_lines", 0), ("max_held_out_bytes", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if self.unknown_licence not in ("folders", "keep", "drop"):

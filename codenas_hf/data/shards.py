@@ -13,7 +13,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from .ledger import as_counts
 from .parts import Part
-from .selection import SPLITS, Rows, tally
+from .selection import Rows, tally
+from .split import SPLITS
 
 _SHARD_BYTES = 256_000_000
 _BATCH_BYTES = 8_000_000

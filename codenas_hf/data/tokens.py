@@ -1,10 +1,9 @@
-"""Token shards on disk: packed training batches by (seed, step), and fixed held-out windows."""
+"""Token shards on disk: packed training batches by (seed, step)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,15 @@ from .corpus import Corpus
 from .encode import BulkEncoder
 from .nested import TokenSplitter
 from .storage import DataError, building, content_key, file_sha256, locked, read_json, stored_key
-from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, PAD, load_backend
+from .tokenizer import END_OF_TEXT, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, load_backend
 
 Int64 = npt.NDArray[np.int64]
 
-IGNORED = -100
 _VERSION = 1
 _MANIFEST = "tokens.json"
 _BATCH_BYTES = 1_000_000
 _SHORTEST_FIM = 16
 _BLOCK_ROWS = 1 << 20  # rows that are shuffled together: 8 MB of indices, whatever the size of the corpus
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Fixed, non-overlapping held-out windows.
-
-    Args:
-        input_ids: int64 [n, length].
-        targets: int64 [n, length], already shifted; -100 is not scored.
-        position_ids: int64 [n, length], 0 at every document start and window start.
-        num_bytes: UTF-8 bytes of the text that the targets spell.
-    """
-
-    input_ids: Int64
-    targets: Int64
-    position_ids: Int64
-    num_bytes: int
 
 
 class Tokens:
@@ -196,59 +177,6 @@ class Tokens:
                 length -= count
                 index += 1
 
-    def windows(self, length: int, *, max_bytes: int | None = None) -> Windows:
-        """Held-out windows in which every byte of the chosen documents is scored exactly once.
-
-        Documents are taken in the order of their text's SHA-256 as long as they fit into `max_bytes` (the shortest
-        one when none fits): the choice depends on the corpus only, so bits per byte compare across vocabularies. The
-        first token of a document is predicted from `<|endoftext|>`, which itself is never scored.
-
-        Args:
-            length: positions of a window.
-            max_bytes: upper limit of the text; None takes the whole split.
-
-        Raises:
-            DataError: `length` is not positive.
-        """
-        if length < 1:
-            raise DataError(f"the window length must be at least 1, got {length}")
-        chosen = self._choose(max_bytes)
-        total = int(self.documents[chosen, 0].sum())
-        rows = -(-total // length)
-        ids = np.full(rows * length, PAD, np.int64)
-        targets = np.full(rows * length, IGNORED, np.int64)
-        positions = np.arange(rows * length, dtype=np.int64) % length
-        place = 0
-        for index in chosen:
-            tokens = self.document(int(index))
-            end = place + len(tokens)
-            ids[place] = END_OF_TEXT
-            ids[place + 1 : end] = tokens[:-1]
-            targets[place:end] = tokens
-            first_end = min(end, (place // length + 1) * length)
-            positions[place:first_end] = np.arange(first_end - place)
-            place = end
-        if place < len(ids):
-            positions[place:] = np.arange(len(ids) - place)
-        shape = (rows, length)
-        num_bytes = int(self.documents[chosen, 1].sum())
-        return Windows(ids.reshape(shape), targets.reshape(shape), positions.reshape(shape), num_bytes)
-
-    def _choose(self, max_bytes: int | None) -> Int64:
-        order = np.argsort(self.documents[:, 2], kind="stable")
-        if max_bytes is None:
-            return order
-        chosen: list[int] = []
-        taken = 0
-        for index in order:
-            size = int(self.documents[index, 1])
-            if taken + size <= max_bytes:
-                chosen.append(int(index))
-                taken += size
-        if not chosen:
-            chosen = [int(order[np.argmin(self.documents[order, 1])])]
-        return np.array(chosen, np.int64)
-
 
 def fill_in_the_middle(body: Int64, *, rng: np.random.Generator, suffix_first: bool) -> Int64:
     """Rearranges a piece of a document so that its middle comes last (Bavarian et al. 2022, arXiv:2207.14255).
@@ -283,7 +211,7 @@ def build_tokens(
     Args:
         corpus: the text.
         tokenizer: folder of the tokenizer.
-        split: `train` or `validation`.
+        split: `train`, `search` or `report`.
         folder: where the tokens go.
         larger: folders of the same split's tokens, and of their tokenizer, with a larger vocabulary of the same
             merges; then nothing is encoded again. The result is the same.

@@ -21,7 +21,7 @@ from ..hardware import Hardware
 from ..measure.candidate import ARTIFACT, artifact_damage
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
-from ..measure.score import Score, leak_gate, score_windows
+from ..measure.score import Score, leak_gate, score_passages
 from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..strict_yaml import to_mapping
@@ -39,7 +39,7 @@ class LostWeightsError(OSError):
 def measure_model(
     model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str
 ) -> tuple[Measured, float]:
-    """Scores a model on `final_score_bytes` of held-out text and times it alone, after the leak gate.
+    """Scores a model on `final_score_bytes` of report text and times it alone, after the leak gate.
 
     It is scored in windows as long as training rows, and once more as long as the context that its configuration
     promises where that is another length.
@@ -74,11 +74,10 @@ def measure_model(
 def score_model(
     model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, length: int | None = None
 ) -> Score:
-    """On `final_score_bytes` of held-out text, in windows of `length` tokens (None: as long as training rows)."""
-    windows = data.tokens(vocab_size, "validation").windows(
-        length or settings.train.sequence_length, max_bytes=settings.final_score_bytes
-    )
-    return score_windows(model, windows)
+    """On `final_score_bytes` of report text, which no search has read, in rows of `length` tokens, or as trained."""
+    rows = length or settings.train.sequence_length
+    passages = data.passages(vocab_size, "report", length=rows, max_bytes=settings.final_score_bytes)
+    return score_passages(model, passages)
 
 
 def release_trial(
@@ -86,7 +85,7 @@ def release_trial(
 ) -> Path:
     """Writes a release from the weights that a trial left; an existing release of the same trial stays.
 
-    The weights are loaded from the trial's checkpoint, scored on more text than in the search, and timed alone.
+    The weights are loaded from the trial's checkpoint, scored on the report text, and timed alone.
 
     Args:
         record: the trial.

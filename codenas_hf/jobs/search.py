@@ -128,7 +128,7 @@ def _searched(
     engine = engine_settings(
         settings,
         hardware=hardware,
-        corners=corners(space, data=data, latency=latency),
+        corners=corners(space, settings, data=data, latency=latency),
         identity={"data": data.digest, "train": to_mapping(settings.train), "score": to_mapping(settings.candidate)},
     )
     trials = StudyFolder(folder).trials.resolve()

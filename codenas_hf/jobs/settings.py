@@ -57,7 +57,7 @@ class RunSettings:
         tokenizer: how it is tokenized.
         train: how each candidate is trained.
         candidate: how each candidate is scored.
-        final_score_bytes: held-out text that the winner is scored on.
+        final_score_bytes: report text that the winner is scored on, which the search never reads.
         log_with: experiment trackers that follow `codenas train`, such as `[tensorboard]` (written to
             `folder`/trackers) or `[trackio]`; any that accelerate knows and that is installed.
         publish: push the winner to the Hub at the end; nothing is pushed without `publish.repo_id`.

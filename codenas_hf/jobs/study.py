@@ -13,7 +13,7 @@ import torch
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
-from ..data import DataError, PreparedData, ngram_bits_per_byte
+from ..data import SPLITS, DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
 from ..folders import Release, StudyFolder, folder_bytes, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
@@ -41,7 +41,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
         if stored["settings"] == wanted:
             data = PreparedData.from_dict(stored["data"], beside=folder)
             for size in vocab_sizes:
-                for split in ("train", "validation"):
+                for split in SPLITS:
                     data.tokens(size, split)
             say(f"data      of this study, {data.corpus.folder}")
             return data
@@ -146,18 +146,20 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
     return within
 
 
-def corners(space: SearchSpace, *, data: PreparedData, latency: LatencyModel) -> dict[str, tuple[float, float]]:
+def corners(
+    space: SearchSpace, settings: RunSettings, *, data: PreparedData, latency: LatencyModel
+) -> dict[str, tuple[float, float]]:
     """Ideal and reference of each objective.
 
     For bytes and latency the lowest and highest of 256 genomes drawn from the space. For quality, the bits per byte of
-    an n-gram model on the same text as the worst that is worth anything, and three quarters of them as the ideal: half
-    would stretch the scale so far that a short search always ends with the smallest model.
+    an n-gram model on the very text that rungs are scored on as the worst that is worth anything, and three quarters
+    of them as the ideal: half would stretch the scale so far that a short search always ends with the smallest model.
     """
     rng = np.random.default_rng(0)
     genomes = [space.sample(rng) for _ in range(256)]
     sizes = [float(g.weights_bytes() + folder_bytes(data.tokenizer(g.vocab_size))) for g in genomes]
     times = [latency.predict_decode_ms(g) for g in genomes]
-    bits = ngram_bits_per_byte(data.corpus)
+    bits = ngram_bits_per_byte(data.corpus, search_bytes=settings.candidate.score_bytes)
     return {
         "bits_per_byte": (0.75 * bits, bits),
         "artifact_bytes": (min(sizes), max(sizes)),

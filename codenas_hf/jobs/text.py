@@ -54,7 +54,7 @@ def vocabulary_table(data: PreparedData) -> Table:
     rows: list[dict[str, Any]] = [
         {
             "vocab_size": size,
-            "bytes_per_token": data.tokens(size, "validation").bytes_per_token,
+            "bytes_per_token": data.tokens(size, "search").bytes_per_token,
             "folder": str(data.tokenizer(size)),
         }
         for size in data.vocab_sizes

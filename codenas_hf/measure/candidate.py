@@ -31,7 +31,7 @@ from ..training import TrainSettings, build_model, precision_name, resolve_preci
 from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
-from .score import leak_gate, score_windows
+from .score import leak_gate, score_passages
 from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class CandidateSettings:
     """How a candidate is scored.
 
     Args:
-        score_bytes: held-out text that a rung is scored on, the same documents for every vocabulary.
+        score_bytes: search text that a rung is scored on, the same passages for every vocabulary.
         window_tokens: length of a scoring window; None means that of training.
         batch_windows: windows in one forward pass.
         max_position_embeddings: context that the configuration names; None means what was trained,
@@ -56,7 +56,7 @@ class CandidateSettings:
         ValueError: a value out of range.
     """
 
-    score_bytes: int = 32_000
+    score_bytes: int = 64_000
     window_tokens: int | None = None
     batch_windows: int = 8
     max_position_embeddings: int | None = None
@@ -214,8 +214,11 @@ class CandidateEvaluator:
         with watch.on("build"):
             model = new_model(genome, train=self.train, settings=self.settings, seed=seed, device=device)
             tokens = self.data.tokens(genome.vocab_size, "train")
-            windows = self.data.tokens(genome.vocab_size, "validation").windows(
-                self.settings.window_tokens or self.train.sequence_length, max_bytes=self.settings.score_bytes
+            passages = self.data.passages(
+                genome.vocab_size,
+                "search",
+                length=self.settings.window_tokens or self.train.sequence_length,
+                max_bytes=self.settings.score_bytes,
             )
         with watch.on("gate"):
             leak_gate(model, vocab_size=genome.vocab_size)
@@ -238,7 +241,7 @@ class CandidateEvaluator:
                 )
                 model.float()
             with watch.on("evaluate"):
-                score = score_windows(model, windows, batch_size=self.settings.batch_windows)
+                score = score_passages(model, passages, batch_size=self.settings.batch_windows)
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
         measurements = {

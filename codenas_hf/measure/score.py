@@ -22,32 +22,8 @@ class LeakError(ValueError):
     """A model whose prediction depends on tokens that come after it: every loss of it would be meaningless."""
 
 
-class ScoredWindows(Protocol):
-    """What `score_windows` asks of `data.tokens.Windows`: rows of tokens that belong to one text."""
-
-    @property
-    def input_ids(self) -> NDArray[np.int64]:
-        """[n, length]."""
-        ...
-
-    @property
-    def targets(self) -> NDArray[np.int64]:
-        """[n, length], already shifted; -100 is not scored."""
-        ...
-
-    @property
-    def position_ids(self) -> NDArray[np.int64]:
-        """[n, length], 0 where a document or a window starts."""
-        ...
-
-    @property
-    def num_bytes(self) -> int:
-        """UTF-8 bytes of what the targets spell."""
-        ...
-
-
 class Passages(Protocol):
-    """What `score_passages` asks: rows of tokens, each a passage of one project."""
+    """What `score_passages` asks of `data.Passages`: rows of tokens, each of one project."""
 
     @property
     def input_ids(self) -> NDArray[np.int64]:
@@ -66,7 +42,7 @@ class Passages(Protocol):
 
     @property
     def num_bytes(self) -> NDArray[np.int64]:
-        """[n]: UTF-8 bytes of what the targets of each row spell, the same for every vocabulary."""
+        """[n]: UTF-8 bytes of what the targets of each row spell; their sum is the same for every vocabulary."""
         ...
 
     @property
@@ -192,7 +168,7 @@ class Score:
 
 
 def paired_difference(a: Score, b: Score) -> Interval | None:
-    """Bits per byte of `a` minus those of `b` on the same rows, with its 95 % interval; below 0, `a` is better.
+    """Bits per byte of `a` minus those of `b` on the same text, with its 95 % interval; below 0, `a` is better.
 
     What makes a project hard is hard for both models, so this interval is much narrower than those of `a` and `b`.
 
@@ -202,14 +178,13 @@ def paired_difference(a: Score, b: Score) -> Interval | None:
     Raises:
         ValueError: the two were scored on other text.
     """
-    if a.projects != b.projects or not (
-        np.array_equal(a.row_bytes, b.row_bytes) and np.array_equal(a.project, b.project)
-    ):
+    if a.projects != b.projects or not np.array_equal(a._bytes(), b._bytes()):
         raise ValueError(
-            f"the scores are of other text ({a.num_bytes:,} bytes in {len(a.row_bytes)} rows, {b.num_bytes:,} in "
-            f"{len(b.row_bytes)}); score both models on the same passages"
+            f"the scores are of other text ({a.num_bytes:,} bytes of {len(a.projects)} projects, {b.num_bytes:,} of "
+            f"{len(b.projects)}); score both models on the same passages"
         )
-    return ratio_interval(a._bits(a.rows.nats - b.rows.nats), a._bytes())
+    # By project, since a long passage takes more rows of a smaller vocabulary.
+    return ratio_interval(a._bits(a.rows.nats) - b._bits(b.rows.nats), a._bytes())
 
 
 @torch.no_grad()
@@ -272,15 +247,3 @@ def score_passages(model: nn.Module, passages: Passages, *, batch_size: int = 8)
     p = passages
     rows = sum_rows(model, p.input_ids, p.targets, position_ids=p.position_ids, batch_size=batch_size)
     return Score(rows=rows, row_bytes=p.num_bytes, project=p.project, projects=tuple(p.projects))
-
-
-def score_windows(model: nn.Module, windows: ScoredWindows, *, batch_size: int = 8) -> Score:
-    """Bits per byte over fixed windows of one text; without an interval, since nobody says whose it is.
-
-    Args, Raises: as `score_passages`.
-    """
-    w = windows
-    rows = sum_rows(model, w.input_ids, w.targets, position_ids=w.position_ids, batch_size=batch_size)
-    row_bytes = np.zeros(len(w.input_ids), np.int64)
-    row_bytes[:1] = w.num_bytes  # windows cut documents where they like: only the sum is known
-    return Score(rows=rows, row_bytes=row_bytes, project=np.zeros_like(row_bytes), projects=("",))

@@ -19,6 +19,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
+from codenas_hf.data.split import SPLITS
 from codenas_hf.folders import Record, Release, StudyFolder, read_json
 from codenas_hf.folders.record import Start
 from codenas_hf.report.architecture import architecture_text
@@ -224,7 +225,7 @@ def result_rows(record: Record, suite: Mapping[str, Any]) -> list[dict[str, Any]
     measured = record.measured
     how = []
     if measured.scored_bytes is not None:
-        how.append(f"{format_bytes(measured.scored_bytes)} of held-out projects")
+        how.append(f"{format_bytes(measured.scored_bytes)} of report text")
     if measured.window_tokens is not None:
         how.append(f"windows of {measured.window_tokens:,} tokens")
     rows: list[dict[str, Any]] = [
@@ -253,7 +254,6 @@ def corpus_context(report: Mapping[str, Any]) -> dict[str, Any]:
     if not report:
         return {}
     split = report.get("split") or {}
-    names = report.get("validation_projects") or ()
     return {
         "sources": _table(COUNTS, _named(report.get("sources"))),
         "splits": _table(COUNTS, _named(split)),
@@ -263,7 +263,8 @@ def corpus_context(report: Mapping[str, Any]) -> dict[str, Any]:
         "leakage": report.get("leakage"),
         "benchmarks": describe(report.get("benchmarks")),
         "masked": describe(report.get("masked")),
-        "validation_projects": len(names) if isinstance(names, list | tuple) else names,
+        "held_out_projects": {name: len(found) for name, found in (report.get("held_out_projects") or {}).items()},
+        "not_promised": report.get("not_promised") or (),
     }
 
 
@@ -330,7 +331,7 @@ def _model_index(rows: list[dict[str, Any]], digest: str, dataset_id: str | None
             task_type="text-generation",
             dataset_type=row.get("dataset_id") or own,
             dataset_name=row.get("dataset") or ("held-out Python projects" + (f" ({digest[:12]})" if digest else "")),
-            dataset_split=None if row.get("dataset_id") else "validation",
+            dataset_split=None if row.get("dataset_id") else "report",
             metric_type=row["metric"],
             metric_name=row["name"],
             metric_value=round(float(row["value"]), 6),
@@ -378,7 +379,7 @@ def _budget(record: Record) -> dict[str, Any]:
 
 
 def _splits() -> list[dict[str, str]]:
-    return [{"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "validation")]
+    return [{"split": split, "path": f"data/{split}-*.parquet"} for split in SPLITS]
 
 
 def _body(path: Path) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from codenas_hf.data import Corpus, PreparedData
+from codenas_hf.data import SPLITS, Corpus, PreparedData
 from codenas_hf.folders import Release, StudyFolder, read_json
 from codenas_hf.folders.files import RECORD, WEIGHTS
 from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, study_card
@@ -141,7 +141,7 @@ def dataset_parcel(study: StudyFolder, *, repo_id: str, work: Path) -> Parcel:
     if corpus is None:
         raise FileNotFoundError(f"{study.data} does not name a corpus that is still there; search again to build it")
     files: dict[str, Path | bytes] = {}
-    for split in ("train", "validation"):
+    for split in SPLITS:
         shards = corpus.shards(split)
         for number in range(len(shards)):
             target = work / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
