@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from codenas_hf import CodeNASForCausalLM  # with its registration
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
 from codenas_hf.engine.records import Budget, Evaluation, Rung
@@ -69,6 +70,7 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
     assert AutoTokenizer.from_pretrained(artifact).vocab_size == 512
     # What was scored is what lies there: load it again, and the bits per byte are the same.
     model = AutoModelForCausalLM.from_pretrained(artifact)
+    assert isinstance(model, CodeNASForCausalLM)
     assert model.dtype is torch.bfloat16
     passages = tiny_data.passages(512, "search", length=32, max_bytes=4000)
     again = score_passages(model.float(), passages)
