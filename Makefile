@@ -20,7 +20,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 search: $(VENV)/.base  ## the main job: from the Python on this machine to a winner
-	$(BIN)/accelerate launch recipes/search_two_stage.py $(ARGS)
+	$(BIN)/accelerate launch --config_file configs/accelerate/one.yaml recipes/search_two_stage.py $(ARGS)
 
 test: $(VENV)/.dev  ## the default test suite
 	$(BIN)/python -m pytest --ignore-glob='*test_app*' $(ARGS)

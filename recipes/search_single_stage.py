@@ -1,6 +1,6 @@
 """The search with one rung: every candidate gets the whole budget.
 
-    accelerate launch recipes/search_single_stage.py
+    accelerate launch --config_file configs/accelerate/one.yaml recipes/search_single_stage.py
 
 The same as `codenas search --config configs/single_stage.yaml`.
 """

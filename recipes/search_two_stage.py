@@ -1,7 +1,7 @@
 """The main job: search in two stages on every device that accelerate gives, and leave a winner.
 
-    accelerate launch recipes/search_two_stage.py
-    accelerate launch recipes/search_two_stage.py limits.bytes=4MB limits.decode_ms=3
+    accelerate launch --config_file configs/accelerate/one.yaml recipes/search_two_stage.py
+    python recipes/search_two_stage.py limits.bytes=4MB limits.decode_ms=3
     accelerate launch --config_file configs/accelerate/gpu_2.yaml recipes/search_two_stage.py --config configs/gpu.yaml
 
 The same as `codenas search`; `--help` tells the options.

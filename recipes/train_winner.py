@@ -1,8 +1,8 @@
 """Train a study's winner, one of its trials, or a genome file on every process of the launcher, and release it.
 
-    accelerate launch recipes/train_winner.py runs/two_stage --budget "7200 seconds"
-    accelerate launch recipes/train_winner.py runs/two_stage:7 --budget "20000 steps"
-    accelerate launch recipes/train_winner.py llama_l8h512_4mb --budget "900 seconds"
+    accelerate launch --config_file configs/accelerate/gpu_2.yaml recipes/train_winner.py runs/two_stage
+    python recipes/train_winner.py runs/two_stage:7 --budget "20000 steps"
+    python recipes/train_winner.py llama_l8h512_4mb --budget "900 seconds"
 
 The same as `codenas train`.
 """

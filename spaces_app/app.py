@@ -17,8 +17,14 @@ from pathlib import Path
 
 import accelerator  # noqa: F401  (first: on ZeroGPU it must come before torch)
 from chooser import PlaygroundError, PlaygroundSettings, find_models
-from interface import Page, launch_options
 from transformers.utils import logging as transformers_logging
+
+try:
+    from interface import Page, launch_options
+except ModuleNotFoundError as missing:
+    if missing.name != "gradio":
+        raise
+    raise SystemExit("gradio is not installed: pip install 'codenas-hf[app]'") from None
 
 HERE = Path(__file__).parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -98,9 +98,12 @@ def test_a_finished_search_returns_at_once_and_can_be_extended(tmp_path: Path) -
 
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    search(tmp_path)
+    opened: list[int] = []
+    search(tmp_path, on_open=lambda: opened.append(1))
     with pytest.raises(IdentityError, match=r"seed: stored 0, given 1"):
-        search(tmp_path, settings=dataclasses.replace(SETTINGS, seed=1))
+        search(tmp_path, settings=dataclasses.replace(SETTINGS, seed=1), on_open=lambda: opened.append(2))
+    search(tmp_path, settings=dataclasses.replace(SETTINGS, weights={"a": 1.0}), on_open=lambda: opened.append(3))
+    assert opened == [1, 3], "nothing is written beside a search that is refused"
     with pytest.raises(IdentityError, match=r'policy: stored .*given "RandomPolicy'):
         search(tmp_path, policy=RandomPolicy())
 
@@ -109,7 +112,7 @@ def test_a_second_job_is_refused(tmp_path: Path) -> None:
     lock = JobLock(tmp_path / "study.lock")
     lock.acquire()
     with pytest.raises(SingleJobError, match=rf"process {os.getpid()}\) works on"):
-        search(tmp_path)
+        search(tmp_path, on_open=lambda: pytest.fail("somebody else works on it"))
     lock.release()
     search(tmp_path)
 

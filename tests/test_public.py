@@ -1,6 +1,7 @@
 """What a person imports: one screen of names, loaded when used; and verbs that answer at once."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,18 @@ from pathlib import Path
 import pytest
 
 import codenas_hf
+from codenas_hf.jobs.settings import RunSettings
 
+ROOT = Path(__file__).parent.parent
+SPACE = """
+export: stock
+genes:
+  vocab_size: [512]
+  hidden_size: [32, 64]
+  num_hidden_layers: [1, 2]
+  head_dim: [16]
+  intermediate_ratio: [1, 2]
+"""
 HEAVY = ("torch", "transformers", "optuna", "datasets", "matplotlib", "accelerate")
 
 
@@ -59,3 +71,45 @@ def test_the_auto_classes_know_the_model_type(imports: str, tmp_path: Path) -> N
     code = f"{imports}\nprint(transformers.AutoConfig.for_model('codenas').model_type)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "codenas", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_of_the_readme(
+    tmp_path: Path, tiny_corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands there, but with settings that take seconds, and nothing is sent."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(from codenas_hf import.*?)```", readme, flags=re.S)
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    words = [
+        f"space={space}",
+        f"corpus={{sources: [{tiny_corpus_folder}], benchmarks: [], validation_fraction: 0.2, near_threshold: null}}",
+        *("search.population=2", "search.generations=1", "search.budgets=[2 steps, 4 steps]", "search.keep=[1]"),
+        *("train.sequence_length=64", "train.tokens_per_step=256", "candidate.score_bytes=4000"),
+        "final_score_bytes=8000",
+    ]
+    monkeypatch.chdir(tmp_path)
+    small = RunSettings.of("study=mine", "limits.bytes=4MB", *words)
+    monkeypatch.setattr(RunSettings, "of", classmethod(lambda cls, *given, config=(): small))
+    changes = {'"600 seconds"': '"3 steps"', 'repo_id="me/my-codelm")': 'repo_id="me/my-codelm", dry_run=True)'}
+    for old, new in changes.items():
+        assert old in example
+        example = example.replace(old, new)
+    names: dict[str, object] = {}
+    exec(example, names)
+    said = capsys.readouterr().out
+    assert "bits_per_byte" in said
+    assert (tmp_path / "runs" / "mine" / "winner" / "config.json").is_file()
+    assert names["found"].result.objectives.limits == {"artifact_bytes": 4e6}  # type: ignore[attr-defined]
+
+
+def test_a_launcher_that_is_told_everything_says_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("print('ours')\n")
+    config = ROOT / "configs" / "accelerate" / "one.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(program)]
+    done = subprocess.run(launch, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == "ours\n"
+    assert "--config_file configs/accelerate/one.yaml" in (ROOT / "Makefile").read_text()

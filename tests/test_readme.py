@@ -49,7 +49,7 @@ def test_commands_are_understood(command: str) -> None:
         words = ["codenas", verb, *words[words.index(recipe) + 1 :]]
     options = build_parser().parse_args(words[1:])
     if hasattr(options, "overrides"):
-        load(RunSettings, *(config_path(name) for name in options.config), overrides=options.overrides)
+        load(RunSettings, *(config_path(name) for name in getattr(options, "config", ())), overrides=options.overrides)
 
 
 @pytest.mark.parametrize("words", re.findall(r"`((?:search|corpus|limits|space)\.?\w*=[^`]+)`", README))

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
-from codenas_hf.data import PreparedData
+from codenas_hf.data import DataError, PreparedData
 from codenas_hf.folders import StudyFolder
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
@@ -101,6 +101,11 @@ def finish(settings: list[str], **environment: str) -> str:
     return output
 
 
+def contents(study: Path) -> dict[Path, bytes]:
+    """All files of a study, without locks, which name whoever held them last."""
+    return {path: path.read_bytes() for path in study.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
 @pytest.fixture(scope="module")
 def straight(tiny_corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An uninterrupted study, and what it printed."""
@@ -146,9 +151,12 @@ def test_from_files_to_a_winner(straight: tuple[Path, str], tiny_corpus_folder: 
     again = finish(words(folder, tiny_corpus_folder))
     assert "extend    search.generations=4" in again
     assert time.perf_counter() - started < 120
+    before = contents(study)
     process = start(words(folder, tiny_corpus_folder, "search.seed=1"))
     assert "seed" in process.communicate(timeout=200)[0].decode()
     assert process.returncode == 2
+    after = contents(study)
+    assert after == before, "a refused command changes nothing"
 
 
 @pytest.mark.slow
@@ -298,6 +306,21 @@ def test_the_launcher_is_hidden_and_comes_back(monkeypatch: pytest.MonkeyPatch) 
 def test_no_study(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no study in .*expected the file settings.yaml"):
         open_study(tmp_path)
+
+
+def test_a_fresh_start_that_does_not_come_to_start_puts_the_study_back(
+    tmp_path: Path, tiny_corpus_folder: Path
+) -> None:
+    study = tmp_path / "runs" / "two_stage"
+    study.mkdir(parents=True)
+    (study / "study.journal").write_text("dear")
+    said: list[str] = []
+    impossible = tiny_settings(tmp_path, tiny_corpus_folder, "corpus.sources=[/nosuch]")
+    with pytest.raises(DataError, match="/nosuch"):
+        search(impossible, fresh=True, say=said.append)
+    assert (study / "study.journal").read_text() == "dear"
+    assert {path.name for path in study.parent.iterdir() if path.name.startswith("two_stage")} == {"two_stage"}
+    assert "again" in said[-1]
 
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, tiny_corpus_folder: Path) -> None:
