@@ -16,8 +16,8 @@ SPACE = """
 export: stock
 genes:
   vocab_size: [512]
-  hidden_size: [32, 64]
-  num_hidden_layers: [1, 2]
+  hidden_size: [32, 48, 64]
+  num_hidden_layers: [1, 2, 3]
   head_dim: [16]
   intermediate_ratio: [1, 2]
 """
