@@ -85,7 +85,7 @@ def test_the_example_of_the_readme(
     space.write_text(SPACE)
     words = [
         f"space={space}",
-        f"corpus={{sources: [{tiny_corpus_folder}], benchmarks: [], validation_fraction: 0.2, near_threshold: null}}",
+        f"corpus={{sources: [{tiny_corpus_folder}], benchmarks: [], held_out_fraction: 0.2, near_threshold: null}}",
         *("search.population=2", "search.generations=1", "search.budgets=[2 steps, 4 steps]", "search.keep=[1]"),
         *("train.sequence_length=64", "train.tokens_per_step=256", "candidate.score_bytes=4000"),
         "final_score_bytes=8000",
