@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 from evaluation_models import SPECIAL, TEXT, learn, tiny_model, tiny_tokenizer
@@ -17,6 +15,7 @@ from codenas_hf.generation.decode import (
     supports_infilling,
 )
 from codenas_hf.generation.token_text import TokenText
+from codenas_hf.generation.torch_runtime import TorchRuntime
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +43,18 @@ def drain(generator):
             pieces.append(next(generator))
         except StopIteration as end:
             return pieces, end.value
+
+
+def spy_on(runtime, monkeypatch):
+    """What a runtime is asked for, one list of tokens for each question."""
+    seen, original = [], runtime.logits
+
+    def spy(token_ids):
+        seen.append(list(token_ids))
+        return original(token_ids)
+
+    monkeypatch.setattr(runtime, "logits", spy)
+    return seen
 
 
 def test_greedy_equals_generate(model, tokenizer):
@@ -116,20 +127,26 @@ def test_stream_never_yields_half_a_character():
     assert "€😀" in done.text
 
 
-def test_closing_a_stream_ends_the_thread(scholar, tokenizer):
-    generator = stream(scholar, tokenizer, "def add(", settings=DecodeSettings(max_new_tokens=100))
+def test_closing_a_stream_computes_nothing_more(scholar, tokenizer):
+    runtime = TorchRuntime(scholar)
+    generator = stream(runtime, tokenizer, "def add(", settings=DecodeSettings(max_new_tokens=100))
     next(generator)
+    before = runtime.computed_tokens
     generator.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "codenas-decode"]
+    assert runtime.computed_tokens == before < 40
 
 
-def test_stream_raises_what_the_thread_raised(model, tokenizer, monkeypatch):
+def test_what_the_model_raises_reaches_the_caller(model, tokenizer, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(model, "generate", broken)
-    with pytest.raises(RuntimeError, match="no memory left"):
-        list(stream(model, tokenizer, "def"))
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "forward", broken)
+        with pytest.raises(RuntimeError, match="no memory left"):
+            list(stream(model, tokenizer, "def"))
+    assert complete(
+        model, tokenizer, "def", settings=DecodeSettings(max_new_tokens=2)
+    ).token_ids  # and nothing stays broken
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -190,16 +207,10 @@ def test_repetition_penalty_breaks_a_loop(tokenizer):
 
 
 def test_infilling_puts_the_prompt_in_psm_order(model, tokenizer, monkeypatch):
-    seen = {}
-    original = model.generate
-
-    def spy(input_ids, **kwargs):
-        seen["ids"] = input_ids[0].tolist()
-        return original(input_ids, **kwargs)
-
-    monkeypatch.setattr(model, "generate", spy)
-    complete(model, tokenizer, "def f(", settings=DecodeSettings(max_new_tokens=2), suffix="\nreturn")
-    assert tokenizer.decode(seen["ids"]) == "<|endoftext|><|fim_prefix|>def f(<|fim_suffix|>\nreturn<|fim_middle|>"
+    runtime = TorchRuntime(model)
+    seen = spy_on(runtime, monkeypatch)
+    complete(runtime, tokenizer, "def f(", settings=DecodeSettings(max_new_tokens=2), suffix="\nreturn")
+    assert tokenizer.decode(seen[0]) == "<|endoftext|><|fim_prefix|>def f(<|fim_suffix|>\nreturn<|fim_middle|>"
 
 
 def test_infilling_needs_its_tokens():
@@ -228,16 +239,10 @@ def test_suffixes_are_one_per_prompt(model, tokenizer):
 
 
 def test_special_tokens_in_text_stay_text(model, tokenizer, monkeypatch):
-    seen = {}
-    original = model.generate
-
-    def spy(input_ids, **kwargs):
-        seen["ids"] = set(input_ids[0].tolist())
-        return original(input_ids, **kwargs)
-
-    monkeypatch.setattr(model, "generate", spy)
-    complete(model, tokenizer, f"x = '{SPECIAL[0]}{SPECIAL[1]}' + y", settings=DecodeSettings(max_new_tokens=2))
-    assert seen["ids"] & TokenText.of(tokenizer).special_ids == {tokenizer.bos_token_id}
+    runtime = TorchRuntime(model)
+    seen = spy_on(runtime, monkeypatch)
+    complete(runtime, tokenizer, f"x = '{SPECIAL[0]}{SPECIAL[1]}' + y", settings=DecodeSettings(max_new_tokens=2))
+    assert set(seen[0]) & TokenText.of(tokenizer).special_ids == {tokenizer.bos_token_id}
 
 
 @pytest.mark.parametrize("suffix", [None, "y = 1\n" * 100])

@@ -1,8 +1,7 @@
 """Completion of code: one function for the command line, the playground and the evaluation suite.
 
-`transformers.generate` runs underneath. Added here: prompts that end on token boundaries, stop strings, streaming,
-fill in the middle, and sampling whose result depends only on the seed and the prompt, never on what else is in the
-batch.
+Above any runtime: prompts that end on token boundaries, stop strings, streaming, fill in the middle, and sampling
+whose result depends only on the seed and the prompt, never on the runtime or on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -11,32 +10,26 @@ import codecs
 import math
 import time
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
-from threading import Event, Thread
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.sampling import (
     FUNCTION_STOPS,
     GREEDY,
     SHIPPED,
+    Chooser,
     DecodeSettings,
     FinishReason,
     Row,
-    processors,
 )
 from codenas_hf.generation.token_text import HealedPrompt, TokenText, as_trained
+
+if TYPE_CHECKING:  # decoding in another runtime needs no torch
+    from transformers import PreTrainedModel
 
 __all__ = [
     "FUNCTION_STOPS",
@@ -46,7 +39,6 @@ __all__ = [
     "DecodeSettings",
     "complete",
     "complete_many",
-    "context_tokens",
     "start_tokens",
     "stream",
     "supports_infilling",
@@ -87,42 +79,12 @@ class Completion:
     first_token_seconds: float
 
 
-class _Watcher(StoppingCriteria):
-    """Feeds new tokens to the rows and ends those that are done."""
-
-    def __init__(
-        self,
-        rows: list[Row],
-        table: TokenText,
-        *,
-        settings: DecodeSettings,
-        cancelled: Event,
-        on_step: Callable[[], None] | None,
-    ) -> None:
-        self.rows, self.table, self.cancelled, self.on_step = rows, table, cancelled, on_step
-        self.start = time.perf_counter()
-        self.first_token_seconds = 0.0
-        self.deadline = math.inf if settings.max_seconds is None else self.start + settings.max_seconds
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        for row, token_id in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            row.push(token_id, self.table)
-        now = time.perf_counter()
-        self.first_token_seconds = self.first_token_seconds or now - self.start
-        late: FinishReason | None = "cancelled" if self.cancelled.is_set() else "time" if now > self.deadline else None
-        for row in self.rows:
-            row.finished = row.finished or late
-        if self.on_step is not None:
-            self.on_step()
-        return torch.tensor([row.finished is not None for row in self.rows], device=input_ids.device)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode(tokenizer: Any, text: str) -> list[int]:
     """Tokens of text; what looks like a special token in it stays text."""
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def start_tokens(tokenizer: PreTrainedTokenizerBase, *, settings: DecodeSettings = GREEDY) -> list[int]:
+def start_tokens(tokenizer: Any, *, settings: DecodeSettings = GREEDY) -> list[int]:
     """What stands before a text: see `DecodeSettings.start`."""
     bos = tokenizer.bos_token_id
     own = bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
@@ -131,7 +93,7 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase, *, settings: DecodeSettings
     return [bos] if wanted and bos is not None else []
 
 
-def _fim_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+def _fim_ids(tokenizer: Any) -> tuple[int, int, int]:
     vocabulary = tokenizer.get_vocab()
     for names in _FIM_TOKENS:
         if all(name in vocabulary for name in names):
@@ -143,7 +105,7 @@ def _fim_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
     )
 
 
-def supports_infilling(tokenizer: PreTrainedTokenizerBase) -> bool:
+def supports_infilling(tokenizer: Any) -> bool:
     """Whether the tokenizer has the tokens that fill-in-the-middle needs."""
     try:
         _fim_ids(tokenizer)
@@ -152,27 +114,28 @@ def supports_infilling(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def context_tokens(model: torch.nn.Module) -> int | None:
-    """Length of the model's context in tokens; None where its config does not bound it."""
-    config = getattr(model, "config", None)
-    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(length) if length else None
+def _runtime_of(model: PreTrainedModel | Runtime) -> Runtime:
+    """A runtime as it is; a PyTorch model as one, the same for the same model."""
+    if isinstance(model, Runtime):
+        return model
+    from codenas_hf.generation.torch_runtime import TorchRuntime  # not for those who decode without torch
+
+    return TorchRuntime.of(model)
 
 
 def _prepare(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+    tokenizer: Any,
     prompt: str,
     *,
     suffix: str | None,
     sample: int,
     settings: DecodeSettings,
 ) -> Row:
-    """Tokens of one prompt, healed, cut to the context."""
+    """Tokens of one prompt, healed, cut to a context of `limit` tokens."""
     table = TokenText.of(tokenizer)
     prompt, suffix = as_trained(prompt), None if suffix is None else as_trained(suffix)
     text = prompt.rstrip() if settings.boundary == "strip" and suffix is None else prompt
-    limit = context_tokens(model)
     room = math.inf if limit is None else limit - min(settings.max_new_tokens, max(1, limit // 2))
     opening = start_tokens(tokenizer, settings=settings)
     if suffix is None:
@@ -201,49 +164,25 @@ def _prepare(
     return Row(text, healed, dropped=dropped, settings=settings, seed=seed)
 
 
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    *,
-    settings: DecodeSettings,
-    cancelled: Event | None = None,
-    on_step: Callable[[], None] | None = None,
-) -> list[Completion]:
-    """Runs one batch to its end."""
-    table = TokenText.of(tokenizer)
-    width = max(len(row.token_ids) for row in rows)
-    pad = next((index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None), 0)
-    input_ids = torch.tensor([[pad] * (width - len(row.token_ids)) + row.token_ids for row in rows])
-    mask = torch.tensor([[0] * (width - len(row.token_ids)) + [1] * len(row.token_ids) for row in rows])
-    # Healing may need a few more steps than it took away, where the model spells in smaller tokens.
-    steps = settings.max_new_tokens + max(row.removed + 4 * bool(row.pending) for row in rows)
-    limit = context_tokens(model)
-    if limit is not None:
-        steps = max(1, min(steps, limit - width))
-    watcher = _Watcher(rows, table, settings=settings, cancelled=cancelled or Event(), on_step=on_step)
-    config = GenerationConfig(
-        max_new_tokens=steps,
-        do_sample=False,  # the processors above draw
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=pad,
-        eos_token_id=sorted(table.special_ids) or None,
-        use_cache=True,
-    )
-    with torch.inference_mode():
-        cast(Any, model).generate(
-            input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            logits_processor=processors(rows, table, settings),
-            stopping_criteria=StoppingCriteriaList([watcher]),
-        )
-    seconds = time.perf_counter() - watcher.start
-    return [
-        Completion(
+@dataclass
+class _Clock:
+    """When a completion began, when its first token came, when it must end."""
+
+    settings: DecodeSettings
+
+    def __post_init__(self) -> None:
+        self.start = time.perf_counter()
+        self.first_token_seconds = 0.0
+
+    def tick(self) -> bool:
+        """Called after each token: True when the time is over."""
+        spent = time.perf_counter() - self.start
+        self.first_token_seconds = self.first_token_seconds or spent
+        return self.settings.max_seconds is not None and spent > self.settings.max_seconds
+
+    def completion(self, row: Row) -> Completion:
+        """The row as it is now."""
+        return Completion(
             prompt=row.prompt,
             text=_decode_text(row),
             token_ids=tuple(row.new_ids),
@@ -251,11 +190,59 @@ def _generate(
             num_tokens=row.num_tokens,
             prompt_tokens=len(row.token_ids),
             dropped_tokens=row.dropped,
-            seconds=seconds,
-            first_token_seconds=watcher.first_token_seconds,
+            seconds=time.perf_counter() - self.start,
+            first_token_seconds=self.first_token_seconds,
         )
-        for row in rows
-    ]
+
+
+def _steps(rows: Sequence[Row], *, limit: int | None, settings: DecodeSettings) -> int:
+    """Most tokens that are drawn. Healing may need more than it took away, where the model spells in smaller ones."""
+    steps = settings.max_new_tokens + max(row.removed + 4 * bool(row.pending) for row in rows)
+    width = max(len(row.token_ids) for row in rows)
+    return steps if limit is None else max(1, min(steps, limit - width))
+
+
+def _tokens(runtime: Runtime, row: Row, table: TokenText, *, clock: _Clock) -> Iterator[int]:
+    """Draws a row to its end, a token at a time."""
+    choose = Chooser(row, table, clock.settings)
+    ids = list(row.token_ids)
+    for _ in range(_steps([row], limit=runtime.context_tokens, settings=clock.settings)):
+        token = choose(runtime.logits(ids))
+        ids.append(token)
+        row.push(token, table)
+        if clock.tick() and not row.finished:
+            row.finished = "time"
+        yield token
+        if row.finished:
+            return
+
+
+def _together(
+    model: PreTrainedModel, tokenizer: Any, rows: list[Row], *, settings: DecodeSettings
+) -> list[Completion]:
+    """Draws several rows of a PyTorch model at once."""
+    from codenas_hf.generation.torch_runtime import context_tokens, generate_many  # not for those without torch
+
+    table, clock = TokenText.of(tokenizer), _Clock(settings)
+    choosers = [Chooser(row, table, settings) for row in rows]
+
+    def push(tokens: list[int]) -> list[bool]:
+        for row, token in zip(rows, tokens, strict=True):
+            row.push(token, table)
+        late = clock.tick()
+        for row in rows:
+            row.finished = row.finished or ("time" if late else None)
+        return [row.finished is not None for row in rows]
+
+    generate_many(
+        model,
+        [row.token_ids for row in rows],
+        steps=_steps(rows, limit=context_tokens(model), settings=settings),
+        pad=next((index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None), 0),
+        choose=lambda at, logits: None if rows[at].finished else choosers[at](logits),
+        push=push,
+    )
+    return [clock.completion(row) for row in rows]
 
 
 def _decode_text(row: Row) -> str:
@@ -265,8 +252,8 @@ def _decode_text(row: Row) -> str:
 
 
 def complete_many(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | Runtime,
+    tokenizer: Any,
     prompts: Sequence[str],
     *,
     settings: DecodeSettings = GREEDY,
@@ -274,10 +261,10 @@ def complete_many(
     num_samples: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """Completes many prompts in batches of similar length.
+    """Completes many prompts: of a PyTorch model in batches of similar length, elsewhere one after the other.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a runtime, or a causal language model in evaluation mode.
         tokenizer: its tokenizer.
         prompts: the texts to continue.
         settings: how to decode.
@@ -293,9 +280,10 @@ def complete_many(
     """
     if suffixes is not None and len(suffixes) != len(prompts):
         raise ValueError(f"`suffixes` must be one per prompt ({len(prompts)}), got {len(suffixes)}")
+    runtime, table = _runtime_of(model), TokenText.of(tokenizer)
     rows = [
         _prepare(
-            model,
+            runtime.context_tokens,
             tokenizer,
             prompt,
             suffix=None if suffixes is None else suffixes[index],
@@ -305,11 +293,20 @@ def complete_many(
         for index, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].token_ids))
+    size = 1 if isinstance(model, Runtime) else settings.batch_size
+    order = list(range(len(rows)))
+    if size > 1:
+        order.sort(key=lambda index: -len(rows[index].token_ids))
     done: dict[int, Completion] = {}
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
-        results = _generate(model, tokenizer, [rows[index] for index in batch], settings=settings)
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        if len(batch) > 1:
+            results = _together(model, tokenizer, [rows[at] for at in batch], settings=settings)  # type: ignore[arg-type]
+        else:
+            clock = _Clock(settings)
+            for _ in _tokens(runtime, rows[batch[0]], table, clock=clock):
+                pass
+            results = [clock.completion(rows[batch[0]])]
         done.update(zip(batch, results, strict=True))
         if on_batch is not None:
             on_batch(len(done))
@@ -317,8 +314,8 @@ def complete_many(
 
 
 def complete(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | Runtime,
+    tokenizer: Any,
     prompt: str,
     *,
     settings: DecodeSettings = GREEDY,
@@ -327,7 +324,7 @@ def complete(
     """Completes one prompt.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a runtime, or a causal language model in evaluation mode.
         tokenizer: its tokenizer.
         prompt: the text to continue, or what stands before the gap.
         settings: how to decode.
@@ -341,8 +338,8 @@ def complete(
 
 
 def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | Runtime,
+    tokenizer: Any,
     prompt: str,
     *,
     settings: DecodeSettings = GREEDY,
@@ -358,42 +355,18 @@ def stream(
     Raises:
         ValueError: `suffix` is given and the tokenizer cannot fill in the middle.
     """
-    row = _prepare(model, tokenizer, prompt, suffix=suffix, sample=0, settings=settings)
-    pieces: SimpleQueue[bytes | BaseException | Completion] = SimpleQueue()
-    cancelled = Event()
-    sent = 0
-
-    def on_step() -> None:
-        nonlocal sent
+    runtime = _runtime_of(model)
+    row = _prepare(runtime.context_tokens, tokenizer, prompt, suffix=suffix, sample=0, settings=settings)
+    clock, sent = _Clock(settings), 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for _ in _tokens(runtime, row, TokenText.of(tokenizer), clock=clock):
         settled = row.settled()
         if settled > sent:
-            pieces.put(row.text[sent:settled])
+            text = decoder.decode(row.text[sent:settled])
             sent = settled
-
-    def run() -> None:
-        try:
-            completion = _generate(model, tokenizer, [row], settings=settings, cancelled=cancelled, on_step=on_step)[0]
-            pieces.put(row.text[sent:])
-            pieces.put(completion)
-        except BaseException as error:
-            pieces.put(error)
-
-    thread = Thread(target=run, daemon=True, name="codenas-decode")
-    thread.start()
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    try:
-        while True:
-            piece = pieces.get()
-            if isinstance(piece, Completion):
-                rest = decoder.decode(b"", final=piece.finish_reason in ("stop", "eos"))
-                if rest:
-                    yield rest
-                return piece
-            if isinstance(piece, BaseException):
-                raise piece
-            text = decoder.decode(piece)
             if text:
                 yield text
-    finally:
-        cancelled.set()
-        thread.join(timeout=30)
+    rest = decoder.decode(row.text[sent:], final=row.finished in ("stop", "eos"))
+    if rest:
+        yield rest
+    return clock.completion(row)

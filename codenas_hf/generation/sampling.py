@@ -1,5 +1,6 @@
-"""How a completion is drawn: the settings, the text of a growing sequence, and the steps on the logits.
+"""How a completion is drawn: the settings, the text of a growing sequence, and the choice of each next token.
 
+Written once, in numpy, above whatever computes the logits: the same logits give the same token in every runtime.
 Sampling depends only on the seed, the prompt and the number of the sample, never on what else is in the batch.
 """
 
@@ -7,16 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+import numpy as np
+from numpy.typing import NDArray
 
 from codenas_hf.generation.token_text import HealedPrompt, TokenText
 
@@ -151,74 +146,50 @@ class Row:
         return len(self.text)
 
 
-class _Spelling(LogitsProcessor):
-    """Only tokens that spell what healing has cut, until it is spelt."""
+class Chooser:
+    """Chooses the next token of one row from the model's logits, by the settings.
 
-    def __init__(self, rows: list[Row], table: TokenText) -> None:
-        self.rows, self.table = rows, table
+    In order: entries beyond the tokenizer's leave (embedding tables are often padded); the repetition penalty of
+    Keskar et al. 2019 over the last tokens only (code repeats `self` and indents by right); while healing, only tokens
+    that spell what was cut; then the greedy choice, or a draw by temperature, top-k, top-p and min-p.
+    """
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for index, row in enumerate(self.rows):
-            if row.pending and not row.finished:
-                allowed = torch.tensor(self.table.spelling(row.pending), device=scores.device)
-                allowed = allowed[allowed < scores.shape[1]]
-                kept = scores[index, allowed]
-                scores[index] = -math.inf
-                scores[index, allowed] = kept
-        return scores
+    def __init__(self, row: Row, table: TokenText, settings: DecodeSettings) -> None:
+        self.row, self.table, self.settings = row, table, settings
+        self.rng = np.random.default_rng(row.seed)
 
+    def __call__(self, logits: NDArray[Any]) -> int:
+        """The next token, from logits `[vocabulary]`, which are left as they are."""
+        settings, row = self.settings, self.row
+        scores = np.array(logits[: len(self.table)], dtype=np.float32)
+        if settings.repetition_penalty != 1.0:
+            window = settings.repetition_window
+            seen = row.token_ids + row.new_ids
+            recent = np.unique(seen[-window:] if window else seen)
+            picked = scores[recent]
+            scores[recent] = np.where(
+                picked < 0, picked * settings.repetition_penalty, picked / settings.repetition_penalty
+            )
+        if row.pending:
+            allowed = [index for index in self.table.spelling(row.pending) if index < len(scores)]
+            kept = scores[allowed]
+            scores[:] = -np.inf
+            scores[allowed] = kept
+        if settings.temperature <= 0:
+            return int(scores.argmax())
+        return self._draw(scores)
 
-class _Known(LogitsProcessor):
-    """Never a token beyond the tokenizer's entries (embedding tables are often padded)."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores[:, self.size :] = -math.inf
-        return scores
-
-
-class _WindowPenalty(LogitsProcessor):
-    """Repetition penalty (Keskar et al., 2019) over the last tokens only: code repeats `self` and indents by right."""
-
-    def __init__(self, penalty: float, window: int) -> None:
-        self.penalty, self.window = penalty, window
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        recent = input_ids[:, -self.window :] if self.window else input_ids
-        picked = scores.gather(1, recent)
-        picked = torch.where(picked < 0, picked * self.penalty, picked / self.penalty)
-        return scores.scatter(1, recent, picked)
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Turns the argmax that follows into a draw; each row has its own generator, so batches do not matter."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.generators = [torch.Generator().manual_seed(row.seed) for row in rows]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty(scores.shape, dtype=torch.float32)
-        for index, generator in enumerate(self.generators):
-            noise[index].exponential_(generator=generator)
-        return scores.float() - noise.clamp_min_(1e-30).log_().to(scores.device)
-
-
-def processors(rows: list[Row], table: TokenText, settings: DecodeSettings) -> LogitsProcessorList:
-    """The steps on the logits that `settings` asks for, in order; greedy choice after them is the draw."""
-    steps: list[LogitsProcessor] = [_Known(len(table))]
-    if settings.repetition_penalty != 1.0:
-        steps.append(_WindowPenalty(settings.repetition_penalty, settings.repetition_window))
-    if any(row.pending for row in rows):
-        steps.append(_Spelling(rows, table))
-    if settings.temperature > 0:
-        steps.append(TemperatureLogitsWarper(float(settings.temperature)))
+    def _draw(self, scores: NDArray[np.float32]) -> int:
+        settings = self.settings
+        order = np.argsort(-scores, kind="stable")
         if settings.top_k:
-            steps.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            steps.append(TopPLogitsWarper(settings.top_p))
+            order = order[: settings.top_k]
+        weights = np.exp((scores[order].astype(np.float64) - scores[order[0]]) / settings.temperature)
+        weights /= weights.sum()
+        count = len(order)
+        if settings.top_p < 1:  # the smallest set that has this much
+            count = int(np.searchsorted(np.cumsum(weights), settings.top_p)) + 1
         if settings.min_p > 0:
-            steps.append(MinPLogitsWarper(settings.min_p))
-        steps.append(_GumbelNoise(rows))
-    return LogitsProcessorList(steps)
+            count = min(count, int((weights >= settings.min_p * weights[0]).sum()))
+        total = np.cumsum(weights[: max(1, count)])
+        return int(order[int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))])

@@ -15,8 +15,8 @@ from ..data import PreparedData
 from ..engine import TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
-from ..generation.decode import context_tokens
 from ..generation.loading import CodeNASForCausalLM
+from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware
 from ..measure.candidate import ARTIFACT, artifact_damage
 from ..measure.latency import default_protocol

@@ -18,8 +18,8 @@ from ..data.storage import file_sha256
 from ..engine import Budget, TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import Origin, Start, Training
-from ..generation.decode import context_tokens
 from ..generation.loading import load_model
+from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
 from ..measure.score import leak_gate

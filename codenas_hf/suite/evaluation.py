@@ -16,10 +16,10 @@ from codenas_hf.generation.decode import (
     SHIPPED,
     DecodeSettings,
     complete_many,
-    context_tokens,
     supports_infilling,
 )
 from codenas_hf.generation.loading import LoadedModel
+from codenas_hf.generation.torch_runtime import context_tokens
 from codenas_hf.measure import metrics
 from codenas_hf.measure.provenance import provenance
 from codenas_hf.measure.score import Score

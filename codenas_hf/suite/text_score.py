@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codenas_hf.generation.decode import context_tokens
+from codenas_hf.generation.torch_runtime import context_tokens
 from codenas_hf.measure.rows import IGNORED, sum_rows
 from codenas_hf.measure.score import Score
 

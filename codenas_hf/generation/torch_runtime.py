@@ -1,0 +1,137 @@
+"""Decoding in PyTorch: any causal language model of transformers, one sequence with its cache, or many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import DynamicLayer
+
+from .runtimes import Runtime
+
+_CACHE: WeakKeyDictionary[Any, TorchRuntime] = WeakKeyDictionary()
+
+
+def context_tokens(model: torch.nn.Module) -> int | None:
+    """Length of the model's context in tokens; None where its config does not bound it."""
+    config = getattr(model, "config", None)
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(length) if length else None
+
+
+class TorchRuntime(Runtime):
+    """One sequence in a model of transformers, on whatever device it is.
+
+    Args:
+        model: a causal language model in evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__("torch", context_tokens=context_tokens(model))
+        self.model = model
+        self._cache: Any = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> TorchRuntime:
+        """The runtime of a model, made once and kept as long as the model lives."""
+        found = _CACHE.get(model)
+        if found is None:
+            found = _CACHE[model] = cls(model)
+        return found
+
+    def _compute(self, ids: list[int]) -> NDArray[np.float32]:
+        tokens = torch.tensor([ids], device=self.model.device)
+        with torch.inference_mode():
+            output = cast(Any, self.model)(
+                input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
+        self._cache = output.past_key_values
+        found: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
+        return found
+
+    def _forget(self, length: int) -> int:
+        plain = isinstance(self._cache, DynamicCache) and all(type(x) is DynamicLayer for x in self._cache.layers)
+        if not plain or not length:  # windows and convolutions keep no way back
+            self._cache = None
+            return 0
+        self._cache.crop(length - self._cache.get_seq_length())  # negative: how many leave at the end
+        return length
+
+
+class _Choice(LogitsProcessor):
+    """Leaves one token to choose: the one that a row's own chooser takes."""
+
+    def __init__(self, choose: Callable[[int, NDArray[np.float32]], int | None], pad: int) -> None:
+        self.choose, self.pad = choose, pad
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = scores.float().cpu().numpy()
+        chosen = [self.choose(row, logits[row]) for row in range(len(logits))]
+        result = torch.full_like(scores, -torch.inf)
+        result[torch.arange(len(chosen)), [self.pad if token is None else token for token in chosen]] = 0.0
+        return result
+
+
+class _Watcher(StoppingCriteria):
+    """Ends the rows that are done."""
+
+    def __init__(self, push: Callable[[list[int]], list[bool]]) -> None:
+        self.push = push
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor(self.push(input_ids[:, -1].tolist()), device=input_ids.device)
+
+
+def generate_many(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    steps: int,
+    pad: int,
+    choose: Callable[[int, NDArray[np.float32]], int | None],
+    push: Callable[[list[int]], list[bool]],
+) -> None:
+    """Runs a batch with transformers' `generate`.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prompts: tokens of each row; shorter ones are padded on the left.
+        steps: most tokens of a row.
+        pad: the padding token.
+        choose: the next token of a row from its logits `[vocabulary]`; None for a row that is done.
+        push: told the new token of every row; says which rows are done.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    config = GenerationConfig(
+        max_new_tokens=steps,
+        do_sample=False,  # the choosers draw
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    with torch.inference_mode():
+        cast(Any, model).generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Choice(choose, pad)]),
+            stopping_criteria=StoppingCriteriaList([_Watcher(push)]),
+        )
