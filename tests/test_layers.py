@@ -32,7 +32,7 @@ INSIDE = {
         *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),
     ],
     "compression": ["formats", "quantize", "vocabulary", "prune", "gguf", "onnx", "packed"],
-    "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "decode"],
+    "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "llama_cpp", "decode"],
     "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate", "confirm"],
     "sandbox": [
         *("confinement", "jail_types", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"),

@@ -1,0 +1,163 @@
+"""Decoding in llama.cpp, from a GGUF file.
+
+The library comes with the package `xllamacpp` (`pip install 'codenas-hf[fast]'`), whose wheels hold llama.cpp's own C
+interface for any processor; no compiler is needed. Its functions are called directly: one call for each token, the
+logits read where they lie. Structures are never spelt out: they are asked for by llama.cpp's own functions and handed
+back, so a newer version with longer ones works too. The few fields that are set stand at the very front, and their
+defaults are checked first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .runtimes import Runtime
+
+_PACKAGE = "xllamacpp"
+_BATCH = 512
+# The first fields of the context's settings: context, batch and micro-batch in tokens, most sequences; and defaults.
+_CONTEXT_FIELDS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1}
+
+
+class LlamaCppError(RuntimeError):
+    """llama.cpp is not here, or refuses a file; says why and what to do."""
+
+
+class _Settings(ctypes.Structure):
+    """Room for a structure of llama.cpp, larger than any of its versions needs."""
+
+    _fields_ = [("bytes", ctypes.c_uint8 * 2048)]
+
+
+class _Batch(ctypes.Structure):
+    """llama_batch: what `llama_batch_get_one` returns and `llama_decode` takes."""
+
+    _fields_ = [("count", ctypes.c_int32), *((f"at{i}", ctypes.c_void_p) for i in range(6))]
+
+
+def is_installed() -> bool:
+    """Whether the package that brings llama.cpp is here; loads nothing."""
+    return importlib.util.find_spec(_PACKAGE) is not None
+
+
+class LlamaCppRuntime(Runtime):
+    """One sequence in llama.cpp.
+
+    Args:
+        path: a GGUF file.
+        context_tokens: most tokens; None takes what the file says.
+        threads: of the computation. More than one pays for large models only: its barriers spin.
+
+    Raises:
+        LlamaCppError: the package is missing, or the file cannot be read.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: Path, *, context_tokens: int | None = None, threads: int = 1) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"no GGUF file {path}")
+        self._library = library = _load()
+        self._model = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+        if not self._model:
+            raise LlamaCppError(f"llama.cpp cannot read {path}: damaged, or an architecture that it does not know")
+        trained = int(library.llama_model_n_ctx_train(self._model))
+        super().__init__("llama.cpp", context_tokens=context_tokens or trained)
+        self.vocab_size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model)))
+        settings = library.llama_context_default_params()
+        values = (self.context_tokens, _BATCH, _BATCH, 1)
+        ctypes.memmove(settings.bytes, np.array(values, np.uint32).tobytes(), 16)
+        self._context = library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            library.llama_model_free(self._model)
+            self._model = None
+            raise LlamaCppError(f"llama.cpp cannot make a context of {self.context_tokens} tokens for {path}")
+        library.llama_set_n_threads(self._context, threads, threads)
+        self._memory = library.llama_get_memory(self._context)
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._model:
+            self._library.llama_free(self._context)
+            self._library.llama_model_free(self._model)
+            self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
+
+    def _compute(self, ids: list[int]) -> NDArray[np.float32]:
+        for start in range(0, len(ids), _BATCH):
+            part = np.array(ids[start : start + _BATCH], np.int32)
+            pointer = part.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            status = self._library.llama_decode(self._context, self._library.llama_batch_get_one(pointer, len(part)))
+            if status:
+                raise LlamaCppError(f"llama.cpp could not compute {len(part)} tokens (status {status})")
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (self.vocab_size,))
+
+    def _forget(self, length: int) -> int:
+        if self._library.llama_memory_seq_rm(self._memory, 0, length, -1):
+            return length
+        self._library.llama_memory_clear(self._memory, True)
+        return 0
+
+
+@functools.cache
+def _load() -> Any:
+    """The library with the functions that are used here, each with its types."""
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise LlamaCppError("llama.cpp is not installed here; pip install 'codenas-hf[fast]'")
+    files = sorted(Path(found.submodule_search_locations[0]).glob(f"{_PACKAGE}*.so"))
+    if not files:
+        raise LlamaCppError(f"{_PACKAGE} is installed without its library; pip install --force-reinstall {_PACKAGE}")
+    library = ctypes.CDLL(str(files[0]))
+    handle, number, flag = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
+    tokens, logits = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_float)
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "llama_backend_init": (None, []),
+        "llama_log_set": (None, [handle, handle]),
+        "llama_model_default_params": (_Settings, []),
+        "llama_context_default_params": (_Settings, []),
+        "llama_model_load_from_file": (handle, [ctypes.c_char_p, _Settings]),
+        "llama_model_free": (None, [handle]),
+        "llama_model_n_ctx_train": (number, [handle]),
+        "llama_model_get_vocab": (handle, [handle]),
+        "llama_vocab_n_tokens": (number, [handle]),
+        "llama_init_from_model": (handle, [handle, _Settings]),
+        "llama_free": (None, [handle]),
+        "llama_set_n_threads": (None, [handle, number, number]),
+        "llama_get_memory": (handle, [handle]),
+        "llama_memory_seq_rm": (flag, [handle, number, number, number]),
+        "llama_memory_clear": (None, [handle, flag]),
+        "llama_batch_get_one": (_Batch, [tokens, number]),
+        "llama_decode": (number, [handle, _Batch]),
+        "llama_get_logits": (logits, [handle]),
+    }
+    for name, (result, arguments) in signatures.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise LlamaCppError(
+                f"this version of {_PACKAGE} lacks {name}; install the one that codenas-hf names"
+            ) from error
+        function.restype, function.argtypes = result, arguments
+    library.llama_log_set(ctypes.cast(_silence, handle), None)
+    library.llama_backend_init()
+    front = np.frombuffer(bytes(library.llama_context_default_params().bytes), np.uint32)[: len(_CONTEXT_FIELDS)]
+    if front.tolist() != list(_CONTEXT_FIELDS.values()):
+        raise LlamaCppError(
+            f"this version of {_PACKAGE} lays its settings out differently; install the one named here"
+        )
+    return library
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _silence(level: int, text: bytes, data: int) -> None:
+    """llama.cpp's own log: errors come back as return values."""
