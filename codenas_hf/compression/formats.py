@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FormatName = Literal["bf16", "f16", "q8_0", "q4_0", "iq4_nl"]
+FormatName = Literal["f32", "bf16", "f16", "q8_0", "q4_0", "iq4_nl"]
 # The fixed points of a 4-bit weight in llama.cpp's IQ4_NL: denser near zero, where weights are.
 IQ4_NL_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -78,6 +78,9 @@ FORMATS = {
     for form in (
         Format(
             name="bf16", matrix=BLOCKS["bf16"], embedding=BLOCKS["bf16"], readers=("torch", "onnxruntime", "llama.cpp")
+        ),
+        Format(
+            name="f32", matrix=BLOCKS["f32"], embedding=BLOCKS["f32"], readers=("torch", "onnxruntime", "llama.cpp")
         ),
         Format(name="f16", matrix=BLOCKS["f16"], embedding=BLOCKS["f16"], readers=("llama.cpp",)),
         Format(name="q8_0", matrix=BLOCKS["q8_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),

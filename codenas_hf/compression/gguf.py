@@ -1,17 +1,19 @@
-"""GGUF, the file that llama.cpp reads, for models that are a stock Llama."""
+"""GGUF, the file that llama.cpp reads: every stock architecture that it computes as transformers does."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ..architecture.stock import find_row
 from ..data.tokenizer import PATTERNS
 from ..folders import read_json, whole_file
+from .formats import BLOCKS, Block, Format, find_format
+from .quantize import as_stored, quantize, transposed
 
 # llama.cpp has pre-tokenizers by name only: how `tokenizer.json` splits text, as `_splits` reads it, to that name.
 _BYTES = ("ByteLevel", False, False)
@@ -21,32 +23,57 @@ PRE_TYPES: dict[tuple[tuple[Any, ...], ...], str] = {
     (("ByteLevel", False, True),): "gpt-2",
     (("Digits", True), ("ByteLevel", False, True)): "smollm",
 }
-_FILE_TYPES = {"float32": 0, "float16": 1}
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "iq4_nl": 25}
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How llama.cpp names and computes an architecture of transformers.
+
+    Args:
+        name: in llama.cpp.
+        activations: of the feed-forward network that it computes.
+        permuted: query and key rows lie in the order of its rotary pairs.
+        norm: which of its keys holds the norms' epsilon.
+        eps: names that the configuration has for it.
+        rotary: positions are rotary.
+    """
+
+    name: str
+    activations: tuple[str, ...] = ("silu",)
+    permuted: bool = False
+    norm: str = "rms"
+    eps: tuple[str, ...] = ("rms_norm_eps",)
+    rotary: bool = True
+
+
+# By transformers' `model_type`. llama.cpp's GELU is the tanh one: of the exact one it differs by at most 5e-4.
+_GELUS = ("gelu_pytorch_tanh", "gelu_new", "gelu")
+ARCHITECTURES = {
+    "llama": _Architecture("llama", permuted=True),
+    "qwen2": _Architecture("qwen2"),
+    "qwen3": _Architecture("qwen3"),
+    "arcee": _Architecture("arcee", activations=("relu2",), permuted=True),
+    "stablelm": _Architecture("stablelm", norm="layer", eps=("layer_norm_eps",)),
+    "starcoder2": _Architecture("starcoder2", activations=_GELUS, norm="layer", eps=("norm_epsilon",)),
+    "gpt2": _Architecture("gpt2", activations=_GELUS, norm="layer", eps=("layer_norm_epsilon",), rotary=False),
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, dtype: str = "float16") -> Path:
-    """Writes the model and its tokenizer as one GGUF file of the architecture `llama`, whole or not at all.
+def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str = "q8_0") -> Path:
+    """Writes the model and its tokenizer as one GGUF file, whole or not at all.
+
+    Every weight in it is bit for bit what `quantize.as_stored` makes of it.
 
     Args:
-        model: a `CodeNASForCausalLM`.
+        model: of a stock class of `ARCHITECTURES`.
         path: the file.
         tokenizer: folder of a byte-level BPE tokenizer that splits text as one of `PRE_TYPES` does.
-        dtype: float32 or float16 for the matrices; norms stay float32.
+        form: a storage format of `FORMATS`.
 
     Raises:
-        ValueError: the model is no stock Llama (names the genes), or llama.cpp cannot do what the tokenizer does
-            (names it). Nothing is written then.
+        ValueError: llama.cpp does not know the architecture (names what of it), the format cannot store a layer (names
+            the layer), or llama.cpp cannot do what the tokenizer does (names it). Nothing is written then.
         ImportError: the package gguf is absent.
     """
     try:
@@ -54,27 +81,28 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, dtype: st
     except ImportError as error:
         raise ImportError('GGUF files are written by the package gguf: pip install "codenas-hf[export]"') from error
 
-    if dtype not in _FILE_TYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(_FILE_TYPES)}, got {dtype!r}")
-    config: Any = model.config
-    row, reasons = find_row(config)
-    if row is None or row.model_type != "llama":
-        why = "; ".join(reasons) or f"it equals {row.model_type if row else None}"
-        raise ValueError(f"only a stock llama is written as GGUF: {why}")
-    if config.hidden_act != "silu":
-        raise ValueError(f"llama.cpp's llama has `hidden_act` silu, got {config.hidden_act}")
+    storage = find_format(form)
+    architecture = _architecture_of(model)
     words = AutoTokenizer.from_pretrained(tokenizer)
     state = read_json(tokenizer / "tokenizer.json")  # what lies there: loading adds a post-processor
     pre_type = _pre_type(state, tokenizer)
+    tensors = _tensors(model, architecture, storage)
     with whole_file(path) as draft:
-        writer = gguf.GGUFWriter(str(draft), "llama")
+        writer = gguf.GGUFWriter(str(draft), architecture.name)
         try:
-            _add_header(writer, config, file_type=_FILE_TYPES[dtype])
-            _add_tokenizer(writer, words, state, vocab_size=config.vocab_size, pre_type=pre_type)
-            weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
-            for name, weight in _tensors(weights, config).items():
-                half = dtype == "float16" and weight.dim() > 1
-                writer.add_tensor(name, (weight.half() if half else weight).numpy())
+            _add_header(writer, model.config, architecture, file_type=_FILE_TYPES[form])
+            _add_tokenizer(writer, words, state, vocab_size=int(model.config.vocab_size), pre_type=pre_type)
+            for name, block, weight in tensors:
+                if block.points is None:
+                    kind = {"f32": torch.float32, "f16": torch.float16}.get(block.name)
+                    if kind is not None:
+                        writer.add_tensor(name, weight.to(kind).numpy())
+                        continue
+                    bits = weight.to(torch.bfloat16).view(torch.int16).numpy().view("uint8")
+                    writer.add_tensor(name, bits, raw_dtype=gguf.GGMLQuantizationType.BF16)
+                else:
+                    kind = getattr(gguf.GGMLQuantizationType, block.name.upper())
+                    writer.add_tensor(name, quantize(weight, block).packed(), raw_dtype=kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -86,18 +114,55 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, dtype: st
     return path
 
 
-def _add_header(writer: Any, config: Any, *, file_type: int) -> None:
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
+def _architecture_of(model: PreTrainedModel) -> _Architecture:
+    """llama.cpp's architecture of a model.
+
+    Raises:
+        ValueError: there is none, or it computes something else.
+    """
+    config: Any = model.config
+    found = ARCHITECTURES.get(config.model_type)
+    if found is None:
+        raise ValueError(
+            f"llama.cpp has no architecture for a {config.model_type} here; there are {', '.join(ARCHITECTURES)}"
+        )
+    activation = getattr(config, "hidden_act", None) or config.activation_function
+    if activation not in found.activations:
+        raise ValueError(
+            f"llama.cpp's {found.name} has the activation {' or '.join(found.activations)}, got {activation}"
+        )
+    windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if windows is not None:
+        raise ValueError(f"llama.cpp's {found.name} has no sliding window, got `sliding_window` {windows}")
+    return found
+
+
+def _add_header(writer: Any, config: Any, architecture: _Architecture, *, file_type: int) -> None:
+    """Sizes and constants, whatever the configuration calls them."""
+
+    def first(*names: str) -> Any:
+        return next(value for name in names if (value := getattr(config, name, None)) is not None)
+
+    heads = first("num_attention_heads", "n_head")
+    width = first("hidden_size", "n_embd")
+    size = getattr(config, "head_dim", None) or width // heads
+    writer.add_context_length(first("max_position_embeddings", "n_positions"))
+    writer.add_embedding_length(width)
+    writer.add_block_count(first("num_hidden_layers", "n_layer"))
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner or 4 * width)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    (writer.add_layer_norm_rms_eps if architecture.norm == "rms" else writer.add_layer_norm_eps)(
+        first(*architecture.eps)
+    )
+    if architecture.rotary:
+        rope = config.rope_parameters
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
+    if getattr(config, "use_parallel_residual", None) is not None:
+        writer.add_parallel_residual(config.use_parallel_residual)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(file_type)
 
@@ -171,21 +236,42 @@ def _add_tokenizer(writer: Any, words: Any, state: dict[str, Any], *, vocab_size
             writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", words.convert_tokens_to_ids(token))
 
 
-def _tensors(weights: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
-    """Weights under llama.cpp's names; query and key rows in its order of rotary pairs."""
-    found = {
-        "token_embd.weight": weights["model.embed_tokens.weight"],
-        "output_norm.weight": weights["model.norm.weight"],
-    }
-    if not config.tie_word_embeddings:
-        found["output.weight"] = weights["lm_head.weight"]
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for block in range(config.num_hidden_layers):
-        for theirs, ours in _BLOCK.items():
-            weight = weights[f"model.layers.{block}.{ours}.weight"]
-            if theirs in heads:
-                shape = weight.shape
-                weight = weight.reshape(heads[theirs], 2, shape[0] // heads[theirs] // 2, shape[1])
-                weight = weight.transpose(1, 2).reshape(shape).contiguous()
-            found[f"blk.{block}.{theirs}.weight"] = weight
+def _tensors(
+    model: PreTrainedModel, architecture: _Architecture, storage: Format
+) -> list[tuple[str, Block, torch.Tensor]]:
+    """Name in llama.cpp, block and float32 value of each tensor.
+
+    Raises:
+        ValueError: a tensor that llama.cpp has no place for, or that the format cannot store.
+    """
+    import gguf
+
+    config: Any = model.config
+    layers = int(getattr(config, "num_hidden_layers", 0) or config.n_layer)
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    names = gguf.get_tensor_name_map(kind, layers)
+    across = transposed(model)
+    found = []
+    for name, parameter in model.named_parameters():  # a tied head once, as the embedding
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if theirs is None:
+            raise ValueError(f"llama.cpp's {architecture.name} has no place for `{name}`")
+        weight = parameter.detach().float().cpu()
+        block = _block_of(storage, name, tuple(weight.shape))
+        if name in across:
+            weight = weight.T.contiguous()
+        if architecture.permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            shape = weight.shape
+            weight = weight.reshape(heads, 2, shape[0] // heads // 2, shape[1]).transpose(1, 2).reshape(shape)
+        try:
+            as_stored(weight[:1] if weight.dim() > 1 else weight, block)
+        except ValueError as error:
+            raise ValueError(f"`{name}` {list(weight.shape)} cannot be stored as {storage.name}: {error}") from error
+        found.append((theirs, block, weight.contiguous()))
     return found
+
+
+def _block_of(storage: Format, name: str, shape: tuple[int, ...]) -> Block:
+    """As the format has it; but llama.cpp reads vectors and tables of positions as float32 only."""
+    return BLOCKS["f32"] if len(shape) < 2 or "wpe" in name else storage.block_of(name, shape)

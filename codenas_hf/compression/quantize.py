@@ -110,15 +110,20 @@ def store_in(model: nn.Module, form: Format) -> None:
     Raises:
         ValueError: a layer that the format cannot store; names it.
     """
-    across = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+    across = transposed(model)
     for name, parameter in model.named_parameters():
         block = form.block_of(name, tuple(parameter.shape))
         # Blocks lie along the inputs of a product. GPT-2's Conv1D has them in its rows, all others in their columns.
-        turned = parameter.T if id(parameter) in across else parameter
+        turned = parameter.T if name in across else parameter
         try:
             turned.copy_(as_stored(turned, block))
         except ValueError as error:
             raise ValueError(f"`{name}` {list(parameter.shape)} cannot be stored as {form.name}: {error}") from error
+
+
+def transposed(model: nn.Module) -> set[str]:
+    """Names of the matrices whose inputs lie in their rows: those of GPT-2's Conv1D."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 
 @contextmanager
