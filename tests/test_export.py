@@ -14,7 +14,7 @@ import pytest
 import torch
 from architectures import GENES, make_genome, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.compression.gguf import PRE_TYPES, write_gguf
@@ -351,6 +351,10 @@ def test_release_refuses_what_does_not_fit(tokenizer: Path, tmp_path: Path) -> N
         )
 
 
+def stock_model(seed: int = 0, **genes: Any) -> PreTrainedModel:
+    return export_stock(make_model(make_genome(**genes), seed=seed))
+
+
 GGUF_GENES: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied, wide heads, theta": {"tie_word_embeddings": False, "head_dim": 32, "rope_theta": 5e4},
@@ -360,7 +364,7 @@ GGUF_GENES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", GGUF_GENES)
 def test_gguf_read_back_by_transformers_is_equal(name: str, tokenizer: Path, tmp_path: Path) -> None:
     model = make_model(make_genome(**GGUF_GENES[name]))
-    write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
+    write_gguf(export_stock(model), tmp_path / "model.gguf", tokenizer=tokenizer, form="f32")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
     tokens = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -370,16 +374,21 @@ def test_gguf_read_back_by_transformers_is_equal(name: str, tokenizer: Path, tmp
 @pytest.mark.parametrize(
     ("genes", "message"),
     [
-        ({"qk_norm": True}, "only a stock llama is written as GGUF: it equals qwen3"),
-        ({"residual_scalars": True}, "only a stock llama .*`residual_scalars`"),
-        ({"hidden_act": "gelu"}, "llama.cpp's llama has `hidden_act` silu, got gelu"),
+        ({"residual_scalars": True}, "llama.cpp has no architecture for a codenas here; there are llama"),
+        ({"hidden_act": "gelu"}, "llama.cpp's llama has the activation silu, got gelu"),
+        ({"qk_norm": True, "layer_pattern": "s", "sliding_window": 16}, "llama.cpp's qwen3 has no sliding window"),
     ],
 )
 def test_gguf_refuses_other_architectures(
     genes: dict[str, Any], message: str, tokenizer: Path, tmp_path: Path
 ) -> None:
+    model = make_model(make_genome(**genes))
     with pytest.raises(ValueError, match=message):
-        write_gguf(make_model(make_genome(**genes)), tmp_path / "model.gguf", tokenizer=tokenizer)
+        write_gguf(
+            model if "residual_scalars" in genes else export_stock(model),
+            tmp_path / "model.gguf",
+            tokenizer=tokenizer,
+        )
 
 
 STRANGE: dict[str, tuple[str, Any, str]] = {
@@ -414,7 +423,7 @@ def test_gguf_names_what_of_a_tokenizer_llama_cpp_lacks(name: str, tokenizer: Pa
     path = tmp_path / "model.gguf"
     path.write_bytes(b"the good file")
     with pytest.raises(ValueError, match=message):
-        write_gguf(make_model(make_genome()), path, tokenizer=other)
+        write_gguf(stock_model(), path, tokenizer=other)
     assert path.read_bytes() == b"the good file"
 
 
@@ -423,7 +432,7 @@ def test_the_pre_tokenizer_in_a_gguf_is_read_from_the_tokenizer(name: str, tmp_p
     import gguf
 
     folder = make_tokenizer(tmp_path / "words", SPLITS[name])
-    path = write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=folder)
+    path = write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=folder)
     field = gguf.GGUFReader(str(path)).fields["tokenizer.ggml.pre"]
     assert bytes(field.parts[field.data[0]]).decode() == name
     assert set(PRE_TYPES.values()) == set(SPLITS)
@@ -432,7 +441,7 @@ def test_the_pre_tokenizer_in_a_gguf_is_read_from_the_tokenizer(name: str, tmp_p
 def test_a_full_disk_leaves_the_old_gguf(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 
-    path = write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=tokenizer)
+    path = write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=tokenizer)
     before = path.read_bytes()
     path.chmod(0o600)
 
@@ -443,10 +452,10 @@ def test_a_full_disk_leaves_the_old_gguf(tokenizer: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
         with pytest.raises(OSError, match=r"could not be written .*No space left.*make room on the disk"):
-            write_gguf(make_model(make_genome(), seed=1), path, tokenizer=tokenizer)
+            write_gguf(stock_model(seed=1), path, tokenizer=tokenizer)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
-    write_gguf(make_model(make_genome(), seed=1), path, tokenizer=tokenizer)
+    write_gguf(stock_model(seed=1), path, tokenizer=tokenizer)
     assert path.read_bytes() != before
 
 
@@ -455,13 +464,16 @@ def test_a_missing_gguf_package_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match=r'pip install "codenas-hf\[export\]"'):
-        write_gguf(make_model(make_genome()), tmp_path / "model.gguf", tokenizer=tokenizer)
+        write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=tokenizer)
 
 
-def test_gguf_refuses_an_unknown_dtype(tokenizer: Path, tmp_path: Path) -> None:
-    model = make_model(make_genome())
-    with pytest.raises(ValueError, match="`dtype` must be one of float32, float16, got 'int4'"):
-        write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="int4")
+def test_gguf_refuses_an_unknown_format_and_a_width_that_it_cannot_store(tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the storage format must be one of f32, bf16, .*, got 'int4'"):
+        write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=tokenizer, form="int4")
+    odd = stock_model(intermediate_size=112)
+    with pytest.raises(ValueError, match=r"`model.layers.0.mlp.down_proj.weight` .* cannot be stored as q8_0"):
+        write_gguf(odd, tmp_path / "model.gguf", tokenizer=tokenizer, form="q8_0")
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")
@@ -485,7 +497,7 @@ def node_folder() -> Path:
 @pytest.mark.parametrize("name", SPLITS)
 def test_llama_cpp_splits_text_as_the_tokenizer_does(name: str, tmp_path: Path, node_folder: Path) -> None:
     folder = make_tokenizer(tmp_path / "words", SPLITS[name], vocab_size=1200)
-    path = write_gguf(make_model(make_genome(vocab_size=1200)), tmp_path / "model.gguf", tokenizer=folder)
+    path = write_gguf(stock_model(vocab_size=1200), tmp_path / "model.gguf", tokenizer=folder)
     text = Path(export.__file__).read_text(encoding="utf-8")
     text += "\n\tx = 12345 + 0x1F  # déjà vu, it's WE'LL  \r\n\r\n   \t  if(a<=b):...  naïve 漢字 ٣٤٥ 🙂\n\n"
     ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
@@ -516,7 +528,7 @@ def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, no
             break
     else:
         pytest.fail("no weights with clear choices among 100 seeds")
-    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="float32")
+    path = write_gguf(export_stock(model), tmp_path / "model.gguf", tokenizer=tokenizer, form="f32")
     shutil.copy(Path(__file__).parent / "read_gguf.mjs", node_folder)
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"text": text, "ids": ids, "count": 8}))

@@ -42,7 +42,7 @@ INSIDE = {
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
-    "release": ["spelling", "export", "cards", "parcels", "hub"],
+    "release": ["spelling", "export", "targets", "cards", "parcels", "hub"],
     "jobs": [
         *("wanted", "releases", "settings", "text", "study", "cost", "status", "winner", "release", "train", "search"),
         "models",

@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "compare": (models.compare_verb, "put models side by side"),
     "plot": (studies.plot, "write the report of a study, finished or not: tables, pictures, one page"),
     "show": (models.show_verb, "show an architecture as text and picture"),
-    "export": (models.export_verb, "write a model in another form: gguf, for llama.cpp"),
+    "export": (models.export_verb, "write a model in another form: gguf, onnx, safetensors in few bits"),
     "publish": (studies.publish_verb, "push a winner, its card and what belongs to it to the Hub"),
 }
 

@@ -167,16 +167,24 @@ def show_verb(verb: argparse.ArgumentParser) -> Run:
 
 def export_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas export`."""
-    verb.add_argument("model", type=Path, help="release folder, or a study (its winner)")
-    verb.add_argument("--to", choices=["gguf"], default="gguf", help="the form (default: gguf, for llama.cpp)")
-    verb.add_argument("--out", type=Path, required=True, help="file to write")
-    verb.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the weights")
+    verb.formatter_class = argparse.RawDescriptionHelpFormatter
+    verb.epilog = """\
+targets and their formats (the first is the default):
+  gguf         q8_0 f32 bf16 f16 q4_0 iq4_nl   one file for llama.cpp and everything built on it
+  onnx         int8 fp32 int4                  a folder for ONNX Runtime and transformers.js
+  safetensors  int8 int4                       a folder for transformers, with compressed-tensors installed
+"""
+    verb.add_argument("model", type=Path, help="release folder, study (its winner), or any model folder")
+    verb.add_argument("--to", default="gguf", metavar="TARGET", help="gguf, onnx or safetensors (default: gguf)")
+    verb.add_argument("--format", metavar="FORMAT", help="storage format, see below (default: 8 bits)")
+    verb.add_argument("--out", type=Path, required=True, help="file, or folder, to write")
 
     def run(options: argparse.Namespace) -> int:
-        from ..jobs.models import export_gguf  # loads torch
+        from ..jobs.models import export  # loads torch
 
         quiet()
-        say(f"wrote     {export_gguf(options.model, options.out, dtype=options.dtype)}")
+        written = export(options.model, options.out, to=options.to, form=options.format)
+        say(f"wrote     {written}")
         return 0
 
     return run

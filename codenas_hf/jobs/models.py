@@ -7,18 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
-from ..architecture.genome import Genome
-from ..compression.gguf import write_gguf
 from ..folders import Release
 from ..generation import decode
 from ..generation.loading import CodeNASForCausalLM, LoadedModel, load_model
 from ..hardware import Hardware
+from ..release.targets import export_model
 from ..suite.evaluation import SUITES, evaluate_model, format_table
 
-__all__ = ["complete", "evaluate", "export_gguf", "format_table", "load_searched", "open_model", "stream"]
+__all__ = ["complete", "evaluate", "export", "format_table", "open_model", "stream"]
 
 
 def open_model(
@@ -151,43 +147,18 @@ def evaluate(
     return evaluate_model(loaded, settings=settings, folder=folder, on_part=on_part)
 
 
-def load_searched(release: Release) -> CodeNASForCausalLM:
-    """A release's weights in our own class, whatever stock class its configuration names.
-
-    Raises:
-        FileNotFoundError: no record.
-        ValueError: its record is damaged or names no genome, or its architecture's tensors have other names than ours.
-    """
-    record, config = release.read_record(), release.read_config()
-    if record.genome is None:
-        raise ValueError(f"{release.record} names no genome, so its architecture cannot be rebuilt")
-    genome = Genome.from_dict(record.genome)
-    special = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = CodeNASForCausalLM(genome.to_config(**special, max_position_embeddings=config["max_position_embeddings"]))
-    weights: dict[str, torch.Tensor] = {}
-    for path in release.weights:
-        weights |= load_file(path)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(
-            f"{release.folder} holds a {config['model_type']}, whose tensors have other names: {unexpected[:3]}"
-        )
-    model.tie_weights()
-    model.eval()
-    return model
-
-
-def export_gguf(folder: Path, out: Path, *, dtype: str = "float16") -> Path:
-    """Writes a release as one GGUF file, for llama.cpp.
+def export(folder: Path, out: Path, *, to: str = "gguf", form: str | None = None) -> Path:
+    """Writes a model in another form: GGUF, ONNX, or safetensors in few bits.
 
     Args:
-        folder: of the release, or of the study whose winner it is.
-        out: the file.
-        dtype: of the weights, `float16` or `float32`.
+        folder: of the release, of the study whose winner it is, or of any model of transformers.
+        out: file (gguf) or folder.
+        to: `gguf`, `onnx` or `safetensors`.
+        form: storage format; None takes 8 bits.
 
     Raises:
-        FileNotFoundError: no release.
-        ValueError: an architecture that llama.cpp does not have.
+        FileNotFoundError: no model there.
+        ValueError: something that the form cannot hold; names it.
     """
-    release = Release.find(folder)
-    return write_gguf(load_searched(release), out, tokenizer=release.folder, dtype=dtype)
+    source = folder if Release(folder).config.is_file() else Release.find(folder).folder
+    return export_model(load_model(source).model, tokenizer=source, out=out, to=to, form=form)
