@@ -468,7 +468,7 @@ def test_a_missing_gguf_package_says_what_to_install(
 
 
 def test_gguf_refuses_an_unknown_format_and_a_width_that_it_cannot_store(tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the storage format must be one of f32, bf16, .*, got 'int4'"):
+    with pytest.raises(ValueError, match=r"the storage format must be one of bf16, f32, .*, got 'int4'"):
         write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=tokenizer, form="int4")
     odd = stock_model(intermediate_size=112)
     with pytest.raises(ValueError, match=r"`model.layers.0.mlp.down_proj.weight` .* cannot be stored as q8_0"):

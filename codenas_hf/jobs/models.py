@@ -9,7 +9,7 @@ from typing import Any
 
 from ..folders import Release
 from ..generation import decode
-from ..generation.loading import CodeNASForCausalLM, LoadedModel, load_model
+from ..generation.loading import LoadedModel, load_model
 from ..hardware import Hardware
 from ..release.targets import export_model
 from ..suite.evaluation import SUITES, evaluate_model, format_table
