@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -16,6 +17,7 @@ from codenas_hf.data import (
     prepare_data,
     prepare_for_tokenizer,
 )
+from codenas_hf.jobs.text import progress_lines
 
 
 def settings(folder):
@@ -87,3 +89,29 @@ def test_a_stranger_s_tokenizer_is_refused(tiny_corpus_folder, tmp_path):
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="is none that this package trains"):
         prepare_for_tokenizer(tmp_path, corpus=settings(tiny_corpus_folder)["corpus"], folder=tmp_path / "data")
+
+
+def test_a_preparation_says_how_far_it_is(tiny_corpus_folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, float, float]] = []
+    prepare_data(
+        **settings(tiny_corpus_folder),
+        vocab_sizes=(512, 300),
+        folder=tmp_path,
+        on_progress=lambda what, done, total: told.append((what, done, total)),
+    )
+    assert list(dict.fromkeys(what for what, _, _ in told)) == ["corpus", "vocabularies"]
+    assert [row for row in told if row[0] == "vocabularies"] == [("vocabularies", n, 2) for n in range(3)]
+    corpus = [done / total for what, done, total in told if what == "corpus"]
+    assert corpus[0] == 0
+    assert corpus == sorted(corpus)
+    assert corpus[-1] > 0.5
+
+
+def test_the_seconds_left_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 4.0, 11.0, 12.0, 20.0])
+    monkeypatch.setattr("codenas_hf.jobs.text.time.monotonic", lambda: next(clock))
+    said: list[str] = []
+    on_progress = progress_lines(said.append)
+    for event in (("corpus", 0, 100), ("corpus", 10, 100), ("corpus", 50, 100), ("x", 0, 4), ("x", 1, 4)):
+        on_progress(*event)
+    assert said == ["data      50% of the corpus, about 10 s left", "data      25% of the x, about 24 s left"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from .storage import DataError, building, content_key, locked, read_json, stored
 from .streams import stream_files
 
 logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, float, float], None]
 
 _MANIFEST = "corpus.json"
 
@@ -106,7 +109,12 @@ class Corpus:
 
 
 def build_corpus(
-    settings: CorpusSettings, *, folder: Path, workers: int | None = None, inputs: CorpusInputs | None = None
+    settings: CorpusSettings,
+    *,
+    folder: Path,
+    workers: int | None = None,
+    inputs: CorpusInputs | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Corpus:
     """Builds a corpus, or opens it when `folder` holds the one of these settings and unchanged sources.
 
@@ -117,6 +125,7 @@ def build_corpus(
         folder: where it goes.
         workers: processes; None takes what the machine grants. The result does not depend on it.
         inputs: as listed for these settings, when that was done already.
+        on_progress: told `"corpus"`, the bytes of text that are kept so far, and those that there will be at most.
 
     Raises:
         DataError: a missing source, no Python left after the filters, an impossible split, a full disk.
@@ -152,11 +161,18 @@ def build_corpus(
                 place = work / "parts" / "files"
                 limit = None if share is None else share * len(listing)
                 drawn = draw(wanted, settings.seed)
-                parts += _examine(drawn, settings, place=place, hashes=hashes, limit=limit, workers=processes)
+                most = sum(file.size for file in wanted)
+                told = None if on_progress is None else functools.partial(_tell, on_progress, min(limit or most, most))
+                parts += _examine(
+                    drawn, settings, place=place, hashes=hashes, limit=limit, workers=processes, on_taken=told
+                )
             for number, (source, stream) in enumerate(streams.items()):
                 place = work / "parts" / f"stream-{number}"
                 rows = eligible(stream_files(source, stream, settings.hub), settings, ledger)
-                parts += _examine(rows, settings, place=place, hashes=hashes, limit=share, workers=processes)
+                told = None if on_progress is None or share is None else functools.partial(_tell, on_progress, share)
+                parts += _examine(
+                    rows, settings, place=place, hashes=hashes, limit=share, workers=processes, on_taken=told
+                )
             for part in parts:
                 ledger.add_part(part.counts, part.masked, part.examples)
             chosen, outcome = _select(parts, settings, ledger, work)
@@ -169,6 +185,10 @@ def build_corpus(
     return Corpus.open(folder)
 
 
+def _tell(on_progress: OnProgress, most: int, taken: int) -> None:
+    on_progress("corpus", min(taken, most), max(1, most))
+
+
 def _examine(
     files: Iterable[SourceFile],
     settings: CorpusSettings,
@@ -177,10 +197,13 @@ def _examine(
     hashes: Path,
     limit: int | None,
     workers: int,
+    on_taken: Callable[[int], None] | None,
 ) -> list[Part]:
     """Runs the first pass over `files` until about `limit` bytes of text are kept."""
     place.mkdir(exist_ok=True)
     taken = 0
+    if on_taken is not None:
+        on_taken(taken)
     last: int | None = None
 
     def enough(part: Part) -> bool:
@@ -190,6 +213,8 @@ def _examine(
             last = min(len(sizes), int(np.searchsorted(np.cumsum(sizes), limit - taken)) + 1)
             return True
         taken += int(sizes.sum())
+        if on_taken is not None:
+            on_taken(taken)
         return False
 
     def job(number: int, batch: tuple[SourceFile, ...]) -> PartJob:

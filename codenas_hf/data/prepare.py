@@ -11,7 +11,7 @@ from typing import Any
 
 from ..folders.files import TOKENIZER
 from .candidates import list_inputs
-from .corpus import Corpus, build_corpus
+from .corpus import Corpus, OnProgress, build_corpus
 from .passages import REPORT_BYTES, SEARCH_BYTES, Passages, build_passages
 from .settings import CorpusSettings
 from .split import SPLITS
@@ -134,7 +134,12 @@ class PreparedData:
 
 
 def prepare_data(
-    *, corpus: CorpusSettings, tokenizer: TokenizerSettings, vocab_sizes: Sequence[int], folder: Path
+    *,
+    corpus: CorpusSettings,
+    tokenizer: TokenizerSettings,
+    vocab_sizes: Sequence[int],
+    folder: Path,
+    on_progress: OnProgress | None = None,
 ) -> PreparedData:
     """Builds what is missing of corpus, tokenizers and tokens, and verifies what is there.
 
@@ -143,6 +148,8 @@ def prepare_data(
         tokenizer: how it is cut.
         vocab_sizes: the vocabularies that will be used.
         folder: root of the cache; several jobs may share it.
+        on_progress: told what is being made, how much of it is, and how much there will be: `"corpus"` in bytes of
+            text, then `"vocabularies"` in their number.
 
     Raises:
         DataError: see `build_corpus`, `build_tokenizer`, `build_tokens`; or no vocabulary is asked for.
@@ -150,9 +157,11 @@ def prepare_data(
     sizes = sorted(set(vocab_sizes), reverse=True)
     if not sizes:
         raise DataError("`vocab_sizes` must name at least one vocabulary size, got none")
-    built = _build_corpus(corpus, folder)
+    built = _build_corpus(corpus, folder, on_progress=on_progress)
     tokenizers: dict[int, Path] = {}
     splits: dict[tuple[int, str], Path] = {}
+    if on_progress is not None:
+        on_progress("vocabularies", 0, len(sizes))
     for size in sizes:
         key = tokenizer_key(built, vocab_size=size, settings=tokenizer)[:12]
         tokenizers[size] = build_tokenizer(
@@ -167,6 +176,8 @@ def prepare_data(
             larger = None if size == sizes[0] else (splits[sizes[0], split], tokenizers[sizes[0]])
             build_tokens(built, tokenizers[size], split=split, folder=target, larger=larger)
             splits[size, split] = target
+        if on_progress is not None:
+            on_progress("vocabularies", len(tokenizers), len(sizes))
     digest = content_key([built.digest, dataclasses.asdict(tokenizer), sizes])
     return PreparedData(folder, built.folder, digest, tokenizers, splits)
 
@@ -197,6 +208,6 @@ def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Pa
     return PreparedData(folder, built.folder, digest, {size: tokenizer}, splits)
 
 
-def _build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
+def _build_corpus(settings: CorpusSettings, folder: Path, *, on_progress: OnProgress | None = None) -> Corpus:
     inputs = list_inputs(settings)
-    return build_corpus(settings, folder=folder / "corpora" / inputs.key[:12], inputs=inputs)
+    return build_corpus(settings, folder=folder / "corpora" / inputs.key[:12], inputs=inputs, on_progress=on_progress)

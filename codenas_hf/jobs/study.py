@@ -46,7 +46,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
             say(f"data      of this study, {data.corpus.folder}")
             return data
     say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
-    return prepare(settings, vocab_sizes=vocab_sizes)
+    return prepare(settings, vocab_sizes=vocab_sizes, say=say)
 
 
 def _named_text(settings: RunSettings, vocab_sizes: Sequence[int]) -> dict[str, Any]:

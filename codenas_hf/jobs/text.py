@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +23,13 @@ def load_space(name: str) -> SearchSpace:
     return SearchSpace.from_yaml(config_path(name if "/" in name else f"spaces/{name}"))
 
 
-def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer: Path | None = None) -> PreparedData:
+def prepare(
+    settings: RunSettings,
+    *,
+    vocab_sizes: Sequence[int] = (),
+    tokenizer: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> PreparedData:
     """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
 
     Of the processes of a job on one machine one builds and the others then find it. Where the corpus is cleaned of
@@ -32,6 +39,7 @@ def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer
         settings: name the text.
         vocab_sizes: of the tokenizers that are trained on it.
         tokenizer: folder of one that is there already; it is taken instead.
+        say: told how far it is and how long it will take, a line every few seconds.
     """
     folder = (settings.folder / "data").resolve()
     corpus = settings.corpus
@@ -41,7 +49,31 @@ def prepare(settings: RunSettings, *, vocab_sizes: Sequence[int] = (), tokenizer
     with exclusively(folder / ".lock"):
         if tokenizer is not None:
             return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
-        return prepare_data(corpus=corpus, tokenizer=settings.tokenizer, vocab_sizes=vocab_sizes, folder=folder)
+        return prepare_data(
+            corpus=corpus,
+            tokenizer=settings.tokenizer,
+            vocab_sizes=vocab_sizes,
+            folder=folder,
+            on_progress=progress_lines(say),
+        )
+
+
+def progress_lines(say: Callable[[str], None], *, every_s: float = 5.0) -> Callable[[str, float, float], None]:
+    """Says how far a preparation is, at most every few seconds, and how long the present part will take."""
+    part, began, said = "", 0.0, time.monotonic()
+
+    def on_progress(what: str, done: float, total: float) -> None:
+        nonlocal part, began, said
+        now = time.monotonic()
+        if what != part:
+            part, began = what, now
+        if 0 < done < total and now - said >= every_s:
+            said = now
+            say(
+                f"data      {done / total:.0%} of the {what}, about {(now - began) * (total - done) / done:.0f} s left"
+            )
+
+    return on_progress
 
 
 def prepare_all(settings: RunSettings, *, vocab_sizes: Sequence[int] = ()) -> PreparedData:

@@ -108,7 +108,7 @@ def train(
         start = Path(genome)
     if out is None:
         out = settings.folder / (f"{architecture.genome_id}-tuned" if start else architecture.genome_id)
-    data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start)
+    data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start, say=say)
     return train_genome(
         architecture, budget, folder=out, settings=settings, data=data, say=say, start=start, origin=origin
     )

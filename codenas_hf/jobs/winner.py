@@ -63,7 +63,7 @@ class Answer:
         deciding = ", ".join(f"{weight:.2f} {name}" for name, weight in result.objectives.deciding.items())
         if result.objectives.limits:
             inside = ", ".join(f"{name} {format_limit(name, v)}" for name, v in result.objectives.limits.items())
-            return [f"inside    {inside}: satisfied; of the {len(result.front)} members that keep it, by {deciding}"]
+            return [f"inside    {inside}: satisfied; {len(result.front)} of the front, by {deciding}"]
         return [
             f"no limit  was given: of {len(result.front)} members of the front, by weight: {deciding}",
             f"take      another: codenas winner {self.study} limits.bytes=... --release OUT",
