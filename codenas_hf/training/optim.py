@@ -21,7 +21,8 @@ class OptimSettings:
         weight_decay: decoupled decay of hidden matrices; it follows the learning rate's schedule.
         momentum: of Muon.
         warmup_steps: linear, at most a tenth of the budget.
-        decay_share: last share of a budget in which the rate falls linearly to zero; before that it is constant.
+        decay_share: last share of a budget in which the rate falls linearly; before that it is constant.
+        decay_floor: share of the peak rate at which the decay ends.
         schedule: `stable` (warm-up, constant, linear decay) or `cosine` (warm-up, half a cosine down to a tenth).
         gradient_clip: largest global norm of a gradient; None turns clipping off.
         base_width: hidden size at which `adamw_learning_rate` and `readout_gain` hold.
@@ -41,6 +42,7 @@ class OptimSettings:
     momentum: float = 0.95
     warmup_steps: int = 20
     decay_share: float = 0.2
+    decay_floor: float = 0.0
     schedule: Literal["stable", "cosine"] = "stable"
     gradient_clip: float | None = 1.0
     base_width: int = 128
@@ -51,7 +53,7 @@ class OptimSettings:
     def __post_init__(self) -> None:
         rates = ("matrix_learning_rate", "adamw_learning_rate", "learning_rate", "embedding_std", "readout_gain")
         check_range(self, *rates, above=0, advice="0.01 is a usual size")
-        check_range(self, "momentum", "decay_share", least=0, below=1)
+        check_range(self, "momentum", "decay_share", "decay_floor", least=0, below=1)
         check_range(self, "weight_decay", "warmup_steps", least=0)
         check_range(self, "gradient_clip", above=0, optional=True)
         check_range(self, "base_width", least=1)
@@ -77,5 +79,6 @@ def rate_factor(progress: float, step: int, *, settings: OptimSettings, planned_
     if settings.schedule == "cosine":
         return factor * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
     if settings.decay_share and progress > 1 - settings.decay_share:
-        factor *= max(0.0, (1 - progress) / settings.decay_share)
+        left = max(0.0, (1 - progress) / settings.decay_share)
+        factor *= settings.decay_floor + (1 - settings.decay_floor) * left
     return factor
