@@ -202,7 +202,8 @@ def main() -> None:
     note.write_text(json.dumps(data.to_dict()), encoding="utf-8")
     about = protocol(
         threads=1, parameters=SHAPE.num_parameters(), steps=options.steps, scored_bytes=SCORE_BYTES,
-        data=data.digest[:16], text="search text", precision=str(resolve_precision("auto", device=torch.device("cpu"))),
+        data=data.digest[:16], text="search text",
+        precision=str(resolve_precision("auto", device=torch.device("cpu"))),
     )  # fmt: skip
     results = options.folder / f"{options.steps}-{data.digest[:12]}-{about['commit']}"
     results.mkdir(exist_ok=True)
