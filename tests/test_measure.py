@@ -1,7 +1,6 @@
 """Leak gate, bits per byte, bytes on disk, latency."""
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,28 +135,30 @@ def test_bytes_are_those_that_must_be_shipped(tmp_path: Path) -> None:
 
 
 class Sleeper(nn.Module):
-    """Takes a known time for the prompt and for each token."""
+    """Takes a known time for the prompt and for each token, on a clock of its own: the machine may be busy."""
 
     def __init__(self, prefill_s: float, decode_s: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.config = SimpleNamespace(vocab_size=VOCAB)
-        self.prefill_s, self.decode_s, self.calls = prefill_s, decode_s, 0
+        self.prefill_s, self.decode_s, self.calls, self.now = prefill_s, decode_s, 0, 0.0
 
     def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:
         self.calls += 1
         assert (past_key_values is None) == (input_ids.shape[1] > 1)
-        time.sleep(self.prefill_s if past_key_values is None else self.decode_s)
+        self.now += self.prefill_s if past_key_values is None else self.decode_s
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, VOCAB), past_key_values="cache")
 
 
-def test_latency_of_a_model_that_sleeps() -> None:
+def test_latency_of_a_model_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     protocol = TimingProtocol(prompt_tokens=8, new_tokens=5, warmup=1, repeats=3, cache="dynamic")
     model = Sleeper(0.05, 0.02)
-    latency = measure_latency(model, protocol)
-    assert latency.prefill_ms == pytest.approx(50, rel=0.25)
-    assert latency.decode_ms == pytest.approx(20, rel=0.25)
+    with monkeypatch.context() as patched:
+        patched.setattr("codenas_hf.measure.timing.time", SimpleNamespace(perf_counter=lambda: model.now))
+        latency = measure_latency(model, protocol)
+    assert latency.prefill_ms == pytest.approx(50)
+    assert latency.decode_ms == pytest.approx(20)
     assert latency.decode_p95_ms >= latency.decode_ms
     assert model.calls == 4 * 6
     assert torch.get_num_threads() == threads
