@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from codenas_hf.data.storage import DataError, building, content_key, read_json, stored_key, write_json
+from codenas_hf.data.storage import DataError, building, content_key, read_json, stored_key
+from codenas_hf.folders import write_json
 
 
 def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):

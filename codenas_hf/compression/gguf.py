@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..data.tokenizer import PATTERNS
-from ..folders import read_json, whole_file
+from ..folders import Release, read_json, whole_file
 from .formats import BLOCKS, Block, Format, find_format
 from .quantize import as_stored, quantize, transposed
 
@@ -84,7 +84,7 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
     storage = find_format(form)
     architecture = _architecture_of(model)
     words = AutoTokenizer.from_pretrained(tokenizer)
-    state = read_json(tokenizer / "tokenizer.json")  # what lies there: loading adds a post-processor
+    state = read_json(Release(tokenizer).tokenizer)  # what lies there: loading adds a post-processor
     pre_type = _pre_type(state, tokenizer)
     tensors = _tensors(model, architecture, storage)
     with whole_file(path) as draft:

@@ -161,7 +161,7 @@ def _searched(
         )
     except IdentityError as error:
         raise IdentityError(
-            f"{error}. To go on with it: --config {shlex.quote(str(folder / 'settings.yaml'))}; to begin another: "
+            f"{error}. To go on with it: --config {shlex.quote(str(StudyFolder(folder).settings))}; to begin another: "
             f"study=NAME, or --fresh, which puts this one aside"
         ) from None
     return result, evaluator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -23,7 +22,8 @@ from ..architecture.genome import Genome
 from ..data import PreparedData
 from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
-from ..folders import folder_bytes, whole_folder
+from ..folders import Release, folder_bytes, whole_folder
+from ..folders.files import WEIGHTS
 from ..folders.ranges import check_range
 from ..hardware import DeviceName, Hardware
 from ..modeling_codenas import CodeNASForCausalLM
@@ -325,8 +325,8 @@ def _training_state(previous: Evaluation | None) -> tuple[Path | None, str | Non
 def artifact_damage(folder: Path) -> str | None:
     """Why a scored model cannot be loaded; None when it can."""
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        with safe_open(folder / "model.safetensors", framework="pt"):  # the header says how long the file must be
+        Release(folder).read_config()
+        with safe_open(folder / WEIGHTS, framework="pt"):  # the header says how long the file must be
             return None
     except (OSError, ValueError, SafetensorError) as error:
         return str(error)

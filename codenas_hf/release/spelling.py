@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..folders import read_json, write_json
+from ..folders.files import TOKENIZER
 
 # Every file that a tokenizer may consist of; what else lies in its folder is not its own.
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -36,8 +37,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         FileNotFoundError: the folder holds no tokenizer.
     """
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if source / "tokenizer.json" not in found:
-        raise FileNotFoundError(f"{source} holds no tokenizer.json: expected a fast tokenizer; save one there")
+    if source / TOKENIZER not in found:
+        raise FileNotFoundError(f"{source} holds no {TOKENIZER}: expected a fast tokenizer; save one there")
     for path in found:
         shutil.copyfile(path, target / path.name)
     config = target / "tokenizer_config.json"
