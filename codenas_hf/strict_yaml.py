@@ -141,7 +141,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 return _convert(option, value, where)
             except SettingsError as error:
                 errors.append(str(error))
-        raise SettingsError(errors[0])
+        raise SettingsError(errors[-1] if any(hasattr(option, "parse") for option in options) else errors[0])
     if hint is Any:
         return value
     if origin is typing.Literal:
@@ -159,8 +159,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value
-        if isinstance(value, str) and hasattr(hint, "parse"):
-            return _checked(where, lambda: hint.parse(value))
+        if isinstance(value, (str, int, float)) and hasattr(hint, "parse"):
+            return _checked(where, lambda: hint.parse(str(value)))
         return from_mapping(hint, value, where=where)
     return _convert_scalar(hint, value, where)
 

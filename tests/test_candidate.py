@@ -63,7 +63,7 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
     assert Evaluation.from_dict(first.to_dict()) == first
 
     assert second.checkpoint is not None
-    assert not (second.checkpoint / "training").exists(), "nothing continues the last rung"
+    assert (second.checkpoint / "training" / "constant").is_dir(), "the winner's last training goes on from there"
     artifact = second.checkpoint / "artifact"
     assert second.objectives["artifact_bytes"] == folder_bytes(artifact)
     assert (artifact / "model.safetensors").stat().st_size == GENOME.weights_bytes()

@@ -42,11 +42,11 @@ INSIDE = {
         "evaluation",
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
     ],
-    "report": ["cells", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
+    "report": ["cells", "curve", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
     "release": ["spelling", "export", "targets", "cards", "parcels", "hub"],
     "jobs": [
-        *("wanted", "releases", "settings", "text", "study", "cost", "status", "winner", "release", "train", "search"),
-        "models",
+        *("durations", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan", "status"),
+        *("winner", "release", "train", "finish", "search", "models"),
     ],
     "cli": ["words", "models", "studies", "main"],
 }

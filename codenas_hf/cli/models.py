@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .words import Run, add_settings, print_json, print_table, quiet, say, with_settings
+from .words import (
+    Run,
+    add_settings,
+    curve_watch,
+    print_json,
+    print_line,
+    print_table,
+    quiet,
+    say,
+    tell_json,
+    with_settings,
+)
 
 if TYPE_CHECKING:
     from ..jobs.settings import RunSettings
@@ -26,22 +37,31 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
         "codenas train runs/two_stage/winner corpus.sources=[~/code] --fine-tune",
     )
 
+    verb.add_argument("--json", action="store_true", help="what happens as lines of JSON, and nothing else on stdout")
+
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..hardware import is_main_process
         from ..jobs.train import train  # loads torch
 
-        folder = train(
-            options.genome,
-            options.budget,
-            settings=settings,
-            out=options.out,
-            fine_tune=options.fine_tune,
-            say=say,
-        )
+        told = tell_json if options.json else say
+        with curve_watch(as_json=options.json) as watch:
+            folder = train(
+                options.genome,
+                options.budget,
+                settings=settings,
+                out=options.out,
+                fine_tune=options.fine_tune,
+                say=told,
+                watch=watch if is_main_process() else lambda point: None,
+            )
+        if options.json:
+            print_line({"event": "released", "folder": folder})
+            return 0
         say(f"released  {folder}")
         say(f"try it    codenas complete {folder}")
         return 0
 
-    return with_settings(job)
+    return with_settings(job, study=lambda options: Path(options.genome))
 
 
 def evaluate_verb(verb: argparse.ArgumentParser) -> Run:

@@ -8,7 +8,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .words import Run, add_settings, fail, print_json, print_table, quiet, say, to_stderr, with_settings
+from .words import (
+    MORE_S,
+    Run,
+    add_settings,
+    curve_watch,
+    fail,
+    print_json,
+    print_line,
+    print_table,
+    quiet,
+    say,
+    tell_json,
+    to_stderr,
+    with_settings,
+)
 
 if TYPE_CHECKING:
     from ..jobs.settings import RunSettings
@@ -54,14 +68,20 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas search`, the main job."""
     add_settings(verb)
     verb.add_argument("--fresh", action="store_true", help="put an existing study aside and start anew")
+    verb.add_argument("--json", action="store_true", help="what happens as lines of JSON, and nothing else on stdout")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
         from ..hardware import is_main_process
         from ..jobs.search import search  # loads torch
 
-        outcome = search(settings, fresh=options.fresh, say=say)
+        told = tell_json if options.json else say
+        with curve_watch(as_json=options.json) as watch:
+            outcome = search(settings, fresh=options.fresh, say=told, watch=watch)
         if not is_main_process():
             return 0
+        if options.json:
+            print_line({"event": "finished", "report": outcome.report, "winner": outcome.winner})
+            return 0 if outcome.winner is not None else 1
         print(f"report    {outcome.report}")
         if outcome.winner is None:
             return fail("no candidate keeps the limits: loosen limits.*, or search longer (search.generations=)")
@@ -71,7 +91,11 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         for line in outcome.advice():
             print(line)
         print(f"try it    codenas complete {outcome.winner}")
-        print(f"extend    search.generations={settings.search.generations * 2}, or start anew with --fresh")
+        print(f'train on  codenas train {outcome.folder} --budget "{MORE_S} seconds"')
+        if settings.search.time is None:
+            print(f"extend    search.generations={settings.search.generations * 2}, or start anew with --fresh")
+        else:
+            print(f"extend    search.time={settings.search.time.twice()}, or start anew with --fresh")
         return 0
 
     return with_settings(job)

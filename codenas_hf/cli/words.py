@@ -8,13 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report.cells import Table
 
 if TYPE_CHECKING:
     from ..jobs.settings import RunSettings
+    from ..report.curve import Watch
+
+MORE_S = 3600  # of training, where we say how to go on
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -39,14 +44,23 @@ def add_settings(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--show-settings", action="store_true", help="print the resolved settings and stop")
 
 
-def with_settings(job: Callable[[argparse.Namespace, RunSettings], int]) -> Run:
-    """A verb that runs `job` with the resolved settings, or prints them when that is all that was asked."""
+def with_settings(
+    job: Callable[[argparse.Namespace, RunSettings], int],
+    *,
+    study: Callable[[argparse.Namespace], Path | None] = lambda options: None,
+) -> Run:
+    """A verb that runs `job` with the resolved settings, or prints them when that is all that was asked.
+
+    Args:
+        job: what the verb does.
+        study: names a folder; where that is a study's, its settings lie below what is given.
+    """
 
     def run(options: argparse.Namespace) -> int:
         from ..jobs.settings import RunSettings
         from ..strict_yaml import dump
 
-        settings = RunSettings.of(*options.overrides, config=options.config)
+        settings = RunSettings.of(*options.overrides, config=options.config, study=study(options))
         if options.show_settings:
             print(dump(settings), end="")
             return 0
@@ -71,6 +85,30 @@ def say(line: str) -> None:
 def to_stderr(line: str) -> None:
     """A line of progress beside JSON."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_line(event: dict[str, Any]) -> None:
+    """One event as one line of JSON."""
+    print(json.dumps(event, default=str), flush=True)
+
+
+def tell_json(line: str) -> None:
+    """A line of progress as an event."""
+    print_line({"event": "say", "line": line})
+
+
+@contextmanager
+def curve_watch(*, as_json: bool) -> Iterator[Watch]:
+    """Who is told the points of a training: a drawing in a terminal, lines elsewhere, or JSON."""
+    from ..report.curve import LiveCurve, curve_json, curve_lines
+
+    if as_json:
+        yield curve_json(lambda line: print(line, flush=True))
+    elif sys.stdout.isatty():
+        with LiveCurve() as curve:
+            yield curve
+    else:
+        yield curve_lines(say)
 
 
 def fail(message: str, *, code: int = 1) -> int:

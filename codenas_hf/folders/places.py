@@ -10,8 +10,10 @@ from .files import (
     CONFIG,
     DATA,
     EVALUATION,
+    FINISH,
     JOURNAL,
     LATENCY,
+    PLAN,
     PRECISION,
     RECORD,
     SETTINGS,
@@ -139,6 +141,21 @@ class StudyFolder:
     def precision(self) -> Path:
         """The number format of its training."""
         return self.folder / PRECISION
+
+    @property
+    def plan(self) -> Path:
+        """What `search.time` was planned to be."""
+        return self.folder / PLAN
+
+    @property
+    def finish(self) -> Path:
+        """How the winner trains on after the search."""
+        return self.folder / FINISH
+
+    @property
+    def finish_training(self) -> Path:
+        """The training state of the winner."""
+        return self.folder / f"{WINNER}.training"
 
     @property
     def journal(self) -> Path:

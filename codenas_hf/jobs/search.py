@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,10 +35,14 @@ from ..measure.candidate import CandidateEvaluator
 from ..measure.confirm import LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
+from ..report.curve import Watch
 from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
+from .finish import finish_seconds, finish_winner
+from .plan import read_plan, study_plan
 from .release import LostWeightsError, release_trial
 from .settings import RunSettings
+from .spaces import limit_lines, with_space
 from .study import corners, keep_facts, report_study, screened, study_data, study_latency, study_precision
 from .text import load_space
 from .wanted import objective_limits
@@ -70,8 +75,12 @@ class SearchOutcome:
         return advice(self.folder, self.result)
 
 
-def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say = print) -> SearchOutcome:
-    """Searches, and releases the winner. The same call goes on with an unfinished study, or shows a finished one.
+def search(
+    settings: RunSettings | None = None, *, fresh: bool = False, say: Say = print, watch: Watch | None = None
+) -> SearchOutcome:
+    """Searches, trains the winner on, and releases it.
+
+    The same call goes on with an unfinished study, or shows a finished one.
 
     Under `accelerate launch` every process calls it: all evaluate, the main one reports. A call that is refused
     changes nothing in the study's folder.
@@ -80,6 +89,7 @@ def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say
         settings: everything; None takes those of `RunSettings.of()`.
         fresh: put an existing study of that name aside and start anew.
         say: told what is going on, a line at a time, by the main process.
+        watch: told every point of the curve of the winner's training; None says some of them.
 
     Raises:
         SettingsError: settings that cannot be used.
@@ -87,8 +97,8 @@ def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say
         codenas_hf.engine.IdentityError: the folder holds another study; its text says what differs.
         codenas_hf.engine.SingleJobError: another job works on the study.
     """
-    settings = settings or RunSettings.of()
-    main = is_main_process()
+    settings = with_space(settings or RunSettings.of())
+    main, started = is_main_process(), time.monotonic()
     if not main:
         say = _silent
     hardware = Hardware.discover(settings.device)
@@ -100,17 +110,30 @@ def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     space = load_space(settings.space)
     with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
-        result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, say=say)
+        result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, started=started, say=say)
     if not main:
         return SearchOutcome(result, folder)
     winner = None
     if result.winner is not None:
-        try:
-            winner = release_trial(result.winner, study=folder, settings=settings, data=evaluator.data)
-        except LostWeightsError as error:
-            say(f"again     {error}")
-            trial = _with_weights(result.winner, rungs=result.rungs, evaluator=evaluator)
-            winner = release_trial(trial, study=folder, settings=settings, data=evaluator.data)
+        seconds = finish_seconds(
+            result,
+            settings,
+            plan=read_plan(folder) if settings.search.time is not None else None,
+            elapsed_s=time.monotonic() - started,
+            workers=settings.search.workers_per_rank or hardware.count,
+        )
+        if seconds:
+            winner = finish_winner(
+                result.winner,
+                folder=folder,
+                settings=settings,
+                seconds=seconds,
+                hardware=hardware,
+                say=say,
+                watch=watch,
+            )
+        else:
+            winner = _released(result, folder, settings=settings, evaluator=evaluator, say=say)
     report = report_study(result, folder=folder, winner=winner)
     published: tuple[Published, ...] = ()
     if winner is not None and settings.publish.repo_id is not None:
@@ -118,13 +141,34 @@ def search(settings: RunSettings | None = None, *, fresh: bool = False, say: Say
     return SearchOutcome(result, folder, winner, report, published)
 
 
+def _released(
+    result: SearchResult, folder: Path, *, settings: RunSettings, evaluator: CandidateEvaluator, say: Say
+) -> Path:
+    """The release of the winner as its trial left it."""
+    winner = result.winner
+    assert winner is not None
+    try:
+        return release_trial(winner, study=folder, settings=settings, data=evaluator.data)
+    except LostWeightsError as error:
+        say(f"again     {error}")
+        trial = _with_weights(winner, rungs=result.rungs, evaluator=evaluator)
+        return release_trial(trial, study=folder, settings=settings, data=evaluator.data)
+
+
 def _searched(
-    settings: RunSettings, space: SearchSpace, *, folder: Path, hardware: Hardware, say: Say
+    settings: RunSettings, space: SearchSpace, *, folder: Path, hardware: Hardware, started: float, say: Say
 ) -> tuple[SearchResult, CandidateEvaluator]:
     """The record of the finished search, and what evaluated it."""
     data = study_data(settings, folder=folder, vocab_sizes=space.vocab_sizes, say=say)
     latency = study_latency(settings, folder=folder, space=space, hardware=hardware, say=say)
     space = screened(space, settings, data=data, latency=latency)
+    decided = study_precision(settings, folder=folder, hardware=hardware)
+    for line in limit_lines(settings, space=space, device=hardware.device):
+        say(line)
+    decided, plan = study_plan(
+        decided, folder=folder, space=space, data=data, hardware=hardware, started=started, say=say
+    )
+    settings = replace(settings, search=decided.search)
     engine = engine_settings(
         settings,
         hardware=hardware,
@@ -132,12 +176,12 @@ def _searched(
         identity={"data": data.digest, "train": to_mapping(settings.train), "score": to_mapping(settings.candidate)},
     )
     trials = StudyFolder(folder).trials.resolve()
-    decided = study_precision(settings, folder=folder, hardware=hardware)
 
     def on_open() -> None:
         keep_facts(settings, folder=folder, space=space, data=data, latency=latency)
-        for line in cost_lines(decided, space=space, data=data, hardware=hardware):
-            say(line)
+        if plan is None:
+            for line in cost_lines(decided, space=space, data=data, hardware=hardware):
+                say(line)
 
     keep_sockets_short()
     evaluator = CandidateEvaluator(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data import CorpusSettings, TokenizerSettings
+from ..folders import StudyFolder
 from ..folders.ranges import check_range
 from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
 from ..release.hub import PublishSettings
-from ..strict_yaml import SettingsError, load
+from ..strict_yaml import SettingsError, load, parse_overrides, read_yaml
 from ..training import TrainSettings
-from .wanted import LadderSettings, LimitSettings, WeightSettings
+from .wanted import PLANNED, LadderSettings, LimitSettings, WeightSettings
 
 _TAKEN = ("data", "latency", "trackers")  # what else lies in the folder of studies
 _PACKAGE = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ class RunSettings:
     Args:
         study: name of the study, a plain folder name; its folder is `folder`/`study`.
         folder: where studies and prepared data lie.
-        space: a file in configs/spaces by name, or any YAML file.
+        space: a file in configs/spaces by name, or any YAML file; `auto` takes one of them by limits and device.
         device: `auto`, `cpu` or `cuda`.
         limits: the user's budget.
         weights: how one winner is picked.
@@ -68,7 +69,7 @@ class RunSettings:
 
     study: str = "two_stage"
     folder: Path = Path("runs")
-    space: str = "tiny"
+    space: str = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     limits: LimitSettings = field(default_factory=LimitSettings)
     weights: WeightSettings = field(default_factory=WeightSettings)
@@ -92,17 +93,32 @@ class RunSettings:
             )
 
     @classmethod
-    def of(cls, *words: str, config: Sequence[str | Path] = ()) -> RunSettings:
+    def of(cls, *words: str, config: Sequence[str | Path] = (), study: Path | None = None) -> RunSettings:
         """Defaults, then configs/gpu.yaml where there is a GPU, then files, then `name=value` words.
+
+        Without a GPU configs/cpu.yaml is laid over the defaults in its place, which has limits; whoever names a limit
+        names them all.
 
         Args:
             words: settings such as `limits.bytes=20MB`; values are YAML.
             config: settings files, by path or by name in configs/.
+            study: a folder; where it is a study's, its settings lie below `config`.
 
         Raises:
             SettingsError: no such file or setting, or a value that cannot be used.
         """
         files = [config_path(name) for name in config]
+        if study is not None and StudyFolder(study).settings.is_file():
+            files.insert(0, StudyFolder(study).settings)
+        given = parse_overrides(words)
+        ladder = given.get("search")
+        planned = [name for name in PLANNED if isinstance(ladder, Mapping) and name in ladder]
+        if planned and isinstance(ladder, Mapping) and "time" in ladder:
+            raise SettingsError(
+                f"`search.time` plans `search.{planned[0]}`: give the time, or say yourself how much is searched"
+            )
         if Hardware.discover().device == "cuda" and "device=cpu" not in words:
             files.insert(0, config_path("gpu"))
+        elif "limits" not in given and not any("limits" in read_yaml(file) for file in files):
+            files.insert(0, config_path("cpu"))
         return load(cls, *files, overrides=words)

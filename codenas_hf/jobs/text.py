@@ -8,19 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..architecture.space import SearchSpace
 from ..data import PreparedData, overview, prepare_data, prepare_for_tokenizer
 from ..hardware import exclusively
 from ..report.cells import Column, Table
 from ..suite.prompts import PromptKind, prompt_file
-from .settings import RunSettings, config_path
+from .settings import RunSettings
+from .spaces import load_space, with_space
 
 __all__ = ["load_space", "overview", "prepare", "prepare_all", "vocabulary_table"]
-
-
-def load_space(name: str) -> SearchSpace:
-    """A search space by the name of its file in configs/spaces, or by path; without limits."""
-    return SearchSpace.from_yaml(config_path(name if "/" in name else f"spaces/{name}"))
 
 
 def prepare(
@@ -78,7 +73,7 @@ def progress_lines(say: Callable[[str], None], *, every_s: float = 5.0) -> Calla
 
 def prepare_all(settings: RunSettings, *, vocab_sizes: Sequence[int] = ()) -> PreparedData:
     """What a search with these settings would prepare, or with other vocabulary sizes than its space has."""
-    return prepare(settings, vocab_sizes=vocab_sizes or load_space(settings.space).vocab_sizes)
+    return prepare(settings, vocab_sizes=vocab_sizes or load_space(with_space(settings).space).vocab_sizes)
 
 
 def vocabulary_table(data: PreparedData) -> Table:

@@ -17,18 +17,21 @@ from ..data import PreparedData
 from ..data.storage import file_sha256
 from ..engine import Budget, TrialRecord
 from ..folders import Record, Release, StudyFolder
-from ..folders.record import Origin, Start, Training
+from ..folders.record import Origin, Start, Training, Trial
 from ..generation.loading import load_model
 from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
 from ..measure.score import leak_gate
+from ..report.curve import CurvePoint, Watch, curve_lines
+from ..strict_yaml import to_mapping
 from ..training import latest_checkpoint
 from ..training import train as train_model
+from ..training.checkpoint import CONSTANT, damage, read_progress
 from .release import measure_model, release_model, score_model, trial_origin
 from .settings import RunSettings, config_path
-from .study import open_study
-from .text import prepare
+from .study import open_study, study_data
+from .text import load_space, prepare
 
 Say = Callable[[str], None]
 
@@ -77,18 +80,21 @@ def train(
     out: Path | None = None,
     fine_tune: bool = False,
     say: Say = print,
+    watch: Watch | None = None,
 ) -> Path:
     """Trains one architecture on the text of the settings, scores it and writes a release folder.
 
+    The winner of a study goes on from where the study left it, where text and training are those of the study.
     Under `accelerate launch` every process calls it. The same call goes on with an interrupted training.
 
     Args:
         genome: the architecture: a genome, or what `find_genome` reads.
         budget: the total, such as `"5000 steps"`, `"2e8 tokens"` or `"300 seconds"`.
-        settings: text, training and scoring; None takes those of `RunSettings.of()`.
+        settings: text, training and scoring; None takes those of the study, or of `RunSettings.of()`.
         out: the release folder; None takes one in `settings.folder`, named after the genome.
         fine_tune: train the weights of the release folder `genome` on, with its tokenizer.
         say: told how it goes, a line at a time.
+        watch: told every point of the curve; None says some of them.
 
     Returns:
         The release folder.
@@ -98,7 +104,10 @@ def train(
         codenas_hf.data.DataError: no usable training text.
         codenas_hf.training.DivergenceError: the loss is no longer finite.
     """
-    settings = settings or RunSettings.of()
+    source = None if isinstance(genome, Genome) else StudyFolder(Path(genome))
+    if source is not None and not source.settings.is_file():
+        source = None
+    settings = settings or (RunSettings.of() if source is None else study_settings(source.folder))
     budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
     architecture, origin = (genome, None) if isinstance(genome, Genome) else find_genome(str(genome))
     start = None
@@ -108,10 +117,48 @@ def train(
         start = Path(genome)
     if out is None:
         out = settings.folder / (f"{architecture.genome_id}-tuned" if start else architecture.genome_id)
-    data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start, say=say)
+    begin = None
+    if source is not None and to_mapping(settings.corpus) == to_mapping(study_settings(source.folder).corpus):
+        known = load_space(settings.space).vocab_sizes
+        data = study_data(settings, folder=source.folder, vocab_sizes=known, say=say)
+        begin = winner_state(source, architecture, settings=settings, data=data)
+    else:
+        data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start, say=say)
     return train_genome(
-        architecture, budget, folder=out, settings=settings, data=data, say=say, start=start, origin=origin
+        architecture,
+        budget,
+        folder=out,
+        settings=settings,
+        data=data,
+        say=say,
+        start=start,
+        origin=origin,
+        begin=begin,
+        watch=watch,
     )
+
+
+def study_settings(folder: Path) -> RunSettings:
+    """The settings of a study, to train with."""
+    return open_study(folder)[1]
+
+
+def winner_state(study: StudyFolder, genome: Genome, *, settings: RunSettings, data: PreparedData) -> Path | None:
+    """The state that the training of a study's winner left before its decay; None where another training is wanted."""
+    state = study.finish_training / CONSTANT
+    try:
+        if Release(study.winner.folder).read_record().genome_id != genome.genome_id or damage(state) is not None:
+            return None
+    except (OSError, ValueError):
+        return None
+    wanted = {
+        "data": data.tokens(genome.vocab_size, "train").digest,
+        "seed": settings.train.seed,
+        "sequence_length": settings.train.sequence_length,
+        "tokens_per_step": settings.train.tokens_per_step,
+        "optimizer": settings.train.optim.optimizer,
+    }
+    return state if read_progress(state).identity == wanted else None
 
 
 def train_genome(
@@ -124,6 +171,9 @@ def train_genome(
     say: Say,
     start: Path | None = None,
     origin: Origin | None = None,
+    begin: Path | None = None,
+    trial: Trial | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Trains a genome on every process of the launcher, scores it and writes a release folder.
 
@@ -138,6 +188,10 @@ def train_genome(
         say: told how it goes.
         start: a release folder of the same genome, whose weights are trained on (fine-tuning); None draws fresh ones.
         origin: where the genome comes from, for the record; None takes what the record of `start` says.
+        begin: a training state of this genome on the same text that is continued, unless this training has its own
+            already; the budget is the total. None begins anew.
+        trial: whose training `begin` is, for the record.
+        watch: told every point of the curve; None says some of them.
 
     Returns:
         The release folder.
@@ -161,7 +215,7 @@ def train_genome(
         state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
-    resume = latest_checkpoint(state, budget=budget) if state.exists() else None
+    resume = (latest_checkpoint(state, budget=budget) if state.exists() else None) or begin
     if resume is not None:
         say(f"resume    from {resume}")
     if settings.log_with:
@@ -175,7 +229,7 @@ def train_genome(
         folder=state,
         resume_from=resume,
         accelerator=accelerator,
-        on_point=_curve_lines(tokens.bytes_per_token, say=say),
+        on_point=_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
     )
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -214,6 +268,7 @@ def train_genome(
         record=Record(
             origin=origin,
             start=known,
+            trial=trial,
             training=training,
             measured=measured,
             seconds={"train": result.seconds, "final_measure": seconds},
@@ -246,18 +301,18 @@ def _trackers(settings: RunSettings) -> list[str] | None:
     return list(settings.log_with) or None
 
 
-def _curve_lines(bytes_per_token: float, *, say: Say) -> Callable[[Mapping[str, float], float], None]:
-    """Says where a training stands: at first often, later each time that a tenth more time has passed."""
-    said = 0.0
+def _points(bytes_per_token: float, *, watch: Watch) -> Callable[[Mapping[str, float], float], None]:
+    """The points of the loop, whose loss is in nats per token, as `watch` takes them."""
 
     def on_point(point: Mapping[str, float], share: float) -> None:
-        nonlocal said
-        if point["seconds"] >= max(1.1 * said, said + 5.0):
-            said = point["seconds"]
-            bits = point["loss"] / math.log(2) / bytes_per_token
-            say(
-                f"{share:6.0%}    step {point['step']:,}: {bits:.4f} bits per byte of training text, "
-                f"{point['tokens'] / said:,.0f} tokens a second, about {said * (1 / share - 1):.0f} s left"
+        watch(
+            CurvePoint(
+                step=int(point["step"]),
+                tokens=int(point["tokens"]),
+                seconds=point["seconds"],
+                bits_per_byte=point["loss"] / math.log(2) / bytes_per_token,
+                share=share,
             )
+        )
 
     return on_point

@@ -9,7 +9,9 @@ from typing import Literal
 from ..engine import Budget, Rung, SearchSettings
 from ..folders.ranges import check_range
 from ..quantities import OBJECTIVES
+from .durations import Duration
 
+PLANNED = ("population", "generations", "budgets", "keep")  # by `search.time`, in words of the same command
 PolicyName = Literal["guided", "genetic", "screened", "random", "regularized"]
 
 
@@ -66,6 +68,10 @@ class LadderSettings:
     """The search: how many candidates, how long each trains, who goes on.
 
     Args:
+        time: how long everything may take, such as `3h` or `30m`, from the start of the command to the released
+            winner: population, generations, budgets and keep are then planned from the measured speed of this machine.
+        finish: how long the winner trains on, on all cores, before it is released: a duration; `auto`, as long as the
+            promoted rungs took or 3 minutes, whichever is less, or what `time` leaves; null for not at all.
         population: candidates in a generation.
         generations: how many; a finished study goes on when this is raised.
         budgets: total training at each rung, such as `[50 steps, 300 steps]`.
@@ -85,6 +91,8 @@ class LadderSettings:
         ValueError: numbers of rungs that do not fit together.
     """
 
+    time: Duration | None = None
+    finish: Literal["auto"] | Duration | None = "auto"
     population: int = SearchSettings.population
     generations: int = SearchSettings.generations
     budgets: tuple[Budget, ...] = (Budget("steps", 40), Budget("steps", 240))

@@ -158,7 +158,7 @@ class CandidateEvaluator:
     """Builds, checks, trains, scores, saves and weighs one candidate; picklable.
 
     A checkpoint is the folder `<genome_id>-r<rung>`, written whole or not at all: `artifact` is the scored model as it
-    would be shipped (bfloat16, tokenizer), `training` what the next rung continues (absent at the last rung).
+    would be shipped (bfloat16, tokenizer), `training` what the next rung, or the winner's last training, continues.
 
     Args:
         data: what to train and score on.
@@ -229,7 +229,7 @@ class CandidateEvaluator:
                     tokens,
                     rung.budget,
                     settings=self.train,
-                    folder=None if rung.keep is None else fresh / TRAINING,
+                    folder=fresh / TRAINING,
                     resume_from=state,
                     accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
                 )
