@@ -97,6 +97,22 @@ def test_rank_correlation_is_over_promoted_and_audits_only() -> None:
     assert row["tau"] == pytest.approx(((concordant - 16) / 2 * 2 - 120) / 120)
 
 
+def test_what_the_size_of_the_embedding_alone_predicts_stands_beside_the_rung() -> None:
+    def both(number: int, *, width: int, bits: tuple[float, float]) -> list[TrialRecord]:
+        genome = PlainGenome((("vocab_size", 1024), ("hidden_size", width)))
+        lower, upper = trial(number, bits[0]), trial(number, bits[1])
+        return [
+            replace(lower, genome=genome, rung=0, number=number),
+            replace(upper, genome=genome, rung=1, number=number, parent=number),
+        ]
+
+    wide = [(64, (3.0, 2.0)), (96, (2.9, 1.9)), (128, (3.1, 1.8)), (160, (3.2, 1.7))]
+    records = [r for i, (width, bits) in enumerate(wide) for r in both(i, width=width, bits=bits)]
+    (row,) = correlation_table(view(records)).rows
+    assert row["tau_baseline"] == 1  # the widest is the best, whatever rung 0 said
+    assert row["tau"] < 0
+
+
 def test_seconds_add_up_and_the_share_outside_training_is_told() -> None:
     records = [
         trial(0, 2.0, seconds={"train": 9.0, "evaluate": 1.0}),

@@ -130,8 +130,8 @@ def rank_table(view: StudyView, *, low: int = 0, high: int | None = None) -> Tab
 def correlation_table(view: StudyView) -> Table:
     """How well each rung predicted the next: Kendall's tau-b of quality with its 95 % interval.
 
-    Only candidates that were promoted, and the audits among them, were seen at both rungs. The promoted are the best
-    of their generation, so the range is narrow and tau is lower than it would be over all candidates.
+    Only candidates that were promoted, and the audits among them, were seen at both rungs. Beside it stands what
+    vocabulary times width alone, known before any training, says of the higher rung: a rung is worth what it adds.
     """
     rows: list[dict[str, Any]] = []
     for high in range(1, view.top_rung + 1):
@@ -147,6 +147,7 @@ def correlation_table(view: StudyView) -> Table:
                 "tau_high": found.high,
                 "pairs": found.pairs,
                 "audits": sum(p["promoted"] == "audit" for p in pairs),
+                "tau_baseline": _embedding_tau(view, high=high, low=high - 1),
             }
         )
     columns = (
@@ -156,9 +157,23 @@ def correlation_table(view: StudyView) -> Table:
         Column("tau_high", "to", "number"),
         Column("pairs", "candidates", "integer"),
         Column("audits", "of them audits", "integer"),
+        Column("tau_baseline", "tau of vocabulary times width", "number"),
     )
     note = "Over the promoted and the audits only: the others were never seen at the higher rung."
     return Table("rank_correlation", "How well a cheap rung predicts the next", columns, tuple(rows), note)
+
+
+def _embedding_tau(view: StudyView, *, low: int, high: int) -> float | None:
+    """Kendall's tau of the size of the embedding, larger first, with quality at `high`, over the same candidates."""
+    seen = {r.genome.genome_id for r in view.complete(low)}
+    pairs = []
+    for r in view.complete(high):
+        genes = r.genome.to_dict()
+        if r.genome.genome_id in seen and {"vocab_size", "hidden_size"} <= genes.keys():
+            size = float(genes["vocab_size"] * genes["hidden_size"])
+            pairs.append((-size, evaluation_of(r).objectives[view.quality]))
+    found = RankCorrelation.of(pairs)
+    return None if found is None else found.tau
 
 
 def seconds_table(view: StudyView) -> Table:
