@@ -9,8 +9,8 @@ from tests.test_modeling_common import ModelTesterMixin, ids_tensor
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
 
-from codenas_hf.configuration_codenas import CodeNASConfig
-from codenas_hf.modeling_codenas import (
+from codenas_hf import (  # from the package: its model classes come with their registration
+    CodeNASConfig,
     CodeNASForCausalLM,
     CodeNASForSequenceClassification,
     CodeNASForTokenClassification,

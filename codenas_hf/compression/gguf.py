@@ -37,6 +37,7 @@ class _Architecture:
         norm: which of its keys holds the norms' epsilon.
         eps: names that the configuration has for it.
         rotary: positions are rotary.
+        own_head: it reads the head as a tensor of its own, also where the model ties it: the table is then stored twice.
     """
 
     name: str
@@ -45,6 +46,7 @@ class _Architecture:
     norm: str = "rms"
     eps: tuple[str, ...] = ("rms_norm_eps",)
     rotary: bool = True
+    own_head: bool = False
 
 
 # By transformers' `model_type`. llama.cpp's GELU is the tanh one: of the exact one it differs by at most 5e-4.
@@ -54,7 +56,7 @@ ARCHITECTURES = {
     "qwen2": _Architecture("qwen2"),
     "qwen3": _Architecture("qwen3"),
     "arcee": _Architecture("arcee", activations=("relu2",), permuted=True),
-    "stablelm": _Architecture("stablelm", norm="layer", eps=("layer_norm_eps",)),
+    "stablelm": _Architecture("stablelm", norm="layer", eps=("layer_norm_eps",), own_head=True),
     "starcoder2": _Architecture("starcoder2", activations=_GELUS, norm="layer", eps=("norm_epsilon",)),
     "gpt2": _Architecture("gpt2", activations=_GELUS, norm="layer", eps=("layer_norm_epsilon",), rotary=False),
 }
@@ -252,7 +254,10 @@ def _tensors(
     names = gguf.get_tensor_name_map(kind, layers)
     across = transposed(model)
     found = []
-    for name, parameter in model.named_parameters():  # a tied head once, as the embedding
+    parameters = dict(model.named_parameters())  # a tied head once, as the embedding
+    if architecture.own_head and "lm_head.weight" not in parameters:
+        parameters["lm_head.weight"] = parameters["model.embed_tokens.weight"]
+    for name, parameter in parameters.items():
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if theirs is None:
             raise ValueError(f"llama.cpp's {architecture.name} has no place for `{name}`")
