@@ -17,9 +17,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
+from codenas_hf.cli.main import mistake
 from codenas_hf.compression.gguf import PRE_TYPES, write_gguf
 from codenas_hf.data.tokenizer import PATTERNS
 from codenas_hf.folders import Record, folder_bytes
+from codenas_hf.generation.loading import load_model
 from codenas_hf.release import export
 from codenas_hf.release.export import export_stock, write_release
 from codenas_hf.release.spelling import copy_tokenizer, model_config, tokenizer_config
@@ -389,6 +391,22 @@ def test_gguf_refuses_other_architectures(
             tmp_path / "model.gguf",
             tokenizer=tokenizer,
         )
+
+
+def test_a_gguf_that_transformers_cannot_read_is_said_in_one_line(tokenizer: Path, tmp_path: Path) -> None:
+    model = export_stock(make_model(make_genome(mlp_type="plain", hidden_act="relu2")))
+    assert model.config.model_type == "arcee"
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="transformers cannot read .*model.gguf: .*arcee") as caught:
+        load_model(path)
+    assert mistake(caught.value) == str(caught.value)
+
+
+def test_without_gguf_the_extra_is_named(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match="pip install") as caught:
+        write_gguf(stock_model(), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert str(mistake(caught.value)).endswith("pip install 'codenas-hf[export]'")
 
 
 STRANGE: dict[str, tuple[str, Any, str]] = {

@@ -80,8 +80,9 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
     """
     try:
         import gguf
-    except ImportError as error:
-        raise ImportError('GGUF files are written by the package gguf: pip install "codenas-hf[export]"') from error
+    except ModuleNotFoundError as error:
+        why = 'GGUF files are written by the package gguf: pip install "codenas-hf[export]"'
+        raise ModuleNotFoundError(why, name="gguf") from error
 
     storage = find_format(form)
     architecture = _architecture_of(model)

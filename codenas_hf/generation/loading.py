@@ -88,6 +88,7 @@ def load_model(
     Raises:
         FileNotFoundError: a path that holds no model, or where nothing is.
         OSError: a Hub id that is not there, or not reached.
+        ValueError: what transformers cannot read; says why.
     """
     path = Path(name)
     if not path.exists() and not _is_hub_id(str(name)):
@@ -116,6 +117,8 @@ def load_model(
             raise
         reason = "the Hub is not asked (HF_HUB_OFFLINE)" if is_offline_mode() else str(error).splitlines()[0]
         raise OSError(f"{name} is no folder here and was not loaded from the Hub: {reason}") from error
+    except (ImportError, ValueError) as error:  # a package that its format needs, or an architecture
+        raise ValueError(f"transformers cannot read {name}: {' '.join(str(error).split())}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return LoadedModel(str(name), model.eval(), tokenizer, num_bytes)
 

@@ -53,7 +53,7 @@ class TrainSettings:
         sequence_length: tokens of a training sequence.
         tokens_per_step: of all processes together; a multiple of `sequence_length`.
         micro_sequences: most sequences in one forward pass; None means all of a step's. Gradients add up exactly.
-        precision: of matrix products: `float32`, `bfloat16`, or `auto`, which measures.
+        precision: of matrix products: `float32`, `bfloat16`, or `auto`: bfloat16 where the device multiplies it.
         loss_chunk_tokens: compute the loss this many tokens at a time, without all logits at once; None means whole.
             On a CPU blocks that stay in the cache take three quarters of the time. Ignored by models that cannot, and
             with label smoothing.
