@@ -397,7 +397,7 @@ def test_a_gguf_that_transformers_cannot_read_is_said_in_one_line(tokenizer: Pat
     model = export_stock(make_model(make_genome(mlp_type="plain", hidden_act="relu2")))
     assert model.config.model_type == "arcee"
     path = write_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="transformers cannot read .*model.gguf: .*arcee") as caught:
+    with pytest.raises(ValueError, match=r"transformers cannot read .*model.gguf: .*arcee") as caught:
         load_model(path)
     assert mistake(caught.value) == str(caught.value)
 

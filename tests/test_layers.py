@@ -45,8 +45,8 @@ INSIDE = {
     "report": ["cells", "curve", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
     "release": ["spelling", "export", "targets", "cards", "parcels", "hub"],
     "jobs": [
-        *("durations", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan", "status"),
-        *("winner", "release", "train", "finish", "search", "models"),
+        *("durations", "policies", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan"),
+        *("status", "winner", "release", "train", "finish", "search", "models"),
     ],
     "cli": ["words", "models", "studies", "main"],
 }

@@ -9,7 +9,8 @@ import torch
 from test_onnx import stock
 from transformers import AutoModelForCausalLM
 
-from codenas_hf.compression.packed import PACKED_FORMS, write_packed
+from codenas_hf.compression.formats import PACKED_FORMS
+from codenas_hf.compression.packed import write_packed
 from codenas_hf.compression.quantize import as_stored
 
 

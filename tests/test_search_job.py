@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +23,11 @@ from codenas_hf.data import DataError, PreparedData
 from codenas_hf.folders import StudyFolder
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
+from codenas_hf.jobs.policies import POLICIES
 from codenas_hf.jobs.search import _policy, engine_settings, search
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.study import corners, open_study, screened, study_precision
 from codenas_hf.jobs.text import load_space
-from codenas_hf.jobs.wanted import PolicyName
 from codenas_hf.measure.latency import LatencyModel
 from codenas_hf.strict_yaml import SettingsError, load
 
@@ -271,7 +271,7 @@ def test_seeds_come_first_and_must_belong(tmp_path: Path, tiny_corpus_folder: Pa
     seed = space.sample(rng)
     path = tmp_path / "seed.json"
     path.write_text(json.dumps(seed.to_dict()))
-    for name in get_args(PolicyName):
+    for name in POLICIES:
         settings = tiny_settings(tmp_path, tiny_corpus_folder, f"search.seeds=[{path}]", f"search.policy={name}")
         assert _policy(settings, space, reference={}).propose([], space=space, n=3, rng=rng)[0] == seed
     stranger = Genome(vocab_size=512, hidden_size=96, num_hidden_layers=1, num_attention_heads=6, intermediate_size=96)

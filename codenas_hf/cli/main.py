@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..hardware import missing_extra
+from ..release.targets import TARGETS
 from . import models, studies
 from .words import Run, fail
 
@@ -28,7 +29,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "compare": (models.compare_verb, "put models side by side"),
     "plot": (studies.plot, "write the report of a study, finished or not: tables, pictures, one page"),
     "show": (models.show_verb, "show an architecture as text and picture"),
-    "export": (models.export_verb, "write a model in another form: gguf, onnx, safetensors in few bits"),
+    "export": (models.export_verb, f"write a model in another form: {', '.join(TARGETS)}"),
     "publish": (studies.publish_verb, "push a winner, its card and what belongs to it to the Hub"),
 }
 

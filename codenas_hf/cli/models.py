@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..release.targets import TARGETS
 from .words import (
     Run,
     add_settings,
@@ -194,15 +195,11 @@ def show_verb(verb: argparse.ArgumentParser) -> Run:
 def export_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas export`."""
     verb.formatter_class = argparse.RawDescriptionHelpFormatter
-    verb.epilog = """\
-targets and their formats (the first is the default):
-  gguf         q8_0 f32 bf16 f16 q4_0 iq4_nl   one file for llama.cpp and everything built on it
-  onnx         int8 fp32 int4                  a folder for ONNX Runtime and transformers.js
-  safetensors  int8 int4                       a folder for transformers, with compressed-tensors installed
-"""
+    rows = [f"  {name:11}  {' '.join(target.forms):30}  {target.what}\n" for name, target in TARGETS.items()]
+    verb.epilog = "targets and their formats (the first is the default):\n" + "".join(rows)
     verb.add_argument("model", type=Path, help="release folder, study (its winner), or any model folder")
-    verb.add_argument("--to", default="gguf", metavar="TARGET", help="gguf, onnx or safetensors (default: gguf)")
-    verb.add_argument("--format", metavar="FORMAT", help="storage format, see below (default: 8 bits)")
+    verb.add_argument("--to", default="gguf", metavar="TARGET", help="see below (default: gguf)")
+    verb.add_argument("--format", metavar="FORMAT", help="storage format, see below")
     verb.add_argument("--out", type=Path, required=True, help="file, or folder, to write")
 
     def run(options: argparse.Namespace) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-FormatName = Literal["f32", "bf16", "f16", "q8_0", "q4_0", "iq4_nl"]
 # The fixed points of a 4-bit weight in llama.cpp's IQ4_NL: denser near zero, where weights are.
 IQ4_NL_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -55,16 +53,18 @@ class Format:
     """How a whole model is stored. Norms and other vectors stay in float32 (float in safetensors: the model's).
 
     Args:
-        name: of the format, as `ship.format` takes it.
+        name: of the format.
         matrix: the block of attention and feed-forward matrices.
         embedding: the block of embedding and head, which are hit hardest by few bits.
         readers: runtimes that read a file of it.
+        file_type: llama.cpp's number for a file of it.
     """
 
-    name: FormatName
+    name: str
     matrix: Block
     embedding: Block
     readers: tuple[str, ...]
+    file_type: int
 
     def block_of(self, name: str, shape: tuple[int, ...]) -> Block:
         """The block of one tensor by its name and shape."""
@@ -73,21 +73,26 @@ class Format:
         return self.embedding if is_embedding(name) else self.matrix
 
 
+_ALL = ("torch", "onnxruntime", "llama.cpp")
 FORMATS = {
     form.name: form
     for form in (
-        Format(
-            name="bf16", matrix=BLOCKS["bf16"], embedding=BLOCKS["bf16"], readers=("torch", "onnxruntime", "llama.cpp")
-        ),
-        Format(
-            name="f32", matrix=BLOCKS["f32"], embedding=BLOCKS["f32"], readers=("torch", "onnxruntime", "llama.cpp")
-        ),
-        Format(name="f16", matrix=BLOCKS["f16"], embedding=BLOCKS["f16"], readers=("llama.cpp",)),
-        Format(name="q8_0", matrix=BLOCKS["q8_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
-        Format(name="q4_0", matrix=BLOCKS["q4_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
-        Format(name="iq4_nl", matrix=BLOCKS["iq4_nl"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",)),
+        Format(name="bf16", matrix=BLOCKS["bf16"], embedding=BLOCKS["bf16"], readers=_ALL, file_type=32),
+        Format(name="f32", matrix=BLOCKS["f32"], embedding=BLOCKS["f32"], readers=_ALL, file_type=0),
+        Format(name="f16", matrix=BLOCKS["f16"], embedding=BLOCKS["f16"], readers=("llama.cpp",), file_type=1),
+        Format(name="q8_0", matrix=BLOCKS["q8_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",), file_type=7),
+        Format(name="q4_0", matrix=BLOCKS["q4_0"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",), file_type=2),
+        Format(name="iq4_nl", matrix=BLOCKS["iq4_nl"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",), file_type=25),
     )
 }
+# Name of an ONNX form: the block of its matrices, and the file's name in a release, which transformers.js looks for.
+ONNX_FORMS: dict[str, tuple[Block | None, str]] = {
+    "fp32": (None, "model.onnx"),
+    "int8": (BLOCKS["q8_0"], "model_quantized.onnx"),
+    "int4": (BLOCKS["q4_0"], "model_q4.onnx"),
+}
+# Name of a packed form of safetensors: the block of every matrix.
+PACKED_FORMS: dict[str, Block] = {"int8": BLOCKS["q8_0"], "int4": BLOCKS["q4_0"]}
 
 
 def is_embedding(name: str) -> bool:
@@ -103,4 +108,4 @@ def find_format(name: str) -> Format:
     """
     if name not in FORMATS:
         raise ValueError(f"the storage format must be one of {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]  # type: ignore[index]
+    return FORMATS[name]

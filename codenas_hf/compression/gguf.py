@@ -23,7 +23,6 @@ PRE_TYPES: dict[tuple[tuple[Any, ...], ...], str] = {
     (("ByteLevel", False, True),): "gpt-2",
     (("Digits", True), ("ByteLevel", False, True)): "smollm",
 }
-_FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "iq4_nl": 25}
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
     with whole_file(path) as draft:
         writer = gguf.GGUFWriter(str(draft), architecture.name)
         try:
-            _add_header(writer, model.config, architecture, file_type=_FILE_TYPES[form])
+            _add_header(writer, model.config, architecture, file_type=storage.file_type)
             _add_tokenizer(writer, words, state, vocab_size=int(model.config.vocab_size), pre_type=pre_type)
             for name, block, weight in tensors:
                 if block.points is None:

@@ -21,15 +21,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..folders import whole_file
-from .formats import BLOCKS, Block
+from .formats import BLOCKS, ONNX_FORMS, Block
 from .quantize import quantize
 
-# Name of an ONNX form: the block of its matrices, and the file's name in a release, which transformers.js looks for.
-ONNX_FORMS: dict[str, tuple[Block | None, str]] = {
-    "fp32": (None, "model.onnx"),
-    "int8": (BLOCKS["q8_0"], "model_quantized.onnx"),
-    "int4": (BLOCKS["q4_0"], "model_q4.onnx"),
-}
 _OPSET = 21  # the first whose DequantizeLinear takes blocks
 
 

@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..folders.files import CONFIG, WEIGHTS
-from .formats import BLOCKS, Block
+from .formats import PACKED_FORMS
 from .quantize import Codes, quantize
 
-PACKED_FORMS: dict[str, Block] = {"int8": BLOCKS["q8_0"], "int4": BLOCKS["q4_0"]}
 _BITS = {"q8_0": 8, "q4_0": 4}
 
 

@@ -14,15 +14,10 @@ from typing import Any
 from ..architecture.genome_file import read_genome
 from ..architecture.space import SearchSpace
 from ..engine import (
-    GeneticPolicy,
-    GuidedPolicy,
     IdentityError,
     Objectives,
     Policy,
-    RandomPolicy,
-    RegularizedEvolution,
     Rung,
-    Screened,
     SearchResult,
     SearchSettings,
     Seeded,
@@ -40,6 +35,7 @@ from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
 from .finish import finish_seconds, finish_winner
 from .plan import read_plan, study_plan
+from .policies import POLICIES
 from .release import LostWeightsError, release_trial
 from .settings import RunSettings
 from .spaces import limit_lines, with_space
@@ -284,18 +280,10 @@ def _policy(settings: RunSettings, space: SearchSpace, *, reference: Mapping[str
         weights=to_mapping(settings.weights),
         limits=objective_limits(settings.limits),
     )
-    genetic = GeneticPolicy(objectives=objectives, parents=max(2, ladder.population))
-    policies: dict[str, Policy] = {
-        "genetic": genetic,
-        "guided": GuidedPolicy(objectives=objectives, reference=reference, least=ladder.population),
-        "screened": Screened(policy=genetic, objectives=objectives),
-        "random": RandomPolicy(),
-        "regularized": RegularizedEvolution(objectives=objectives),
-    }
     seeds = tuple(read_genome(path) for path in ladder.seeds)
     for path, genome in zip(ladder.seeds, seeds, strict=True):
         reason = space.validate(genome)
         if reason is not None:
             raise SettingsError(f"`search.seeds`: {path} is not in the space `{settings.space}`: {reason}")
-    policy = policies[ladder.policy]
+    policy = POLICIES[ladder.policy](objectives, reference, ladder.population)
     return Seeded(policy=policy, genomes=seeds) if seeds else policy

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..engine import Budget, Rung, SearchSettings
 from ..folders.ranges import check_range
 from ..quantities import OBJECTIVES
 from .durations import Duration
+from .policies import POLICIES
 
 PLANNED = ("population", "generations", "budgets", "keep")  # by `search.time`, in words of the same command
-PolicyName = Literal["guided", "genetic", "screened", "random", "regularized"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +76,7 @@ class LadderSettings:
         budgets: total training at each rung, such as `[50 steps, 300 steps]`.
         keep: how many of a generation go on from each rung but the last.
         audit: candidates promoted by lot besides, so that the rungs can be compared fairly.
-        policy: who proposes: `guided`, an evolution inside a model of what is known; `genetic`; `screened`, which lets
-            a regression choose among eight times as many proposals of `genetic`; `random`; `regularized` evolution.
+        policy: who proposes, a name in `POLICIES`; docs/search.md says what each does.
         seed: of everything that is drawn.
         seeds: genome files that the first generation starts from.
         lag: how many generations back each rung's results are read; 1 waits for everybody.
@@ -88,7 +86,7 @@ class LadderSettings:
         memory_limit_bytes: of one evaluation; null for none.
 
     Raises:
-        ValueError: numbers of rungs that do not fit together.
+        ValueError: a number out of range, numbers of rungs that do not fit together, or no such policy.
     """
 
     time: Duration | None = None
@@ -98,7 +96,7 @@ class LadderSettings:
     budgets: tuple[Budget, ...] = (Budget("steps", 40), Budget("steps", 240))
     keep: tuple[int, ...] = (3,)
     audit: int = SearchSettings.audit
-    policy: PolicyName = "guided"
+    policy: str = "guided"
     seed: int = SearchSettings.seed
     seeds: tuple[Path, ...] = ()
     lag: tuple[int, ...] = SearchSettings.lag
@@ -113,6 +111,8 @@ class LadderSettings:
         check_range(self, "audit", "seed", least=0)
         check_range(self, "workers_per_rank", least=1, optional=True)
         check_range(self, "time_limit_s", "memory_limit_bytes", above=0, optional=True)
+        if self.policy not in POLICIES:
+            raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {self.policy!r}")
         if len(self.keep) != len(self.budgets) - 1:
             raise ValueError(
                 f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "

@@ -1,21 +1,23 @@
-"""What a finished model can be exported to: one table, from which the command line and the documents read."""
+"""What a finished model can be exported to: one table, which the command line's help reads too.
+
+The writers are imported when one is called: help must not wait for torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
-from ..compression.formats import FORMATS
-from ..compression.gguf import ARCHITECTURES, write_gguf
-from ..compression.onnx import ONNX_FORMS, write_onnx
-from ..compression.packed import PACKED_FORMS, write_packed
+from ..compression.formats import FORMATS, ONNX_FORMS, PACKED_FORMS
 from ..folders import Release, whole_folder
 from .spelling import copy_tokenizer
 
-Writer = Callable[[PreTrainedModel, Path, Path, str], None]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Writer = Callable[["PreTrainedModel", Path, Path, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,14 @@ class Target:
 
 
 def _gguf(model: PreTrainedModel, tokenizer: Path, out: Path, form: str) -> None:
+    from ..compression.gguf import write_gguf  # loads torch
+
     write_gguf(model, out, tokenizer=tokenizer, form=form)
 
 
 def _onnx(model: PreTrainedModel, tokenizer: Path, out: Path, form: str) -> None:
+    from ..compression.onnx import write_onnx  # loads torch
+
     with whole_folder(out) as draft:
         write_onnx(model, draft / "onnx" / ONNX_FORMS[form][1], form=form)
         model.config.save_pretrained(draft)
@@ -48,6 +54,8 @@ def _onnx(model: PreTrainedModel, tokenizer: Path, out: Path, form: str) -> None
 
 
 def _packed(model: PreTrainedModel, tokenizer: Path, out: Path, form: str) -> None:
+    from ..compression.packed import write_packed  # loads torch
+
     with whole_folder(out) as draft:
         write_packed(model, draft, form=form)
         model.generation_config.save_pretrained(draft)
@@ -103,7 +111,7 @@ def export_model(model: PreTrainedModel, *, tokenizer: Path, out: Path, to: str,
     if model.config.model_type == "codenas":
         raise ValueError(
             "the model has genes that no stock architecture has, so only transformers reads it, with its own code; "
-            f"an export to {to} needs one of {', '.join(ARCHITECTURES)} (search a space with `export: stock`)"
+            f"an export to {to} needs a stock architecture (search a space with `export: stock`)"
         )
     if target.folder and out.exists() and (Release(out).record.exists() or not Release(out).config.exists()):
         raise FileExistsError(f"{out} is there already and is no export; name a new folder")
