@@ -36,7 +36,7 @@ class _Architecture:
         norm: which of its keys holds the norms' epsilon.
         eps: names that the configuration has for it.
         rotary: positions are rotary.
-        own_head: it reads the head as a tensor of its own, also where the model ties it: the table is then stored twice.
+        own_head: it reads the head as a tensor of its own; a tied table is then stored twice.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..engine import Budget, Rung, SearchSettings
 from ..folders.ranges import check_range
