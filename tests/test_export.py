@@ -561,3 +561,17 @@ def test_llama_cpp_reads_the_gguf(name: str, tokenizer: Path, tmp_path: Path, no
     answer = json.loads(run.stdout.splitlines()[-1])
     assert answer["tokens"] == ids
     assert answer["greedy"] == ours.tolist()
+
+
+def test_a_release_never_takes_the_place_of_something_else(tokenizer: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("work of years")
+    with pytest.raises(FileExistsError, match=r"mine is there already and holds no record.json"):
+        write_release(make_model(make_genome()), folder=folder, tokenizer=tokenizer, record=Record())
+    assert (folder / "precious.txt").read_text() == "work of years"
+    (folder / "precious.txt").unlink()
+    write_release(make_model(make_genome()), folder=folder, tokenizer=tokenizer, record=Record())
+    write_release(make_model(make_genome(), seed=1), folder=folder, tokenizer=tokenizer, record=Record())
+    with pytest.raises(FileExistsError, match="is no release and is not replaced"):
+        write_release(make_model(make_genome()), folder=tmp_path / "mine/config.json", tokenizer=tokenizer)

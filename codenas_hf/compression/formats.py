@@ -31,7 +31,10 @@ class Block:
             ValueError: its rows are not whole blocks.
         """
         if columns % self.size:
-            raise ValueError(f"{self.name} stores rows in blocks of {self.size} weights, got rows of {columns}")
+            raise ValueError(
+                f"{self.name} stores rows in blocks of {self.size} weights, got rows of {columns}; "
+                "store it as bf16 or f16, or choose widths that are multiples of it"
+            )
         return round(rows * columns * self.bits / 8)
 
 

@@ -46,6 +46,20 @@ class Release:
             "finish the search first, or name the release folder"
         )
 
+    def check_replaceable(self) -> None:
+        """Refuses to take the place of something that is no release.
+
+        Raises:
+            FileExistsError: the folder holds other things, or it is a file.
+        """
+        if self.folder.is_dir() and (self.record.is_file() or not any(self.folder.iterdir())):
+            return
+        if self.folder.exists() or self.folder.is_symlink():
+            raise FileExistsError(
+                f"{self.folder} is there already and holds no {RECORD}, so it is no release and is not replaced; "
+                "name a new folder"
+            )
+
     @property
     def config(self) -> Path:
         """The configuration, for transformers."""

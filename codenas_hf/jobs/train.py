@@ -200,6 +200,7 @@ def train_genome(
         codenas_hf.training.DivergenceError: the loss is no longer finite; names the last good checkpoint.
         codenas_hf.measure.score.LeakError: the model sees tokens that it must predict.
     """
+    Release(folder).check_replaceable()  # now, not after hours of training
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")

@@ -27,7 +27,7 @@ from ..folders.files import WEIGHTS
 from ..folders.ranges import check_range
 from ..hardware import DeviceName, Hardware
 from ..modeling_codenas import CodeNASForCausalLM
-from ..training import TrainSettings, build_model, precision_name, resolve_precision, train
+from ..training import OptimSettings, TrainSettings, build_model, precision_name, resolve_precision, train
 from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
@@ -111,16 +111,26 @@ def promised_context(genome: Genome, *, train: TrainSettings, settings: Candidat
 def new_model(
     genome: Genome,
     *,
-    train: TrainSettings,
     settings: CandidateSettings,
     seed: int,
+    train: TrainSettings | None = None,
+    optim: OptimSettings | None = None,
     device: torch.device | None = None,
 ) -> CodeNASForCausalLM:
     """A fresh model of a genome, with the special tokens of its tokenizer, started by the width rule.
 
+    Args:
+        genome: the architecture.
+        settings: name the context, where training does not.
+        seed: of the weights.
+        train: how it will be trained; None takes the defaults.
+        optim: how weights start, where `train` is not given.
+        device: where it shall live; None leaves it on the CPU.
+
     Raises:
         ValueError: as `promised_context`.
     """
+    train = train or TrainSettings(optim=optim or OptimSettings())
     config = genome.to_config(
         bos_token_id=END_OF_TEXT,
         eos_token_id=END_OF_TEXT,

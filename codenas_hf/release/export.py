@@ -65,7 +65,7 @@ def write_release(
 
     Args:
         model: ours, or one of a stock class, which stays one; it is not changed.
-        folder: where it goes; replaced if it exists.
+        folder: where it goes; an earlier release there is replaced.
         tokenizer: folder of the tokenizer.
         record: how the model was found, trained and measured; None where nothing is known of it. Facts of the
             release are added.
@@ -75,10 +75,12 @@ def write_release(
 
     Raises:
         ValueError: unknown dtype, or a tokenizer that has more entries than the model.
+        FileExistsError: `folder` is there and is no release.
         RuntimeError: what was written does not answer as the model does.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    Release(Path(folder)).check_replaceable()
     words = AutoTokenizer.from_pretrained(tokenizer)
     if len(words) > model.config.vocab_size:
         raise ValueError(
