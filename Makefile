@@ -23,7 +23,7 @@ search: $(VENV)/.base  ## the main job: from the Python on this machine to a win
 	$(BIN)/accelerate launch --config_file configs/accelerate/one.yaml recipes/search_two_stage.py $(ARGS)
 
 test: $(VENV)/.dev  ## the default test suite
-	$(BIN)/python -m pytest --ignore-glob='*test_app*' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore-glob='*test_app*' $(ARGS)
 	$(BIN)/python -m pytest tests/test_app.py tests/test_app_models.py tests/test_app_service.py $(ARGS)  # own process
 
 lint: $(VENV)/.dev  ## ruff

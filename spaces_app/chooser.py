@@ -155,16 +155,30 @@ def brings_code(config: dict[str, Any]) -> bool:
 _LOADING = threading.Lock()
 
 
+# Of each file of a folder: name, inode, time of its last change and size; empty for a model of the Hub.
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+def _stamp(folder: Path | None) -> Stamp:
+    """Tells a folder from itself after another training or release wrote there."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder else ():
+        if path.suffix in (".safetensors", ".json"):
+            facts = path.stat()
+            found.append((path.name, facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
+
+
 class ModelShelf:
     """Loads models on demand and keeps the last few; safe to call from several threads."""
 
     def __init__(self, settings: PlaygroundSettings) -> None:
         self.settings = settings
-        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[Stamp, LoadedModel]] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, source: str, *, consent: bool = False) -> LoadedModel:
-        """The model behind `source`, from memory where it is there.
+        """The model behind `source`, from memory where it is there and its files are those that were loaded.
 
         Args:
             source: a value of `find_models`, or a folder or Hub id where any model may be named.
@@ -177,11 +191,12 @@ class ModelShelf:
         source = source.strip()
         trusted = self.settings.trust_remote_code or (consent and self.settings.any_model)
         with self._lock:
-            loaded = self._loaded.pop(source, None)
-            if loaded is None:
+            stamp = _stamp(_existing_folder(source))
+            known, loaded = self._loaded.pop(source, (stamp, None))
+            if loaded is None or known != stamp:
                 folder = self._folder(source)
                 loaded = load_folder(folder, source=source, trusted=trusted, max_bytes=self.settings.max_model_bytes)
-            self._loaded[source] = loaded
+            self._loaded[source] = stamp, loaded
             while len(self._loaded) > self.settings.kept_models:
                 self._loaded.popitem(last=False)
         return loaded

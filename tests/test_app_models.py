@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import types
@@ -98,6 +99,19 @@ def test_model_that_cannot_be_had_is_refused_with_a_mend(runs: Path, tmp_path: P
         shelf.load(str(tmp_path))
     with pytest.raises(PlaygroundError, match=r"MB of weights, this playground loads up to 0 MB. Pick a smaller"):
         load_folder(runs / "alpha" / "winner", source="alpha", trusted=False, max_bytes=1000)
+
+
+def test_a_model_written_anew_is_loaded_anew(tmp_path: Path) -> None:
+    folder = random_model(tmp_path / "model")
+    shelf = ModelShelf(PlaygroundSettings(runs=tmp_path))
+    first = shelf.load(str(folder))
+    assert shelf.load(str(folder)) is first
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    os.utime(weights, ns=(1, 1))
+    second = shelf.load(str(folder))
+    assert second is not first
+    assert shelf.load(str(folder)) is second
 
 
 def test_shared_playground_loads_only_what_it_offers(runs: Path) -> None:

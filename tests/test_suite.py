@@ -269,3 +269,9 @@ def test_lm_evaluation_harness_agrees(folder, tokenizer, monkeypatch):
     theirs = results["codenas_bits_per_byte"]["bits_per_byte,none"]
     assert ours == pytest.approx(theirs, rel=0.005)
     assert "exact_match,first_line" in results["codenas_next_line"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "graphics card"])
+def test_a_device_that_is_not_here_is_one_line(device):
+    with pytest.raises(ValueError, match="`device` must be cpu, or cuda where there is a GPU, got"):
+        load_model("nothing", device=device)

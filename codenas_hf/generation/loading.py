@@ -80,6 +80,21 @@ class LoadedModel:
     num_bytes: int | None
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: torch knows no such device, or it is not here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"`device` must be cpu, or cuda where there is a GPU, got {str(device)!r}: {why}") from error
+    return found
+
+
 def load_model(
     name: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
 ) -> LoadedModel:
@@ -88,9 +103,9 @@ def load_model(
     Raises:
         FileNotFoundError: a path that holds no model, or where nothing is.
         OSError: a Hub id that is not there, or not reached.
-        ValueError: what transformers cannot read; says why.
+        ValueError: what transformers cannot read, or a device that is not here; says why.
     """
-    path = Path(name)
+    path, device = Path(name), usable_device(device)
     if not path.exists() and not _is_hub_id(str(name)):
         raise FileNotFoundError(f"no such folder or file: {name}; a model on the Hub is named owner/name")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
