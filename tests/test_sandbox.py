@@ -341,6 +341,36 @@ def test_what_cannot_be_judged_is_neither_passed_nor_failed(name):
         assert outcome.judged, "what fails in plain Python has failed"
 
 
+FAILS = """
+import os, sys
+left = int(open({count!r}).read())
+open({count!r}, "w").write(str(left - 1))
+if left > 0:
+    print("OSError: no memory for a moment", flush=True)
+    os.write(int(sys.argv[1]), b'{{"unavailable": "EOFError: "}}\\n')
+    os._exit(1)
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", {jail!r}, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("failures", [1, 2, 99])
+def test_a_jail_that_could_not_be_set_up_is_tried_again_and_then_says_why(failures, tmp_path, monkeypatch):
+    capabilities()
+    count, script = tmp_path / "count", tmp_path / "jail.py"
+    count.write_text(str(failures))
+    script.write_text(FAILS.format(count=str(count), jail=str(judge._JAIL)))
+    monkeypatch.setattr(judge, "_JAIL", script)
+    monkeypatch.setattr(judge, "_PAUSES", (0.0, 0.0))
+    if failures > 2:
+        with pytest.raises(SandboxUnavailable, match="EOFError: ; OSError: no memory for a moment"):
+            run_program("assert 1 == 1")
+        assert count.read_text() == str(failures - 3)
+    else:
+        assert run_program("assert 1 == 1").passed
+        assert not run_program("assert 1 == 2").passed
+        assert count.read_text() == "-2", "what was judged is not run twice"
+
+
 def test_checks_may_import_installed_packages(level):
     pytest.importorskip("numpy")
     program = "import numpy as np\ndef f(n):\n    return np.arange(n) * 2, np.float64(n), np.int64(n)\n"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import importlib.util
 import itertools
 import json
 import math
@@ -28,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +35,8 @@ from codenas_hf.sandbox import confinement
 from codenas_hf.sandbox.program_checks import (
     MODULES,
     REFUSED_BUILTINS,
-    imported_modules,
     needed_names,
+    package_folders,
     reach_the_process,
     split_checks,
 )
@@ -48,6 +46,7 @@ Level = Literal["namespaces", "landlock"]
 STDOUT_BYTES = 64 * 2**10
 DISK_BYTES = 64 * 2**20
 FILE_BYTES = 8 * 2**20
+_PAUSES = (0.1, 1.0)  # seconds before a jail that could not be set up is tried again
 _JAIL = Path(__file__).with_name("jail.py")
 _COUNTER = itertools.count()
 
@@ -243,34 +242,26 @@ class _Job:
 
 
 def _run(job: _Job, *, level: Level, timeout_s: float, memory_bytes: int) -> tuple[dict[str, Any], str, float]:
-    folder = Path(tempfile.mkdtemp(prefix="codenas_sandbox_"))
-    try:
-        config = _config(level, job, folder=folder, memory_bytes=memory_bytes, timeout_s=timeout_s)
-        return _tell(config, {**asdict(job), "nonce": secrets.token_hex(16)}, timeout_s=timeout_s)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """One jail from its start to its verdict.
 
-
-@functools.cache
-def _site(name: str) -> str | None:
-    """The folder of installed packages that holds a module beyond the standard library; None without one."""
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    origin = found.origin if found is not None else None
-    for parent in Path(origin).parents if origin else ():
-        if parent.name in ("site-packages", "dist-packages"):
-            return str(parent)
-    return None
-
-
-def _sites(sources: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Folders of the installed packages that sources import, and the modules that are not installed."""
-    names = sorted(set().union(*map(imported_modules, sources)) - sys.stdlib_module_names)
-    return tuple(sorted({site for name in names if (site := _site(name))})), [
-        name for name in names if not _site(name)
-    ]
+    A jail that could not be set up has run nothing of the program, so another one is no second chance for it; a busy
+    machine may be out of memory or processes for a moment.
+    """
+    for pause in (*_PAUSES, None):
+        folder = Path(tempfile.mkdtemp(prefix="codenas_sandbox_"))
+        try:
+            config = _config(level, job, folder=folder, memory_bytes=memory_bytes, timeout_s=timeout_s)
+            result, output, seconds = _tell(
+                config, {**asdict(job), "nonce": secrets.token_hex(16)}, timeout_s=timeout_s
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if "unavailable" not in result or pause is None:
+            break
+        time.sleep(pause)
+    if "unavailable" in result and output.strip():  # an error of the other two processes goes to their output
+        result = {"unavailable": f"{result['unavailable']}; {output.strip().splitlines()[-1]}"}
+    return result, output, seconds
 
 
 @functools.cache
@@ -361,7 +352,7 @@ class _CannotBeJudged(Exception):
 
 def _job_of_source(source: str) -> _Job:
     program = split_checks(source)
-    sites, _ = _sites([source])
+    sites, _ = package_folders([source])
     return _Job(
         (program.program,),
         checks=program.checks,
@@ -376,7 +367,7 @@ def _job_of_source(source: str) -> _Job:
 
 def _job_of_checks(source: str, checks: str, prelude: str, entry_point: str | None) -> _Job:
     try:
-        sites, missing = _sites([checks, prelude])
+        sites, missing = package_folders([checks, prelude])
         exact = not reach_the_process(checks)
         ast.parse(prelude)
     except (SyntaxError, ValueError) as error:
@@ -393,5 +384,5 @@ def _job_of_checks(source: str, checks: str, prelude: str, entry_point: str | No
         names=tuple(needed),
         modules=(*sorted(MODULES), "numpy"),
         exact=exact,
-        sites=tuple(sorted({*sites, *_sites([source])[0]})),
+        sites=tuple(sorted({*sites, *package_folders([source])[0]})),
     )

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Sequence
+import functools
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 REFUSED_BUILTINS = frozenset(
     "eval exec compile open __import__ getattr setattr delattr hasattr globals locals vars input breakpoint help exit "
@@ -134,6 +138,28 @@ def imported_modules(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.partition(".")[0])
     return found
+
+
+@functools.cache
+def _site(name: str) -> str | None:
+    """The folder of installed packages that holds a module beyond the standard library; None without one."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = found.origin if found is not None else None
+    for parent in Path(origin).parents if origin else ():
+        if parent.name in ("site-packages", "dist-packages"):
+            return str(parent)
+    return None
+
+
+def package_folders(sources: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Folders of the installed packages that sources import, and the modules that are not installed."""
+    names = sorted(set().union(*map(imported_modules, sources)) - sys.stdlib_module_names)
+    return tuple(sorted({site for name in names if (site := _site(name))})), [
+        name for name in names if not _site(name)
+    ]
 
 
 def reach_the_process(checks: str) -> bool:
