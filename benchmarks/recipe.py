@@ -192,14 +192,14 @@ def main() -> None:
     note = options.folder / "data.json"
     if options.run:
         name, seed, path = json.loads(options.run)
-        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")))
+        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")), beside=options.folder)
         execute(name, seed, data=data, steps=options.steps, path=Path(path))
         return
     data = prepare_data(
         corpus=CorpusSettings(max_bytes=options.data_bytes), tokenizer=TokenizerSettings(),
         vocab_sizes=[SHAPE.vocab_size], folder=options.folder / "data",
     )  # fmt: skip
-    note.write_text(json.dumps(data.to_dict()), encoding="utf-8")
+    note.write_text(json.dumps(data.to_dict(beside=options.folder)), encoding="utf-8")
     about = protocol(
         threads=1, parameters=SHAPE.num_parameters(), steps=options.steps, scored_bytes=SCORE_BYTES,
         data=data.digest[:16], text="search text",
