@@ -58,7 +58,7 @@ def bits_after_first_token(loaded: LoadedModel, texts: Sequence[str]) -> float:
         ids = torch.tensor(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
         logits = loaded.model(input_ids=ids[None]).logits[0].float()
         nats += cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
-        num_bytes += len(text.encode()) - len(loaded.tokenizer.decode(ids[:1]).encode())
+        num_bytes += len(text.encode()) - len(str(loaded.tokenizer.decode(ids[:1])).encode())
     return nats / math.log(2) / num_bytes
 
 

@@ -23,7 +23,7 @@ from codenas_hf.modeling_codenas import CodeNASForCausalLM
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Rank correlation of values without ties."""
     ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def main() -> None:

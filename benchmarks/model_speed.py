@@ -24,7 +24,7 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.release.export import export_stock
 
-GPT2 = {
+GPT2: dict[str, Any] = {
     "norm_type": "layernorm",
     "mlp_type": "plain",
     "hidden_act": "gelu",
@@ -42,7 +42,11 @@ NEW_TOKENS = 32
 def make(shape: str, peer: str) -> tuple[CodeNASForCausalLM, PreTrainedModel]:
     """Ours, and the stock model with the same weights."""
     torch.manual_seed(0)
-    genes = {**SHAPES[shape], "num_attention_heads": 4, "num_key_value_heads": 4 if peer == "gpt2" else 2}
+    genes: dict[str, Any] = {
+        **SHAPES[shape],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if peer == "gpt2" else 2,
+    }
     ours = CodeNASForCausalLM(Genome(**genes, **(GPT2 if peer == "gpt2" else {})).to_config()).eval()
     stock = export_stock(ours)
     assert stock.config.model_type == peer

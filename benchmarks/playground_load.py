@@ -130,7 +130,8 @@ async def crowd(url: str, *, visitors: int, new_tokens: int, process: int) -> tu
         for number in range(2):  # the model is loaded and the allocator warm before memory is read
             await visit(client, Visitor(9000 + number), finished=[], **options)
         before = memory_bytes(process)
-        everybody, finished = [Visitor(number) for number in range(visitors)], []
+        everybody = [Visitor(number) for number in range(visitors)]
+        finished: list[int] = []
         watched = [before]
 
         async def watch() -> None:

@@ -98,7 +98,7 @@ class StopByClock(TrainerCallback):
         """Share of the time that is over."""
         return (time.perf_counter() - self.start) / self.seconds
 
-    def on_step_end(self, arguments: Any, state: Any, control: Any, **keywords: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stops at the end."""
         control.should_training_stop = self.share() >= 1
 
@@ -212,7 +212,8 @@ def summarise(done: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[l
         if outcome["bits_per_byte"] is not None:
             key = (outcome["kind"], Path(outcome["genome"]).stem, outcome["minutes"], outcome["rate"])
             groups.setdefault(key, {})[outcome["seed"]] = outcome
-    rows, best = [], {}
+    rows: list[dict[str, Any]] = []
+    best: dict[tuple[str, str], tuple[float, tuple[str, str, float, float | None]]] = {}
     for key, outcomes in sorted(groups.items(), key=lambda item: tuple(str(part) for part in item[0])):
         mean, low, high = interval([outcome["bits_per_byte"] for outcome in outcomes.values()])
         first = next(iter(outcomes.values()))

@@ -95,7 +95,8 @@ def recorded_durations(study: Path | None) -> np.ndarray:
     lines = [json.loads(line) for line in (study / "study.journal").read_text().splitlines()]
     evaluations = [line["user_attr"]["evaluation"] for line in lines if "evaluation" in line.get("user_attr", {})]
     seconds = np.array([sum(evaluation["seconds"].values()) for evaluation in evaluations])
-    return seconds[seconds > 0] / np.median(seconds[seconds > 0])
+    relative: np.ndarray = seconds[seconds > 0] / np.median(seconds[seconds > 0])
+    return relative
 
 
 def simulate(workers: int, population: int, *, durations: np.ndarray, generations: int, seed: int) -> dict[str, Any]:
@@ -110,8 +111,9 @@ def simulate(workers: int, population: int, *, durations: np.ndarray, generation
         rungs=two_stage(population=population, keep=keep),
     )
     CountingStorage.writes = 0
-    study = Study(CountingStorage(), name="s", space=Numbers(), rungs=2, objectives=settings.build_objectives())
-    schedule = Schedule(study, space=Numbers(), policy=RandomPolicy(), settings=settings, leads=lambda: True)
+    space: Any = Numbers()  # only what a random policy asks of a space
+    study = Study(CountingStorage(), name="s", space=space, rungs=2, objectives=settings.build_objectives())
+    schedule = Schedule(study, space=space, policy=RandomPolicy(), settings=settings, leads=lambda: True)
     rng = np.random.default_rng(seed)
     clock, busy, idle, ticket = 0.0, 0.0, workers, 0
     waited, ran_out = 0.0, 0.0  # idle time so far, and when the last trial was started

@@ -58,7 +58,9 @@ def trainers(genome: Genome, *, steps: int, equal: bool) -> float:
     rows = RandomTokens(genome.vocab_size).ids
     dataset = [{"input_ids": torch.from_numpy(row), "labels": torch.from_numpy(row)} for row in rows]
     with tempfile.TemporaryDirectory() as folder:
-        same = {"optim": "adamw_torch_fused", "lr_scheduler_type": "constant", "max_grad_norm": 1.0} if equal else {}
+        same: dict[str, Any] = (
+            {"optim": "adamw_torch_fused", "lr_scheduler_type": "constant", "max_grad_norm": 1.0} if equal else {}
+        )
         arguments = TrainingArguments(
             output_dir=folder, max_steps=steps, per_device_train_batch_size=SEQUENCES, report_to=[],
             save_strategy="no", disable_tqdm=True, logging_steps=500 if not equal else 10, use_cpu=True, **same,
