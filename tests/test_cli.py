@@ -1,15 +1,20 @@
 """The command line: help that teaches, bad input in one line, exit codes."""
 
+import ast
 from pathlib import Path
 
 import pytest
 
+import codenas_hf
 from codenas_hf.cli.main import VERBS, build_parser, main, mistake
 from codenas_hf.data import DataError
-from codenas_hf.engine import Budget, IdentityError
+from codenas_hf.engine import Budget, IdentityError, PolicyError, RanksError
 from codenas_hf.folders.record import Measured, Record
+from codenas_hf.jobs.finish import FinishError
 from codenas_hf.measure.score import LeakError
+from codenas_hf.release.export import ExportError
 from codenas_hf.release.hub import PublishError
+from codenas_hf.release.parcels import BundleError
 from codenas_hf.training import DivergenceError
 
 
@@ -142,6 +147,24 @@ def test_what_is_a_users_mistake_follows_from_types(monkeypatch: pytest.MonkeyPa
     missing = _as_raised(ModuleNotFoundError("No module named 'gguf'", name="gguf"))
     assert mistake(missing) == "gguf is not installed: pip install 'codenas-hf[export]'"
     assert mistake(_as_raised(ModuleNotFoundError("x", name="nosuch"))) is None
+
+
+def test_whatever_we_raise_for_people_has_a_type_of_ours() -> None:
+    """A bare RuntimeError is taken for a bug, and shows a traceback."""
+    package = Path(codenas_hf.__file__).parent
+    bare = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id in ("RuntimeError", "Exception")
+        and path.parent.name != "prompt_sets"  # a script that only we run
+    ]
+    assert bare == []
+    for ours in (RanksError("rank 0 is gone"), PolicyError("x"), FinishError("x"), ExportError("x"), BundleError("x")):
+        assert mistake(_as_raised(ours)) == str(ours)
 
 
 def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

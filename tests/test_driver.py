@@ -20,6 +20,7 @@ from codenas_hf.engine import (
     IdentityError,
     Patience,
     RandomPolicy,
+    RanksError,
     SearchResult,
     SearchSettings,
     SingleJobError,
@@ -337,15 +338,15 @@ def test_a_rank_without_its_rank_zero_stops_and_says_so(tmp_path: Path) -> None:
     zero.communicate()
     _, errors = one.communicate(timeout=100)
     assert one.returncode != 0
-    assert "rank 0 is gone" in errors
+    assert "RanksError: rank 0 is gone" in errors
 
 
 def test_another_rank_count_than_asked_for_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODENAS_WORLD", "2")
-    with pytest.raises(RuntimeError, match="CODENAS_WORLD asks for 2 ranks, but the launcher started 1"):
+    with pytest.raises(RanksError, match="CODENAS_WORLD asks for 2 ranks, but the launcher started 1"):
         search(tmp_path)
     monkeypatch.delenv("CODENAS_WORLD")
-    with pytest.raises(RuntimeError, match="world_size asks for 4 ranks"):
+    with pytest.raises(RanksError, match="world_size asks for 4 ranks"):
         search(tmp_path, settings=dataclasses.replace(SETTINGS, world_size=4))
 
 

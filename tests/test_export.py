@@ -23,7 +23,7 @@ from codenas_hf.data.tokenizer import PATTERNS
 from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.generation.loading import load_model
 from codenas_hf.release import export
-from codenas_hf.release.export import export_stock, write_release
+from codenas_hf.release.export import ExportError, export_stock, write_release
 from codenas_hf.release.spelling import copy_tokenizer, model_config, tokenizer_config
 
 PLAIN_LN = {"norm_type": "layernorm", "mlp_type": "plain"}
@@ -105,7 +105,7 @@ def test_an_export_with_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     original = export._as_stock
     monkeypatch.setattr(export, "_as_stock", wrong)
-    with pytest.raises(RuntimeError, match=r"as llama the logits differ by .*, expected none; not exported"):
+    with pytest.raises(ExportError, match=r"as llama the logits differ by .*, expected none; not exported"):
         export_stock(make_model(make_genome()))
 
 
@@ -317,7 +317,7 @@ def test_a_failed_release_leaves_the_earlier_one(
         export, "_logits_difference", lambda first, second: 0.25 if second.dtype != torch.float32 else 0
     )
     with pytest.raises(
-        RuntimeError, match=r"the written model's logits differ by 0.25, expected none; nothing released"
+        ExportError, match=r"the written model's logits differ by 0.25, expected none; nothing released"
     ):
         write_release(model, folder=folder, tokenizer=tokenizer, record=Record(genome_id="2"))
     monkeypatch.undo()

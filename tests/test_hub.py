@@ -283,7 +283,7 @@ def test_what_is_no_release_is_named(server: HubServer, tmp_path: Path, run: Pat
 def test_a_space_that_cannot_be_bundled_is_told(monkeypatch: pytest.MonkeyPatch, run: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle.py").write_text("raise SystemExit('no disk')")
     monkeypatch.setattr("codenas_hf.release.parcels.bundled_folder", lambda name: tmp_path)
-    with pytest.raises(RuntimeError, match="could not be bundled: no disk"):
+    with pytest.raises(parcels.BundleError, match="could not be bundled: no disk"):
         publish(run, repo_id="alice/demo", what=("space",), dry_run=True)
 
 

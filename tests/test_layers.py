@@ -20,7 +20,7 @@ INSIDE = {
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
         "promotion",
-        *("schedule", "result", "main_program", "workers", "progress", "driver"),
+        *("schedule", "result", "main_program", "workers", "progress", "stopping", "driver"),
     ],
     "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],
     "data": [

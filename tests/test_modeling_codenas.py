@@ -290,5 +290,5 @@ def test_the_vllm_plugin_finds_the_registration(monkeypatch: pytest.MonkeyPatch)
 
     loading.register()
     monkeypatch.setattr(loading, "CONFIG_MAPPING", {"codenas": StaticCache})
-    with pytest.raises(RuntimeError, match="`codenas` should belong to"):
+    with pytest.raises(loading.ModelTypeError, match="`codenas` should belong to"):
         loading.register()

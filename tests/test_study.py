@@ -21,8 +21,8 @@ from codenas_hf.engine.objectives import Objectives
 from codenas_hf.engine.places import found_place, stored_place
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
-from codenas_hf.engine.schedule import Schedule, closed_generations
-from codenas_hf.engine.settings import Patience, SearchSettings, World, single_stage, two_stage
+from codenas_hf.engine.schedule import PolicyError, Schedule, closed_generations
+from codenas_hf.engine.settings import Patience, RanksError, SearchSettings, World, single_stage, two_stage
 from codenas_hf.engine.storage import StorageError, open_storage
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
@@ -386,7 +386,7 @@ def test_a_policy_that_repeats_itself_ends_the_search() -> None:
 def test_a_policy_that_is_not_pure_is_caught(tmp_path: Path) -> None:
     study = study_in(InMemoryStorage())
     study.add(0, Point(30, 30), generation=0)
-    with pytest.raises(RuntimeError, match="a policy must be a pure function of its arguments"):
+    with pytest.raises(PolicyError, match="a policy must be a pure function of its arguments"):
         searched(study, SETTINGS, workers=1, order=0)
 
 
@@ -629,8 +629,8 @@ def test_the_world_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert [world.workers(None, threads=1), world.workers(None, threads=3), world.workers(5, threads=1)] == [8, 2, 5]
     assert world.workers(None, threads=99) == 1
     world.check(4)
-    with pytest.raises(RuntimeError, match="world_size asks for 2 ranks, but the launcher started 4"):
+    with pytest.raises(RanksError, match="world_size asks for 2 ranks, but the launcher started 4"):
         world.check(2)
     monkeypatch.setenv("CODENAS_WORLD", "8")
-    with pytest.raises(RuntimeError, match="CODENAS_WORLD asks for 8 ranks"):
+    with pytest.raises(RanksError, match="CODENAS_WORLD asks for 8 ranks"):
         world.check(None)

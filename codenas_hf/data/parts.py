@@ -161,7 +161,10 @@ def run_parts(
                     ) from error
             part = Part.open(folder, number)
             if part is None:
-                raise RuntimeError(f"part {number} of the corpus vanished from {folder} while it was being built")
+                raise DataError(
+                    f"part {number} of the corpus vanished from {folder} while it was being built: run it again, and "
+                    "let nothing else write there"
+                )
             parts.append(part)
             if enough(part):
                 return parts

@@ -9,7 +9,8 @@ from .optuna_policy import OptunaPolicy
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
 from .records import Budget, Evaluation, Evaluator, Genome, Policy, Rung, Space, TrialRecord
 from .result import RankCorrelation, SearchResult
-from .settings import Patience, SearchSettings, single_stage, two_stage
+from .schedule import PolicyError
+from .settings import Patience, RanksError, SearchSettings, single_stage, two_stage
 from .storage import StorageError
 from .study import IdentityError
 from .surrogate import Screened
@@ -28,8 +29,10 @@ __all__ = [
     "OptunaPolicy",
     "Patience",
     "Policy",
+    "PolicyError",
     "RandomPolicy",
     "RankCorrelation",
+    "RanksError",
     "RegularizedEvolution",
     "Rung",
     "Screened",

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from .evolution import GeneticPolicy
@@ -22,7 +19,8 @@ from .progress import Progress
 from .records import Evaluator, Policy
 from .result import SearchResult
 from .schedule import Schedule, superseded
-from .settings import SearchSettings, World
+from .settings import RanksError, SearchSettings, World
+from .stopping import Stop, stopping
 from .storage import SERVER_ERRORS, StorageError, first_line, open_storage
 from .study import Claim, Snapshot, Study
 from .surrogate import Screened
@@ -70,7 +68,7 @@ def run_search(
             anything is evaluated. What the caller keeps beside the search is written here: never for a refused one.
 
     Raises:
-        RuntimeError: not as many ranks as asked for, or rank 0 is gone.
+        RanksError: not as many ranks as asked for, or rank 0 is gone.
         SingleJobError: another job works on the journal of this folder.
         IdentityError: the folder holds another search.
         KeyboardInterrupt: stopped; the same call goes on.
@@ -87,7 +85,7 @@ def run_search(
         policy = Screened(policy=genetic, objectives=objectives)
     identity = settings.identity_of(space=space, policy=policy)
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopping(folder))
+        stop = stack.enter_context(stopping())
         study, members = _enter(stack, folder, space=space, settings=settings, world=world, identity=identity)
         if on_open is not None and world.rank == 0:
             on_open()
@@ -110,36 +108,6 @@ def run_search(
         result = search.result(study.snapshot())
         search.progress.finish(result)
         return result
-
-
-class _Stop:
-    """How often somebody asked this process to stop."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
-@contextmanager
-def _stopping(folder: Path) -> Iterator[_Stop]:
-    """Counts SIGINT; SIGTERM, which a launcher sends when a rank died, counts twice."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, _: FrameType | None) -> None:
-        stop.count += 2 if number == signal.SIGTERM else 1
-        if stop.count == 1:
-            logger.warning("Stopping: nothing new starts, what runs is finished. Press Ctrl-C again to kill it.")
-        else:
-            logger.warning("Stopping now; what runs goes back to the queue.")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _enter(
@@ -194,7 +162,7 @@ def _wait(condition: Any, seconds: float, problem: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{problem} within {seconds:g} s: look at the output of the other ranks")
+            raise RanksError(f"{problem} within {seconds:g} s: look at the output of the other ranks")
         time.sleep(0.1)
 
 
@@ -208,7 +176,7 @@ class _Search:
     settings: SearchSettings
     objectives: Objectives
     folder: Path
-    stop: _Stop
+    stop: Stop
     evaluator: Evaluator
     confirm: Evaluator | None
     preload: Sequence[str]
@@ -384,7 +352,7 @@ class _Search:
         if self.settings.storage is not None or self.members.leads() or self.members.leader_of(parent_key()):
             return
         if not self.finished():  # looked at last: a rank 0 that has finished leaves
-            raise RuntimeError("rank 0 is gone: start the same command again, it goes on from where it was")
+            raise RanksError("rank 0 is gone: start the same command again, it goes on from where it was")
 
     def _discard(self, snapshot: Snapshot) -> None:
         discard = getattr(self.evaluator, "discard", None)

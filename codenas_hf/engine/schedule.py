@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 _AUDIT = 1 << 20  # third word of the seed of an audit; proposals use their round
 
 
+class PolicyError(RuntimeError):
+    """A policy did not keep its contract."""
+
+
 class Schedule:
     """Adds to a study's queues what its record calls for.
 
@@ -141,7 +145,7 @@ class Schedule:
         present = [record for record in snapshot.rungs[0] if record.generation == generation]
         for record, genome in zip(present, genomes, strict=False):
             if record.genome.genome_id != genome.genome_id:
-                raise RuntimeError(
+                raise PolicyError(
                     f"the policy proposed {genome.genome_id} where it had proposed {record.genome.genome_id} before "
                     "the restart: a policy must be a pure function of its arguments"
                 )

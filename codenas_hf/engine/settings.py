@@ -226,6 +226,10 @@ def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+class RanksError(RuntimeError):
+    """The processes that the launcher started are not those that the search needs."""
+
+
 @dataclass(frozen=True)
 class World:
     """Which rank this process is, as the launcher says in the environment."""
@@ -248,11 +252,11 @@ class World:
         """Compares with `wanted` and with CODENAS_WORLD.
 
         Raises:
-            RuntimeError: there are more or fewer ranks than asked for.
+            RanksError: there are more or fewer ranks than asked for.
         """
         for source, value in (("world_size", wanted), ("CODENAS_WORLD", os.environ.get("CODENAS_WORLD"))):
             if value is not None and int(value) != self.size:
-                raise RuntimeError(
+                raise RanksError(
                     f"{source} asks for {value} ranks, but the launcher started {self.size}: on CPUs use "
                     f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {value} "
                     "--main_process_port 0 ...` (`accelerate launch --cpu --num_processes N` starts one)"

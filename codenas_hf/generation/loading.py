@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+class ModelTypeError(RuntimeError):
+    """Another package has taken the model type `codenas`."""
+
+
 def register() -> None:
     """Makes transformers' Auto classes know the model type `codenas`; harmless when repeated.
 
@@ -51,11 +55,11 @@ def register() -> None:
     each of its processes.
 
     Raises:
-        RuntimeError: another package has taken the model type.
+        ModelTypeError: another package has taken the model type.
     """
     known = CONFIG_MAPPING["codenas"] if "codenas" in CONFIG_MAPPING else CodeNASConfig
     if known is not CodeNASConfig:
-        raise RuntimeError(f"the model type `codenas` should belong to {CodeNASConfig}, got {known}")
+        raise ModelTypeError(f"the model type `codenas` should belong to {CodeNASConfig}, got {known}")
     AutoConfig.register("codenas", CodeNASConfig, exist_ok=True)
     AutoModel.register(CodeNASConfig, CodeNASModel, exist_ok=True)
     AutoModelForCausalLM.register(CodeNASConfig, CodeNASForCausalLM, exist_ok=True)

@@ -41,6 +41,10 @@ WORTH_STARTING_S = 20.0  # below, starting more processes costs more than they b
 PARENT = "CODENAS_PARENT"  # environment: the process without which a finishing training has no purpose
 
 
+class FinishError(RuntimeError):
+    """A process of the training of the winner failed; the same command goes on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finish:
     """How a winner trains on: decided once, a fact of the study.
@@ -114,7 +118,7 @@ def finish_winner(
         The release folder.
 
     Raises:
-        RuntimeError: a process of the training failed; its last words, and where the others are.
+        FinishError: a process of the training failed; its last words, and where the others are.
     """
     study = StudyFolder(folder)
     decided = _decided(winner, study=study, settings=settings, seconds=seconds, hardware=hardware)
@@ -221,7 +225,7 @@ def _launched(study: StudyFolder, decided: Finish, *, device: str, say: Say, wat
             _hand_on(line.rstrip("\n"), say=say, watch=watch)
         if process.wait() != 0:
             last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "Error" in line]
-            raise RuntimeError(
+            raise FinishError(
                 f"the training of the winner ended with status {process.returncode}: "
                 f"{last[0].strip() if last else 'no error was written'}; all of it is in {log}; the same command "
                 "goes on"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from ..measure.candidate import new_model
 from ..measure.score import leak_gate
 from ..report.curve import CurvePoint, Watch, curve_lines
 from ..strict_yaml import to_mapping
-from ..training import latest_checkpoint
+from ..training import TrainResult, latest_checkpoint
 from ..training import train as train_model
 from ..training.checkpoint import CONSTANT, damage, read_progress
 from .release import measure_model, release_model, score_model, trial_origin
@@ -204,15 +205,8 @@ def train_genome(
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")
-    known: Start | None = None
-    if start is None:
-        seed = settings.train.seed
-        model: PreTrainedModel = new_model(genome, train=settings.train, settings=settings.candidate, seed=seed)
-    else:
-        model, known, found = _start(
-            start, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, say=say
-        )
-        origin = origin or found
+    model, known, found = _start(start, genome=genome, settings=settings, data=data, device=device, say=say)
+    if known is not None:
         state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
@@ -243,12 +237,37 @@ def train_genome(
     model = accelerator.unwrap_model(model)
     if start is not None and settings.train.sequence_length > (context_tokens(model) or math.inf):
         model.config.max_position_embeddings = settings.train.sequence_length
+    training = _facts(result, budget=budget, settings=settings, processes=accelerator.num_processes)
+    record = Record(
+        origin=origin or found, start=known, trial=trial, training=training, seconds={"train": result.seconds}
+    )
+    return _measured_release(model, genome, folder=folder, settings=settings, data=data, record=record, say=say)
+
+
+def _measured_release(
+    model: PreTrainedModel,
+    genome: Genome,
+    *,
+    folder: Path,
+    settings: RunSettings,
+    data: PreparedData,
+    record: Record,
+    say: Say,
+) -> Path:
+    """Scores and times what was trained, and writes the release folder with what `record` says of the training."""
+    device = Hardware.discover(settings.device).device
     measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
     say(
         f"quality   {measured.bits_per_byte:.4f} bits per byte on {measured.scored_bytes:,} bytes, "
         f"in windows of {measured.window_tokens:,} tokens (context {measured.context_tokens:,})"
     )
-    training = Training(
+    record = replace(record, measured=measured, seconds={**record.seconds, "final_measure": seconds})
+    return release_model(model, genome, folder=folder, settings=settings, data=data, record=record)
+
+
+def _facts(result: TrainResult, *, budget: Budget, settings: RunSettings, processes: int) -> Training:
+    """What the record says of a training."""
+    return Training(
         budget=str(budget),
         steps=result.steps,
         tokens=result.tokens,
@@ -256,33 +275,21 @@ def train_genome(
         seconds=result.seconds,
         tokens_per_second=result.tokens_per_second if math.isfinite(result.tokens_per_second) else None,
         precision=result.precision,
-        processes=accelerator.num_processes,
+        processes=processes,
         fim_rate=settings.train.fim_rate,
         curve=tuple(dict(point) for point in result.curve),
-    )
-    return release_model(
-        model,
-        genome,
-        folder=folder,
-        settings=settings,
-        data=data,
-        record=Record(
-            origin=origin,
-            start=known,
-            trial=trial,
-            training=training,
-            measured=measured,
-            seconds={"train": result.seconds, "final_measure": seconds},
-        ),
     )
 
 
 def _start(
-    folder: Path, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str, say: Say
-) -> tuple[PreTrainedModel, Start, Origin | None]:
-    """The model of a release folder, what the record of its fine-tuning says of it, and where its genome is from."""
+    folder: Path | None, *, genome: Genome, settings: RunSettings, data: PreparedData, device: str, say: Say
+) -> tuple[PreTrainedModel, Start | None, Origin | None]:
+    """A fresh model; or that of a release folder, what the record of its fine-tuning says of it, and its origin."""
+    if folder is None:
+        seed = settings.train.seed
+        return new_model(genome, train=settings.train, settings=settings.candidate, seed=seed), None, None
     model = load_model(folder, device=device).model
-    bits = score_model(model, settings=settings, data=data, vocab_size=vocab_size).bits_per_byte
+    bits = score_model(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
     say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
     release = Release(folder)
     earlier = release.read_record()

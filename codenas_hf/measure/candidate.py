@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,11 +27,11 @@ from ..folders.files import WEIGHTS
 from ..folders.ranges import check_range
 from ..hardware import DeviceName, Hardware
 from ..modeling_codenas import CodeNASForCausalLM
-from ..training import OptimSettings, TrainSettings, build_model, precision_name, resolve_precision, train
+from ..training import OptimSettings, TrainResult, TrainSettings, build_model, precision_name, resolve_precision, train
 from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
-from .score import leak_gate, score_passages
+from .score import Score, leak_gate, score_passages
 from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
@@ -254,27 +254,13 @@ class CandidateEvaluator:
                 score = score_passages(model, passages, batch_size=self.settings.batch_windows)
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
-        measurements = {
-            **{name: value for name, value in score.facts().items() if name != "bits_per_byte"},
-            "num_parameters": genome.num_parameters(),
-            "weights_bytes": genome.weights_bytes(),
-            "steps": trained.steps,
-            "tokens": trained.tokens,
-            "bytes": trained.bytes,
-            "train_seconds_total": trained.seconds,
-            "steps_run": trained.steps_run,
-            "tokens_per_second": trained.tokens_per_second,
-            "curve": [dict(point) for point in trained.curve],
-            **timing,
-            **({} if problem is None else {"restarted": problem}),
-        }
         return Evaluation(
             objectives={
                 "bits_per_byte": score.bits_per_byte,
                 "artifact_bytes": float(artifact_bytes),
                 "decode_ms": decode_ms,
             },
-            measurements=measurements,
+            measurements=_measurements(genome, score=score, trained=trained, timing=timing, restarted=problem),
             seconds=watch.seconds,
             checkpoint=target,
             provenance={
@@ -319,6 +305,26 @@ class CandidateEvaluator:
         assert self.latency is not None
         predicted = self.latency.predict_decode_ms(genome)
         return predicted, {"decode_ms_predicted": predicted}
+
+
+def _measurements(
+    genome: Genome, *, score: Score, trained: TrainResult, timing: Mapping[str, Any], restarted: str | None
+) -> dict[str, Any]:
+    """What is recorded of a candidate beside its objectives; `restarted` is why it began anew, where it did."""
+    return {
+        **{name: value for name, value in score.facts().items() if name != "bits_per_byte"},
+        "num_parameters": genome.num_parameters(),
+        "weights_bytes": genome.weights_bytes(),
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "bytes": trained.bytes,
+        "train_seconds_total": trained.seconds,
+        "steps_run": trained.steps_run,
+        "tokens_per_second": trained.tokens_per_second,
+        "curve": [dict(point) for point in trained.curve],
+        **timing,
+        **({} if restarted is None else {"restarted": restarted}),
+    }
 
 
 def _training_state(previous: Evaluation | None) -> tuple[Path | None, str | None]:

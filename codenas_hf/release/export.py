@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class ExportError(RuntimeError):
+    """What was written does not answer as the model does, so that nothing was released."""
+
+
 def export_stock(model: CodeNASForCausalLM) -> PreTrainedModel:
     """The same model as an instance of a stock architecture of transformers, in float32 on the CPU.
 
@@ -33,7 +37,7 @@ def export_stock(model: CodeNASForCausalLM) -> PreTrainedModel:
 
     Raises:
         ValueError: no stock architecture equals the model; names the genes that forbid it.
-        RuntimeError: the logits differ, so that this export would be another model.
+        ExportError: the logits differ, so that this export would be another model.
     """
     row, reasons = find_row(model.config)
     if row is None:
@@ -42,7 +46,7 @@ def export_stock(model: CodeNASForCausalLM) -> PreTrainedModel:
     stock = _as_stock(ours, row)
     difference = _logits_difference(ours, stock)
     if difference != 0:
-        raise RuntimeError(f"as {row.model_type} the logits differ by {difference:.3g}, expected none; not exported")
+        raise ExportError(f"as {row.model_type} the logits differ by {difference:.3g}, expected none; not exported")
     return stock
 
 
@@ -76,7 +80,7 @@ def write_release(
     Raises:
         ValueError: unknown dtype, or a tokenizer that has more entries than the model.
         FileExistsError: `folder` is there and is no release.
-        RuntimeError: what was written does not answer as the model does.
+        ExportError: what was written does not answer as the model does.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(_DTYPES)}, got {dtype!r}")
@@ -114,11 +118,11 @@ def write_release(
         loaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto").eval()
         difference = _logits_difference(released, loaded)
         if difference != 0:
-            raise RuntimeError(
+            raise ExportError(
                 f"the written model's logits differ by {difference:.3g}, expected none; nothing released"
             )
         if AutoTokenizer.from_pretrained(draft).get_vocab() != words.get_vocab():
-            raise RuntimeError(f"the copied tokenizer {tokenizer} loads with other entries; nothing released")
+            raise ExportError(f"the copied tokenizer {tokenizer} loads with other entries; nothing released")
         facts = ReleaseFacts(
             architecture=released.config.model_type,
             why_not_stock=tuple(reasons),
@@ -164,7 +168,7 @@ def _as_stock(model: CodeNASForCausalLM, row: StockRow) -> PreTrainedModel:
     result = stock.load_state_dict(converted, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if result.unexpected_keys or set(result.missing_keys) - tied:
-        raise RuntimeError(f"weights do not fit {row.model_type}: {result}")
+        raise ExportError(f"weights do not fit {row.model_type}: {result}")
     stock.tie_weights()
     stock.eval()
     return stock

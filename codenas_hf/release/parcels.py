@@ -161,19 +161,23 @@ def dataset_parcel(study: StudyFolder, *, repo_id: str, work: Path) -> Parcel:
     )
 
 
+class BundleError(RuntimeError):
+    """The files of a Space could not be put together."""
+
+
 def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
     """The playground as a Space that offers one model.
 
     Raises:
         FileNotFoundError: the playground's files are not installed.
-        RuntimeError: its bundle could not be made.
+        BundleError: its bundle could not be made.
     """
     script = bundled_folder("spaces_app") / "bundle.py"
     folder = work / "space"
     command = [sys.executable, str(script), str(folder), "--model", model_id]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"the Space could not be bundled: {done.stderr.strip().splitlines()[-1]}")
+        raise BundleError(f"the Space could not be bundled: {done.stderr.strip().splitlines()[-1]}")
     files: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))

@@ -23,6 +23,7 @@ from codenas_hf.suite.task_files import (
     MBPP,
     SINGLE_LINE,
     CodeTask,
+    HumanEvalMissingError,
     TaskSet,
     load_hub_tasks,
     load_humaneval,
@@ -111,7 +112,7 @@ class Parts:
     def _humaneval_tasks(self, count: int | None) -> list[CodeTask]:
         try:
             tasks = load_humaneval()
-        except RuntimeError as error:
+        except HumanEvalMissingError as error:
             self.absent["humaneval"] = str(error)
             return []
         return spread(tasks, count)

