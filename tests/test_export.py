@@ -24,7 +24,7 @@ from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.generation.loading import load_model
 from codenas_hf.release import export
 from codenas_hf.release.export import ExportError, export_stock, write_release
-from codenas_hf.release.spelling import copy_tokenizer, model_config, tokenizer_config
+from codenas_hf.release.spelling import copy_tokenizer, model_config, tokenizer_config, without_places
 
 PLAIN_LN = {"norm_type": "layernorm", "mlp_type": "plain"}
 STOCK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -160,7 +160,7 @@ def test_a_release_folder_loads_and_says_where_it_comes_from(name: str, tokenize
         folder=tmp_path / "winner",
         tokenizer=tokenizer,
         record=Record(provenance={"seed": 3}),
-        settings={"train": {"seed": 3}},
+        settings="train:\n  seed: 3\n",
     )
     assert model.training, "the model is left alone"
     record = Record.read(folder)
@@ -575,3 +575,25 @@ def test_a_release_never_takes_the_place_of_something_else(tokenizer: Path, tmp_
     write_release(make_model(make_genome(), seed=1), folder=folder, tokenizer=tokenizer, record=Record())
     with pytest.raises(FileExistsError, match="is no release and is not replaced"):
         write_release(make_model(make_genome()), folder=tmp_path / "mine/config.json", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/my code", "my code"),
+        ("git:/home/me/repo", "git:repo"),
+        ("file:///home/me/x.jsonl", "file://x.jsonl"),
+        ("sqlite:////home/me/s.db", "sqlite:///s.db"),
+        ("the file '/home/me/a/b.py' is gone", "the file 'b.py' is gone"),
+        ("postgresql://me:secret@db/x", "postgresql://***@db/x"),
+        *((text, text) for text in ("~/code", "runs", "a/b/c", "https://hf.co/a/b/", "hub:a/b", "application/json")),
+        *((text, text) for text in ("</p></div>", "bits / byte", "s3://bucket/a/b", "iVBOR/a/b", "+/a/b/")),
+    ],
+)
+def test_of_a_path_from_the_root_the_name_stays(text: str, left: str) -> None:
+    assert without_places(text) == left
+
+
+def test_places_in_names_of_values_lose_no_value() -> None:
+    found = without_places({"/a/code": 1, "/b/code": [2, "/c/d"], "n": {"k": None}})
+    assert found == {"code": 1, "code (2)": [2, "d"], "n": {"k": None}}

@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import yaml
 from finished_run import make_run
 from hub_server import Fault, HubServer
 
@@ -134,6 +135,41 @@ def test_passwords_and_the_home_folder_stay_at_home(
             assert path.endswith(".parquet") or str(run.parents[1]).encode() not in content, path
     assert b"postgresql://***@db/x" in server.files("model", "alice/demo")["settings.yaml"]
     assert b'/demo/trials"' in server.files("model", "alice/demo")["notes.json"]
+
+
+def test_paths_of_this_machine_are_not_in_a_release(
+    finished_study: StudyFolder, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = str(finished_study.folder.parent)
+    assert here in finished_study.settings.read_text(encoding="utf-8"), "the study itself knows where things are"
+    for path in finished_study.winner.folder.rglob("*.*"):
+        assert path.suffix == ".safetensors" or here not in path.read_text(encoding="utf-8"), path
+    # A release of an older version is cleaned on its way.
+    older = (run / "winner" / "settings.yaml").read_text(encoding="utf-8")
+    assert here in older
+    monkeypatch.setenv("HOME", "/nobody")
+    parcel = parcels.model_parcel(
+        StudyFolder(run).winner, repo_id="a/b", study=None, licence="mit", dataset_id=None, work=run.parent
+    )
+    sent = parcel.files["settings.yaml"]
+    assert isinstance(sent, bytes)
+    assert here.encode() not in sent
+    assert yaml.safe_load(sent)["space"] == "space.yaml"
+
+
+def test_what_an_evaluation_left_in_the_folder_stays_here(run: Path) -> None:
+    release = run / "winner"
+    left = [release / "completions.jsonl", release / "answers" / "answers-0123.jsonl", release / "finish.log"]
+    left[1].parent.mkdir()
+    for path in left:
+        path.write_text("a prompt of mine")
+    try:
+        (done,) = publish(run, repo_id="alice/demo", dry_run=True)
+    finally:
+        for path in left:
+            path.unlink()
+        left[1].parent.rmdir()
+    assert not [name for name in done.files if name.endswith((".jsonl", ".log"))]
 
 
 STEPS = ["repos/create", "preupload", "lfs/objects/batch", "PUT /__lfs__", "/commit/main"]

@@ -17,7 +17,7 @@ from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
-from codenas_hf.jobs.train import _points, find_genome, train_genome
+from codenas_hf.jobs.train import _points, find_genome, train, train_genome
 from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
@@ -106,7 +106,11 @@ def test_a_release_is_trained_on_with_other_text(
     data = prepare(options["settings"], tokenizer=first)
     assert data.vocab_sizes == (512,)
     before = (first / "model.safetensors").read_bytes()
-    second = train_genome(genome, Budget("steps", 60), folder=tmp_path / "second", data=data, start=first, **options)
+    second = train(first, "60 steps", out=tmp_path / "second", fine_tune=True, **options)
+    for path in (*second.rglob("*.json"), *second.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        assert str(source) not in text, path
+        assert str(tmp_path) not in text, path
     records = [Record.read(folder) for folder in (first, second)]
     start, measured = records[1].start, records[1].measured
     assert start is not None

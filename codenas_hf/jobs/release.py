@@ -24,7 +24,8 @@ from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
 from ..measure.timing import measure_latency
 from ..release.export import write_release
-from ..strict_yaml import to_mapping
+from ..release.spelling import without_places
+from ..strict_yaml import dump, to_mapping
 from .settings import RunSettings
 from .study import Say, open_study, study_data
 from .text import load_space
@@ -163,7 +164,7 @@ def release_model(
     data: PreparedData,
     record: Record,
 ) -> Path:
-    """Writes the release folder with its record."""
+    """Writes the release folder with its record and settings, without the paths of this machine."""
     full = replace(
         record,
         genome=genome.to_dict(),
@@ -176,7 +177,7 @@ def release_model(
         folder=folder,
         tokenizer=data.tokenizer(genome.vocab_size),
         record=full,
-        settings=to_mapping(settings),
+        settings=dump(without_places(to_mapping(settings))),
     )
 
 

@@ -106,8 +106,8 @@ def train(
         codenas_hf.training.DivergenceError: the loss is no longer finite.
     """
     source = None if isinstance(genome, Genome) else StudyFolder(Path(genome))
-    if source is not None and not source.settings.is_file():
-        source = None
+    if source is not None and (not source.settings.is_file() or Release(source.folder).record.is_file()):
+        source = None  # a release has settings too
     settings = settings or (RunSettings.of() if source is None else study_settings(source.folder))
     budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
     architecture, origin = (genome, None) if isinstance(genome, Genome) else find_genome(str(genome))

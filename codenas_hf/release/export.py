@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..architecture.stock import StockRow, find_row
-from ..folders import Record, Release, whole_folder, write_json
+from ..folders import Record, Release, read_json, whole_file, whole_folder, write_json
 from ..folders.record import ReleaseFacts
 from ..modeling_codenas import CodeNASForCausalLM
-from .spelling import copy_tokenizer, model_config
+from .spelling import copy_tokenizer, model_config, without_places
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 _log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def write_release(
     folder: Path,
     tokenizer: Path,
     record: Record | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: str | None = None,
     dtype: str = "bfloat16",
     stock: bool = True,
 ) -> Path:
@@ -64,8 +63,9 @@ def write_release(
 
     Weights (safetensors), tokenizer, generation config, record and settings. A model that equals a stock
     architecture is written as that and needs no code of ours; another one gets the remote-code pair beside it. The
-    tokenizer's files are copied, and configurations carry what older readers look for (`spelling`). The folder is
-    loaded again and its logits compared before it takes its place; until then an earlier one stays as it is.
+    tokenizer's files are copied, and configurations carry what older readers look for (`spelling`). The record keeps
+    no path from the root of this machine. The folder is loaded again and its logits compared before it takes its
+    place; until then an earlier one stays as it is.
 
     Args:
         model: ours, or one of a stock class, which stays one; it is not changed.
@@ -73,7 +73,7 @@ def write_release(
         tokenizer: folder of the tokenizer.
         record: how the model was found, trained and measured; None where nothing is known of it. Facts of the
             release are added.
-        settings: the resolved settings of the run.
+        settings: the resolved settings of the run as YAML, such as `strict_yaml.dump` writes.
         dtype: float32, bfloat16 or float16.
         stock: False writes the remote-code pair even where a stock architecture is equal.
 
@@ -115,14 +115,7 @@ def write_release(
         written = Release(draft)
         write_json(written.config, model_config(written.read_config()))
         copy_tokenizer(Path(tokenizer), draft)
-        loaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto").eval()
-        difference = _logits_difference(released, loaded)
-        if difference != 0:
-            raise ExportError(
-                f"the written model's logits differ by {difference:.3g}, expected none; nothing released"
-            )
-        if AutoTokenizer.from_pretrained(draft).get_vocab() != words.get_vocab():
-            raise ExportError(f"the copied tokenizer {tokenizer} loads with other entries; nothing released")
+        _check_written(draft, released, entries=words.get_vocab(), tokenizer=tokenizer)
         facts = ReleaseFacts(
             architecture=released.config.model_type,
             why_not_stock=tuple(reasons),
@@ -133,10 +126,26 @@ def write_release(
             versions={name: version(name) for name in ("codenas-hf", "torch", "transformers")},
         )
         replace(record or Record(), release=facts).write(draft)
+        write_json(written.record, without_places(read_json(written.record)))
         if settings is not None:
-            written.settings.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+            with whole_file(written.settings) as text:
+                text.write_text(settings, encoding="utf-8")
     _log.info("wrote %s as %s, %d bytes to ship", folder, facts.architecture, facts.artifact_bytes)
     return folder
+
+
+def _check_written(draft: Path, released: PreTrainedModel, *, entries: Mapping[str, int], tokenizer: Path) -> None:
+    """Loads what was written and compares it with the model and with the tokenizer's entries.
+
+    Raises:
+        ExportError: it answers otherwise.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto").eval()
+    difference = _logits_difference(released, loaded)
+    if difference != 0:
+        raise ExportError(f"the written model's logits differ by {difference:.3g}, expected none; nothing released")
+    if AutoTokenizer.from_pretrained(draft).get_vocab() != entries:
+        raise ExportError(f"the copied tokenizer {tokenizer} loads with other entries; nothing released")
 
 
 def _frozen_copy(model: _Model) -> _Model:

@@ -15,14 +15,15 @@ from codenas_hf.data import SPLITS, Corpus, PreparedData
 from codenas_hf.folders import Release, StudyFolder, read_json
 from codenas_hf.folders.files import RECORD, WEIGHTS
 from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, study_card
+from codenas_hf.release.spelling import TOKENIZER_FILES, text_without_places
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.drawing import save
 from codenas_hf.report.plots import architecture_figure
 
-# Weights in other forms may run code when they are loaded; they never leave the house.
-_NEVER = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tmp", ".lock"}
+# Weights in other forms may run code when they are loaded; lines of JSON are what an evaluation left: prompts, perhaps
+# somebody's own, and answers. They never leave the house.
+_NEVER = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tmp", ".lock", ".log", ".jsonl"}
 _TEXT = {".json", ".yaml", ".yml", ".md", ".csv", ".html", ".journal", ".txt"}
-_PASSWORD = re.compile(r"(\w+://)[^\s/:@\"']+:[^\s/@\"']+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +202,8 @@ def _hidden(name: Path) -> bool:
 
 
 def _clean(path: Path) -> Path | bytes:
-    """A file as it may be published: text without passwords and without the name of the home folder."""
-    if path.suffix not in _TEXT:
+    """A file as it may be published: text without passwords and without the folders of this machine."""
+    if path.suffix not in _TEXT or path.name in TOKENIZER_FILES:  # to a tokenizer, `/usr/` is a word like others
         return path
     content = path.read_bytes()
     try:
@@ -213,7 +214,7 @@ def _clean(path: Path) -> Path | bytes:
 
 
 def _scrub(text: str) -> str:
-    """Text without passwords in URLs; the home folder becomes `~`."""
+    """Text without passwords in URLs; the home folder becomes `~`, and of other paths the last name stays."""
     home = str(Path.home())
-    text = _PASSWORD.sub(r"\1***@", text)
-    return re.sub(re.escape(home) + r"(?=[/\"'\s])", "~", text) if len(home) > 1 else text
+    text = re.sub(re.escape(home) + r"(?=[/\"'\s])", "~", text) if len(home) > 1 else text
+    return text_without_places(text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..folders import read_json, write_json
@@ -77,4 +78,41 @@ def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
         older["rope_scaling"] = rope
     if config.get("dtype") is not None:
         older["torch_dtype"] = config["dtype"]
-    return dict(sorted({**config, **older}.items()))
+    known = {name: value for name, value in config.items() if name not in _OF_THIS_MACHINE}
+    return dict(sorted({**known, **older}.items()))
+
+
+# A path from the root of this machine inside a text: at its beginning, or behind a blank, a quote or a bracket. Not a
+# URL, a fraction, a closing tag, or letters of base64. The scheme of `file:///a/b` and `sqlite:////a/b` is left.
+_PLACE = re.compile(
+    r"(?:(?<![\w/:.~<>+,*\\-])|(?<=:///)|(?<=://)(?=/)|(?<=git:)|(?<=pypi:))/(?:[^\s/\"'`<>|;,()\[\]]+/+)+"
+)
+_PASSWORD = re.compile(r"(\w+://)[^\s/:@\"']+:[^\s/@\"']+@")
+
+
+def without_places(value: Any) -> Any:
+    """Plain values as they may leave the house: of a path from the root of this machine its last name stays.
+
+    Whoever loads a release elsewhere cannot follow such a path, and it tells who made it where. What is relative,
+    below `~` or on the Hub stays as it is. Keys of mappings are looked at too; two that become one are numbered.
+    Passwords in URLs become `***`.
+    """
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            name = plain = str(without_places(key)) if isinstance(key, str) else key
+            number = 2
+            while name in found:
+                name, number = f"{plain} ({number})", number + 1
+            found[name] = without_places(item)
+        return found
+    if isinstance(value, list | tuple):
+        return [without_places(item) for item in value]
+    return text_without_places(value) if isinstance(value, str) else value
+
+
+def text_without_places(text: str) -> str:
+    """As `without_places`, for one text; a text that is a path as a whole may hold blanks."""
+    if text.startswith("/") and "\n" not in text:
+        return PurePosixPath(text).name or "."
+    return _PLACE.sub("", _PASSWORD.sub(r"\1***@", text))
