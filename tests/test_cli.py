@@ -1,6 +1,7 @@
 """The command line: help that teaches, bad input in one line, exit codes."""
 
 import ast
+import io
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_bad_input_is_one_line(
 
 def test_no_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["status"]) == 1
+    assert main(["status"]) == 2
     assert "`codenas search` starts one" in capsys.readouterr().err
 
 
@@ -178,3 +179,73 @@ def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert "2.5" in text
     assert "next-token" not in text  # nobody measured it
+
+
+def test_one_rule_of_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["status", str(tmp_path)], ["status", str(tmp_path / "nosuch")], ["plot", str(tmp_path)]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(f"codenas {words[0]}: no stud")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {code} " in text for code in (0, 1, 2, 130))
+
+
+def test_a_picture_has_one_of_two_endings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x.txt", "x", "x.PDF"):
+        assert main(["show", "nosuch", "--picture", str(tmp_path / name)]) == 2
+        assert "expected one of the two, got" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("licence", "hint"),
+    [
+        ("no such", "for any other licence give `other`"),
+        ("", "give `other`"),
+        ("MIT", "did you mean `mit`?"),
+        ("Apache 2.0", "did you mean `apache-2.0`?"),
+    ],
+)
+def test_a_licence_is_one_of_the_hub(licence: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["publish", "nosuch", "--repo-id", "me/x", "--license", licence, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert len(error.splitlines()) == 1
+
+
+class _Stdin(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(b"", "nothing came on stdin"), (b"x = '\xff'", "stdin is not text in UTF-8: invalid start byte at byte 5")],
+)
+def test_what_comes_on_stdin(
+    given: bytes, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codenas_hf.jobs.models.open_model", lambda *words, **options: None)
+    for words in (["complete", "a model"], ["complete", "a model", "-"]):
+        monkeypatch.setattr("sys.stdin", _Stdin(io.BytesIO(given)))
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x", "--temperature", "-1"], "`temperature` must be between 0 and 100, got -1.0"),
+        (["x", "--max-new-tokens", "0"], "`max_new_tokens` must be between 1 and inf, got 0"),
+        (["x\udcff"], "`prompt` is not text: character 2 is '\\udcff'"),
+        (["x", "--suffix", "\udcff"], "`suffix` is not text"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_before_anything_is_printed(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["complete", "./nosuch", *words]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert message in error

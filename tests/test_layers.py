@@ -43,7 +43,7 @@ INSIDE = {
         *("modules", "prompt_sets", "lm_eval_tasks"),  # read by path: by `evaluate`, by hand, by lm-eval
     ],
     "report": ["cells", "curve", "study_view", "tables", "comparison", "architecture", "drawing", "plots", "page"],
-    "release": ["spelling", "export", "targets", "cards", "parcels", "hub"],
+    "release": ["spelling", "export", "targets", "cards", "parcels", "hub_licences", "hub"],
     "jobs": [
         *("durations", "policies", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan"),
         *("status", "winner", "release", "train", "finish", "search", "models"),

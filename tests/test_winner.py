@@ -140,3 +140,8 @@ def test_status_of_a_folder_that_was_renamed_and_of_a_broken_one(
     text = capsys.readouterr().out
     assert "| demo.old1 | finished |" in text
     assert "| broken | unreadable |" in text
+
+
+def test_nobody_within_the_limits_is_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["winner", str(study), "limits.bytes=1"]) == 1
+    assert capsys.readouterr().out == "none      no evaluated architecture keeps these limits\n"

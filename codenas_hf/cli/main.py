@@ -43,7 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="start with:\n"
         "  codenas search                          from the Python on this machine to a winner\n"
         "  codenas status                          how the studies stand\n"
-        "  codenas complete runs/two_stage/winner  try it",
+        "  codenas complete runs/two_stage/winner  try it\n"
+        "exit status:\n"
+        "  0    done\n"
+        "  1    done, and nothing keeps the limits (search, winner); after a traceback: a bug of ours\n"
+        "  2    refused: one line says what to mend\n"
+        "  130  interrupted: the same command goes on",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (setup, text) in VERBS.items():
@@ -57,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
+        The exit code: 0 done; 1 done, and nothing keeps the limits; 2 refused, with one line that says why; 130
+        interrupted. A bug of ours raises, which Python ends with 1.
     """
     parser = build_parser()
     # argparse takes the words of a list only up to the next option; name=value may stand anywhere.

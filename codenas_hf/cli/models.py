@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..release.targets import TARGETS
 from .words import (
@@ -104,7 +104,11 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
 def complete_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas complete`."""
     verb.add_argument("model", help="folder, GGUF file or Hub id")
-    verb.add_argument("prompt", nargs="?", help="text to continue; '-' or a pipe reads stdin; none asks at a prompt")
+    verb.add_argument(
+        "prompt",
+        nargs="?",
+        help="text to continue, '' begins a file; '-' or a pipe reads stdin; none asks at a prompt",
+    )
     verb.add_argument("--suffix", help="text after the gap, to fill in the middle")
     verb.add_argument("--max-new-tokens", type=int, help="upper bound (default: 128)")
     verb.add_argument("--temperature", type=float, help="0 is greedy (default: 0.2)")
@@ -119,25 +123,44 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
         quiet()
         names = ("suffix", "max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-        model = open_model(options.model, trust_remote_code=options.trust_remote_code)
+        trust = options.trust_remote_code
 
-        def answer(prompt: str) -> None:
-            for piece in stream(model, prompt, **given):
+        def answer(model: Any, prompt: str, *, echo: str = "") -> None:
+            pieces = stream(model, prompt, trust_remote_code=trust, **given)
+            first = next(pieces, "")  # whatever is refused is refused by now, before anything is printed
+            print(echo, first, sep="", end="", flush=True)
+            for piece in pieces:
                 print(piece, end="", flush=True)
             print(flush=True)
 
         if options.prompt not in (None, "-"):
-            print(options.prompt, end="", flush=True)
-            answer(options.prompt)
-        elif options.prompt == "-" or not sys.stdin.isatty():
-            answer(sys.stdin.read())
+            answer(options.model, options.prompt, echo=options.prompt)
+            return 0
+        model = open_model(options.model, trust_remote_code=trust)
+        if options.prompt == "-" or not sys.stdin.isatty():
+            answer(model, _stdin_text())
         else:
             print("Write or paste code; an empty line completes it, Ctrl-D leaves.")
             while (prompt := _read_lines()) is not None:
-                answer(prompt)
+                answer(model, prompt)
         return 0
 
     return run
+
+
+def _stdin_text() -> str:
+    """All of stdin.
+
+    Raises:
+        ValueError: there is nothing, or it is not UTF-8.
+    """
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    if not text:
+        raise ValueError("nothing came on stdin: expected code to continue; a prompt of '' begins a file")
+    return text
 
 
 def _read_lines() -> str | None:
@@ -173,13 +196,15 @@ def compare_verb(verb: argparse.ArgumentParser) -> Run:
 def show_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas show`."""
     verb.add_argument("model", type=Path, help="release folder, or a study (its winner)")
-    verb.add_argument("--picture", type=Path, metavar="FILE", help="also draw it, as .png or .svg")
+    verb.add_argument("--picture", type=Path, metavar="FILE", help="also draw it: NAME.png and NAME.svg")
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:
         from ..jobs.releases import describe, draw
         from ..report.architecture import architecture_text
 
+        if options.picture is not None and options.picture.suffix not in (".png", ".svg"):
+            raise ValueError(f"--picture draws NAME.png and NAME.svg: expected one of the two, got {options.picture}")
         table = describe(options.model)
         if options.json:
             print_json([dict(row) for row in table.rows])

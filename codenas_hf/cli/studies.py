@@ -111,7 +111,7 @@ def status(verb: argparse.ArgumentParser) -> Run:
 
         table = status_table(options.folder)
         if not table.rows:
-            return fail(f"no studies in {options.folder}; `codenas search` starts one", code=1)
+            raise FileNotFoundError(f"no studies in {options.folder}; `codenas search` starts one")
         print_table(table, as_json=options.json)
         return 0
 
@@ -137,7 +137,9 @@ def winner_verb(verb: argparse.ArgumentParser) -> Run:
         if options.json:
             print_json(answer.to_dict())
         else:
-            print_table(answer.table())
+            table = answer.table()
+            if table.rows:
+                print_table(table)
             for line in answer.lines():
                 print(line)
         if options.release is not None:
@@ -174,7 +176,11 @@ def publish_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--create-pr", action="store_true", help="open pull requests in place of commits to main")
     verb.add_argument("--dry-run", action="store_true", help="prepare and check everything, touch no network")
     verb.add_argument("--what", default="model", help="any of model,space,dataset,study,collection (comma between)")
-    verb.add_argument("--license", default="mit", help="of the weights, as the Hub spells it (default: mit)")
+    verb.add_argument(
+        "--license",
+        default="mit",
+        help="of the weights, an identifier of the Hub such as apache-2.0, or other (default: mit)",
+    )
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:

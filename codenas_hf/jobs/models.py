@@ -48,8 +48,11 @@ def stream(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[str]:
-    """The text of `complete`, piece by piece as it comes. The arguments are those of `complete`."""
-    loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    """The text of `complete`, piece by piece as it comes. The arguments and errors are those of `complete`.
+
+    A setting out of range raises here, before the model is loaded; what the model cannot do raises at the first piece.
+    """
+    _check_text(prompt=prompt, suffix=suffix or "")
     settings = replace(
         decode.SHIPPED,
         max_new_tokens=max_new_tokens,
@@ -58,7 +61,17 @@ def stream(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    yield from decode.stream(loaded.model, loaded.tokenizer, prompt, settings=settings, suffix=suffix)
+    loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    return decode.stream(loaded.model, loaded.tokenizer, prompt, settings=settings, suffix=suffix)
+
+
+def _check_text(**texts: str) -> None:
+    """Refuses what no tokenizer takes: a lone surrogate, as a command line holds it for bytes that are not UTF-8."""
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`{name}` is not text: character {error.start + 1} is {text[error.start]!a}") from error
 
 
 def complete(
@@ -78,7 +91,7 @@ def complete(
 
     Args:
         model: folder, GGUF file or Hub id; or what `open_model` returned, for more than one prompt.
-        prompt: the text to continue, or what stands before the gap.
+        prompt: the text to continue, or what stands before the gap; an empty one begins a file.
         suffix: what stands after the gap.
         max_new_tokens: upper bound.
         temperature: 0 is greedy.
@@ -93,7 +106,8 @@ def complete(
 
     Raises:
         FileNotFoundError: a path that holds no model.
-        ValueError: a setting out of range; a suffix for a model that cannot fill gaps.
+        ValueError: a setting out of range; a suffix for a model that cannot fill gaps; an empty prompt for a
+            tokenizer without a start token; a text that is not Unicode.
     """
     return "".join(
         stream(

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils._validators import validate_repo_id
 
 from codenas_hf.folders import Release, StudyFolder
+from codenas_hf.release.hub_licences import check_licence
 from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, space_parcel, study_parcel
 
 _log = logging.getLogger(__name__)
@@ -44,10 +45,10 @@ class PublishSettings:
         private: create the repositories private.
         create_pr: open pull requests instead of committing to the main branch.
         what: any of model, space, dataset, study, collection.
-        license: of the weights, as the Hub spells it.
+        license: of the weights, one that the Hub knows (`HUB_LICENCES`).
 
     Raises:
-        ValueError: an id that the Hub does not accept, or an unknown kind.
+        ValueError: an id or a licence that the Hub does not know, or an unknown kind.
     """
 
     repo_id: str | None = None
@@ -59,6 +60,7 @@ class PublishSettings:
     def __post_init__(self) -> None:
         if self.repo_id is not None:
             _check_repo_id(self.repo_id)
+        check_licence(self.license)
         unknown = [kind for kind in self.what if kind not in KINDS]
         if unknown or not self.what:
             raise ValueError(f"`what` must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'nothing'}")
