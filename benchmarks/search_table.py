@@ -1,0 +1,298 @@
+"""A table to search in: every genome of one small space, trained alone, at five budgets of one continued training.
+
+    python -m benchmarks.search_table            # trains what is missing, then writes results/search_table.json
+    python -m benchmarks.search_table --latency  # times every genome in two runtimes; on a quiet machine
+
+A policy can then be judged on real trainings in seconds instead of hours. The space is a full factorial over
+vocabulary, width, layers, feed-forward width and kind of feed-forward network. A budget means what it means for the
+rungs of a study: warm-up, constant rate, decay; the next budget goes on from the state before the decay, so its price
+is the constant steps between and its own decay. One genome in ten is trained with three seeds: their spread is the
+noise floor of each budget.
+
+Every run is a process of its own with one thread, and the cost is its processor seconds, so other load delays the
+table and does not change it. Runs go in a fixed shuffled order, and what is finished is found again: a part of the
+table is a fair sample of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.results_file import RESULTS, protocol, read, write
+from codenas_hf.architecture.genome import Genome
+from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
+from codenas_hf.data.tokenizer import TokenizerSettings
+from codenas_hf.engine import Budget
+from codenas_hf.folders import read_json, write_json
+from codenas_hf.generation import llama_cpp
+from codenas_hf.measure.candidate import CandidateSettings, candidate_seed, new_model, round_weights, save_artifact
+from codenas_hf.measure.latency import default_protocol
+from codenas_hf.measure.score import Score, score_passages
+from codenas_hf.measure.timing import measure_latency
+from codenas_hf.release.export import export_stock
+from codenas_hf.training import OptimSettings, TrainSettings, train
+
+BUDGETS = (20, 40, 80, 160, 360)
+SEEDS = 3  # of one genome in ten; the others have seed 0
+SEARCH_BYTES, REPORT_BYTES = 64_000, 128_000
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "vocab_size": (1024, 2048, 4096),
+    "hidden_size": (64, 96, 128, 160),
+    "num_hidden_layers": (2, 3, 4, 6),
+    "feed_forward": (2, 4),  # intermediate_size over hidden_size
+    "kind": ("gated", "plain"),  # a stock Llama with SwiGLU, a stock Arcee with squared ReLU
+}
+HEAD_DIM = 32
+# Written out, so that the table stays what it is when defaults move on.
+TRAIN = TrainSettings(
+    optim=OptimSettings(schedule="stable", decay_share=0.2, decay_floor=0.0),
+    sequence_length=256,
+    tokens_per_step=1024,
+)
+CANDIDATE = CandidateSettings(score_bytes=SEARCH_BYTES)
+
+
+def genome_of(values: Mapping[str, Any]) -> Genome:
+    """The genome of one combination of `CHOICES`."""
+    width, gated = values["hidden_size"], values["kind"] == "gated"
+    return Genome(
+        vocab_size=values["vocab_size"],
+        hidden_size=width,
+        num_hidden_layers=values["num_hidden_layers"],
+        num_attention_heads=width // HEAD_DIM,
+        num_key_value_heads=1,
+        intermediate_size=values["feed_forward"] * width,
+        mlp_type="gated" if gated else "plain",
+        hidden_act="silu" if gated else "relu2",
+    )
+
+
+def combinations() -> list[dict[str, Any]]:
+    """All of the space, in a fixed shuffled order."""
+    every = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+    return [every[at] for at in np.random.default_rng(0).permutation(len(every))]
+
+
+def wanted() -> list[tuple[dict[str, Any], int]]:
+    """All runs in the order in which they are made: combination and seed."""
+    runs = []
+    for number, values in enumerate(combinations()):
+        runs += [(values, seed) for seed in range(SEEDS if number % 10 == 0 else 1)]
+    return runs
+
+
+def by_project(score: Score) -> dict[str, list[float]]:
+    """Bits and bytes of each project, for paired comparisons."""
+    bits = np.bincount(score.project, weights=score.rows.nats / np.log(2), minlength=len(score.projects))
+    counts = np.bincount(score.project, weights=score.row_bytes, minlength=len(score.projects))
+    return {"bits": [round(float(x), 1) for x in bits], "bytes": [int(x) for x in counts]}
+
+
+def execute(values: Mapping[str, Any], seed: int, *, data: PreparedData) -> dict[str, Any]:
+    """One continued training, scored at every budget as it would be shipped (bfloat16)."""
+    disable_progress_bar()  # of saving weights
+    torch.set_num_threads(1)
+    genome = genome_of(values)
+    tokens = data.tokens(genome.vocab_size, "train")
+    texts = {
+        which: data.passages(genome.vocab_size, which, length=TRAIN.sequence_length, max_bytes=max_bytes)
+        for which, max_bytes in (("search", SEARCH_BYTES), ("report", REPORT_BYTES))
+    }
+    accelerator, state, points = Accelerator(cpu=True, mixed_precision="no"), None, []
+    with tempfile.TemporaryDirectory() as scratch:
+        for budget in BUDGETS:
+            start, wall = time.process_time(), time.perf_counter()
+            weights_seed = candidate_seed(genome, seed=seed)
+            model = new_model(genome, train=TRAIN, settings=CANDIDATE, seed=weights_seed)
+            settings = TrainSettings(**{**vars(TRAIN), "seed": seed})
+            trained = train(
+                model, tokens, Budget("steps", budget), settings=settings, folder=Path(scratch) / str(budget),
+                resume_from=state, accelerator=accelerator,
+            )  # fmt: skip
+            state = trained.checkpoint
+            round_weights(model, torch.bfloat16)
+            artifact = Path(scratch) / "artifact"
+            size = save_artifact(model, tokenizer=data.tokenizer(genome.vocab_size), folder=artifact)
+            shutil.rmtree(artifact)
+            model.float()
+            point: dict[str, Any] = {"steps": budget, "steps_run": trained.steps_run, "artifact_bytes": size}
+            before_scoring = time.process_time()
+            search = score_passages(model, texts["search"])
+            point |= {"search": {"bits_per_byte": search.bits_per_byte, **by_project(search)}}
+            now = time.process_time()
+            # What an evaluation of a study costs: training and scoring on the search text.
+            point |= {"cpu_seconds": now - start, "scoring_cpu_seconds": now - before_scoring}
+            point |= {"wall_seconds": time.perf_counter() - wall, "precision": trained.precision}
+            if budget == BUDGETS[-1]:
+                report = score_passages(model, texts["report"])
+                point |= {"report": {"bits_per_byte": report.bits_per_byte, **by_project(report)}}
+                point |= {"curve": [[round(p["step"]), round(p["loss"], 4)] for p in trained.curve]}
+            points.append(point)
+    return {
+        "genome_id": genome.genome_id,
+        "genes": dict(values),
+        "seed": seed,
+        "num_parameters": genome.num_parameters(),
+        "budgets": points,
+        "projects": {which: list(text.projects) for which, text in texts.items()},
+    }
+
+
+def latency_of(values: Mapping[str, Any], *, data: PreparedData) -> dict[str, Any]:
+    """Milliseconds of one further token in our own loop and, where its wheel is installed, in llama.cpp (q8_0)."""
+    torch.set_num_threads(1)
+    genome = genome_of(values)
+    model = new_model(genome, train=TRAIN, settings=CANDIDATE, seed=0).eval()
+    found: dict[str, Any] = {
+        "genome_id": genome.genome_id,
+        "torch": measure_latency(model, default_protocol("cpu")).decode_ms,
+    }
+    if llama_cpp.is_installed():
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = data.tokenizer(genome.vocab_size)
+            path = write_gguf(export_stock(model), Path(folder) / "model.gguf", tokenizer=tokenizer)
+            found["file_bytes_q8_0"] = path.stat().st_size
+            runtime = llama_cpp.LlamaCppRuntime(path)
+            ids = [int(x) for x in np.random.default_rng(0).integers(16, genome.vocab_size, size=192)]
+            times = []
+            for _ in range(3):
+                runtime.logits(ids[:1])
+                runtime.logits(ids[:64])
+                for length in range(65, len(ids)):
+                    start = time.perf_counter()
+                    runtime.logits(ids[:length])
+                    times.append(time.perf_counter() - start)
+            found["llama.cpp"] = statistics.median(times) * 1000
+            runtime.close()
+    return found
+
+
+def main() -> None:
+    """Works through the runs, then writes the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/search_table"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data-bytes", type=int, default=40_000_000)
+    parser.add_argument("--latency", action="store_true", help="time every genome; nothing else may run meanwhile")
+    parser.add_argument("--partial", action="store_true", help="write what is there and train nothing")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    note = options.folder / "data.json"
+    if options.run:
+        values, seed, path = json.loads(options.run)
+        data = PreparedData.from_dict(read_json(note), beside=options.folder)
+        write_json(Path(path), execute(values, seed, data=data))
+        return
+    data = prepare_data(
+        corpus=CorpusSettings(max_bytes=options.data_bytes), tokenizer=TokenizerSettings(),
+        vocab_sizes=CHOICES["vocab_size"], folder=options.folder / "data",
+    )  # fmt: skip
+    write_json(note, data.to_dict(beside=options.folder))
+    key = [asdict(TRAIN), BUDGETS, SEARCH_BYTES, REPORT_BYTES, data.digest]
+    runs = options.folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    runs.mkdir(exist_ok=True)
+    if options.latency:
+        for number, values in enumerate(combinations()):
+            path = runs / f"latency-{genome_of(values).genome_id}.json"
+            if not path.exists():
+                write_json(path, latency_of(values, data=data))
+                print(f"{number + 1} of {len(combinations())}", flush=True)
+    elif not options.partial:
+        train_all(runs, folder=options.folder, workers=options.workers)
+    print(assemble(runs, data=data))
+
+
+def train_all(runs: Path, *, folder: Path, workers: int) -> None:
+    """Makes every run that is not there, so many at a time."""
+
+    def place(values: Mapping[str, Any], seed: int) -> Path:
+        return runs / f"{genome_of(values).genome_id}-{seed}.json"
+
+    every = wanted()
+    active: dict[Path, subprocess.Popen[bytes]] = {}
+    waiting = [run for run in every if not place(*run).exists()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    while waiting or active:
+        for path, process in list(active.items()):
+            if process.poll() is not None:
+                del active[path]
+                if not path.exists():
+                    raise SystemExit(f"{path.name} failed; its traceback is above")
+                print(f"{len(every) - len(waiting) - len(active)} of {len(every)}: {path.name}", flush=True)
+        while waiting and len(active) < workers:
+            values, seed = waiting.pop(0)
+            path = place(values, seed)
+            words = ["--folder", str(folder), "--run", json.dumps([values, seed, str(path)])]
+            active[path] = subprocess.Popen([sys.executable, "-m", "benchmarks.search_table", *words], env=environment)
+        time.sleep(0.5)
+
+
+def assemble(runs: Path, *, data: PreparedData) -> Path:
+    """One row a genome and seed, and the noise floor of each budget."""
+    rows = [read_json(path) for path in sorted(runs.glob("*-[0-9].json"))]
+    latency = {found["genome_id"]: found for found in map(read_json, sorted(runs.glob("latency-*.json")))}
+    projects = rows[0]["projects"] if rows else {}
+    for row in rows:
+        del row["projects"]
+        times = latency.get(row["genome_id"])
+        row["latency"] = None if times is None else {name: x for name, x in times.items() if name != "genome_id"}
+    return write(
+        "search_table",
+        protocol=protocol(
+            genomes=len(combinations()), runs=len(rows), runs_wanted=len(wanted()), budgets=list(BUDGETS), threads=1,
+            train=asdict(TRAIN), search_bytes=SEARCH_BYTES, report_bytes=REPORT_BYTES, data=data.digest[:16],
+            precision=rows[0]["budgets"][0]["precision"] if rows else None, projects=projects,
+            noise=noise(rows), cost="processor seconds of one thread, training and scoring on search text",
+        ),
+        rows=rows,
+        columns=["genome_id", "seed", "num_parameters"],
+    )  # fmt: skip
+
+
+def noise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each budget: standard deviation between seeds of one genome, of the bits per byte and relative to it."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["genome_id"], []).append(row)
+    floors = []
+    for number, budget in enumerate(BUDGETS):
+        seeds = [[row["budgets"][number]["search"]["bits_per_byte"] for row in group] for group in groups.values()]
+        variances = [statistics.variance(bits) for bits in seeds if len(bits) == SEEDS]
+        if variances:
+            deviation = statistics.fmean(variances) ** 0.5
+            mean = statistics.fmean(statistics.fmean(bits) for bits in seeds)
+            floors.append(
+                {"steps": budget, "genomes": len(variances), "deviation": deviation, "share": deviation / mean}
+            )
+    return floors
+
+
+def load() -> list[dict[str, Any]]:
+    """The rows of the committed table."""
+    rows: list[dict[str, Any]] = read(RESULTS / "search_table.json")["rows"]
+    return rows
+
+
+if __name__ == "__main__":
+    main()
