@@ -16,6 +16,7 @@ from codenas_hf.jobs.durations import Duration
 from codenas_hf.jobs.plan import FEWEST_STEPS, Pace, Plan, make_plan, study_plan
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.spaces import largest_bytes, limit_lines, load_space, pick_space, with_space
+from codenas_hf.jobs.study import forget_waiting, waiting
 from codenas_hf.strict_yaml import SettingsError, dump, load
 
 CPU = Hardware("cpu", "x", 2)
@@ -105,9 +106,27 @@ def test_too_little_time_says_how_much_is_needed() -> None:
 
 
 def test_a_time_beside_what_it_plans_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"`search.time` plans `search.generations`"):
+    with pytest.raises(SettingsError, match=r"`search.time` \(3h\) plans `search.generations`"):
         RunSettings.of("search.time=3h", "search.generations=8")
     assert RunSettings.of("search.time=3h", "search.seed=8").search.time == Duration(10800)
+
+
+def test_a_time_of_a_file_is_not_overridden_in_silence(tmp_path: Path) -> None:
+    stored = tmp_path / "settings.yaml"
+    begun = RunSettings.of("search.time=3h")
+    planned = dataclasses.replace(begun.search, generations=4, population=12)
+    stored.write_text(dump(dataclasses.replace(begun, search=planned)))
+    for word in ("search.generations=8", "search.population=8", "search.keep=[1]"):
+        with pytest.raises(SettingsError, match=r"`search.time` \(3h\) plans `search\.\w+`: .* search.time=null"):
+            RunSettings.of(word, config=[stored])
+        with pytest.raises(SettingsError, match=r"`search.time` \(5h\) plans"):
+            RunSettings.of(word, "search.time=5h", config=[stored])
+    mine = RunSettings.of("search.time=null", "search.generations=8", config=[stored]).search
+    assert (mine.time, mine.generations, mine.population) == (None, 8, 12)
+    assert RunSettings.of("search.time=6h", config=[stored]).search.time == Duration(21600)
+    plain = tmp_path / "later.yaml"
+    plain.write_text("search:\n  time: null\n")
+    assert RunSettings.of("search.generations=8", config=[stored, plain]).search.generations == 8
 
 
 def test_a_plan_is_a_fact_of_the_study(
@@ -130,7 +149,10 @@ def test_a_plan_is_a_fact_of_the_study(
         )
 
     first, plan = start("search.time=30m")
-    assert StudyFolder(tmp_path).plan.is_file()
+    assert not StudyFolder(tmp_path).plan.exists()  # not before the folder is known to hold this study
+    assert start("search.time=30m") == (first, plan)  # as another process of the launch
+    waiting(StudyFolder(tmp_path).plan).replace(StudyFolder(tmp_path).plan)
+    kept = StudyFolder(tmp_path).plan.read_bytes()
     assert start("search.time=30m") == (first, plan)
     assert plan is not None
     assert first.search.generations == plan.generations
@@ -139,6 +161,9 @@ def test_a_plan_is_a_fact_of_the_study(
     assert any(line.startswith("plan      30 min") for line in said)
     longer, _ = start("search.time=8h")
     assert longer.search.rungs == first.search.rungs
+    assert StudyFolder(tmp_path).plan.read_bytes() == kept
+    forget_waiting(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".json"] == ["plan.json"]
     plain, none = start("search.seed=1")
     assert none is None
     assert plain.search.population == RunSettings().search.population

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.data import DataError, PreparedData
-from codenas_hf.folders import StudyFolder
+from codenas_hf.engine import IdentityError
+from codenas_hf.folders import StudyFolder, read_json
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
 from codenas_hf.jobs.policies import POLICIES
@@ -321,6 +322,23 @@ def test_a_fresh_start_that_does_not_come_to_start_puts_the_study_back(
     assert (study / "study.journal").read_text() == "dear"
     assert {path.name for path in study.parent.iterdir() if path.name.startswith("two_stage")} == {"two_stage"}
     assert "again" in said[-1]
+
+
+def test_a_refused_command_decides_nothing(
+    tmp_path: Path, tiny_corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        assert read_json(study / ".next.precision.json")["asked"] == "float32", "for the other ranks"
+        raise IdentityError("another search")
+
+    study = tmp_path / "runs" / "two_stage"
+    settings = tiny_settings(tmp_path, tiny_corpus_folder, "device=cpu")
+    model = latency_model(load_space(settings.space))
+    monkeypatch.setattr("codenas_hf.jobs.search.study_latency", lambda *words, **options: model)
+    monkeypatch.setattr("codenas_hf.jobs.search.run_search", refused)
+    with pytest.raises(IdentityError, match="another search"):
+        search(settings, say=lambda line: None)
+    assert [path.name for path in study.rglob("*") if path.suffix != ".lock"] == []
 
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, tiny_corpus_folder: Path) -> None:

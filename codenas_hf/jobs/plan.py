@@ -21,6 +21,7 @@ from ..hardware import Hardware, exclusively
 from ..strict_yaml import SettingsError
 from .cost import seconds_per_step
 from .settings import RunSettings
+from .study import waiting
 
 Say = Callable[[str], None]
 
@@ -203,7 +204,10 @@ def _products(genome: Genome) -> float:
 
 def read_plan(folder: Path) -> Plan | None:
     """The plan of a study; None where it has none."""
-    note = StudyFolder(folder).plan
+    return _read(StudyFolder(folder).plan)
+
+
+def _read(note: Path) -> Plan | None:
     if not note.exists():
         return None
     stored = read_json(note)
@@ -223,7 +227,8 @@ def study_plan(
     """The settings with the search planned by the clock; unchanged without `search.time`.
 
     The plan is made by the first process of the study, and kept: later ones, on whatever machine, have the same rungs.
-    Another time for the same study keeps its rungs and changes the number of generations.
+    Another time for the same study keeps its rungs and changes the number of generations. A new plan waits until the
+    folder is known to hold this study (`study.keep_facts`).
 
     Args:
         settings: of the run.
@@ -249,9 +254,9 @@ def study_plan(
                 f"`search.time`: {folder} was begun without one, and its rungs stay as they are: leave it out, begin "
                 "another with study=NAME, or put this one aside with --fresh"
             )
-        if earlier is not None and earlier.time_s == ladder.time.seconds:
-            plan = earlier
-        else:
+        same = (p for p in (earlier, _read(waiting(note))) if p is not None and p.time_s == ladder.time.seconds)
+        plan = next(same, None)
+        if plan is None:
             plan = make_plan(
                 ladder.time.seconds,
                 pace=measure_pace(settings, space=space, data=data, hardware=hardware),
@@ -262,7 +267,7 @@ def study_plan(
                 earlier=earlier,
                 finish_s=None if ladder.finish == "auto" else 0.0 if ladder.finish is None else ladder.finish.seconds,
             )
-            write_json(note, dataclasses.asdict(plan))
+            write_json(waiting(note), dataclasses.asdict(plan))
     for line in plan.lines(workers=workers, audit=ladder.audit):
         say(line)
     planned = dataclasses.replace(

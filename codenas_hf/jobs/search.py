@@ -39,7 +39,16 @@ from .policies import POLICIES
 from .release import LostWeightsError, release_trial
 from .settings import RunSettings
 from .spaces import limit_lines, with_space
-from .study import corners, keep_facts, report_study, screened, study_data, study_latency, study_precision
+from .study import (
+    corners,
+    forget_waiting,
+    keep_facts,
+    report_study,
+    screened,
+    study_data,
+    study_latency,
+    study_precision,
+)
 from .text import load_space
 from .wanted import objective_limits
 from .winner import advice
@@ -106,7 +115,10 @@ def search(
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     space = load_space(settings.space)
     with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
-        result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, started=started, say=say)
+        try:
+            result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, started=started, say=say)
+        finally:
+            forget_waiting(folder)
     if not main:
         return SearchOutcome(result, folder)
     winner = None

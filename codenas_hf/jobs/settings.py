@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..data import CorpusSettings, TokenizerSettings
 from ..folders import StudyFolder
@@ -15,6 +15,7 @@ from ..measure.candidate import CandidateSettings
 from ..release.hub import PublishSettings
 from ..strict_yaml import SettingsError, load, parse_overrides, read_yaml
 from ..training import TrainSettings
+from .durations import Duration
 from .wanted import PLANNED, LadderSettings, LimitSettings, WeightSettings
 
 _TAKEN = ("data", "latency", "trackers")  # what else lies in the folder of studies
@@ -40,6 +41,13 @@ def config_path(name: str | Path) -> Path:
     folder = given.parent
     known = sorted(str(folder / p.stem) for root in roots for p in (root / folder).glob("*.yaml"))
     raise SettingsError(f"no settings file {name}; " + (f"there are {', '.join(known)}" if known else "give a path"))
+
+
+def _search_time(layers: Iterable[Mapping[str, Any]]) -> Any:
+    """`search.time` where mappings of settings lie on each other, the last on top; as it was typed, or as text."""
+    ladders = [ladder for layer in layers if isinstance(ladder := layer.get("search"), Mapping) and "time" in ladder]
+    time = ladders[-1]["time"] if ladders else None
+    return Duration(**time) if isinstance(time, Mapping) else time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +121,10 @@ class RunSettings:
         given = parse_overrides(words)
         ladder = given.get("search")
         planned = [name for name in PLANNED if isinstance(ladder, Mapping) and name in ladder]
-        if planned and isinstance(ladder, Mapping) and "time" in ladder:
+        if planned and (time := _search_time([*map(read_yaml, files), given])) is not None:
             raise SettingsError(
-                f"`search.time` plans `search.{planned[0]}`: give the time, or say yourself how much is searched"
+                f"`search.time` ({time}) plans `search.{planned[0]}`: give another time, or say yourself how much is "
+                "searched and add search.time=null"
             )
         if Hardware.discover().device == "cuda" and "device=cpu" not in words:
             files.insert(0, config_path("gpu"))

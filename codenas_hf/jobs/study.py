@@ -63,14 +63,30 @@ def keep_facts(
 ) -> None:
     """Writes what a study stands on into its folder: settings, which data, the latency model.
 
-    Only once the folder is known to hold this study: a refused command must change nothing.
+    Only once the folder is known to hold this study: a refused command must change nothing. What was decided for it
+    meanwhile, and was waiting, becomes a fact with that.
     """
     study = StudyFolder(folder)
+    for fact in (study.precision, study.plan):
+        with contextlib.suppress(FileNotFoundError):
+            waiting(fact).replace(fact)
     with whole_file(study.settings) as draft:
         draft.write_text(dump(settings), encoding="utf-8")
     write_json(study.data, {"settings": _named_text(settings, space.vocab_sizes), "data": data.to_dict(beside=folder)})
     if not study.latency.exists():
         write_json(study.latency, latency.to_dict())
+
+
+def waiting(fact: Path) -> Path:
+    """Where a decision waits until the folder is known to hold its study; all processes of a launch find it there."""
+    return fact.with_name(f".next.{fact.name}")
+
+
+def forget_waiting(folder: Path) -> None:
+    """Removes decisions that did not become facts, because the command was refused."""
+    study = StudyFolder(folder)
+    for fact in (study.precision, study.plan):
+        waiting(fact).unlink(missing_ok=True)
 
 
 def study_latency(
@@ -98,16 +114,19 @@ def study_precision(settings: RunSettings, *, folder: Path, hardware: Hardware) 
     """The settings with the number format of training decided: once per study, as the first of its processes found.
 
     Every worker, rank and restart takes it from there, on whatever machine; other products would be another search.
+    What is decided now waits, see `keep_facts`.
     """
     own = StudyFolder(folder).precision
     with exclusively(folder / ".precision.lock"):
-        try:
-            precision = read_json(own)["precision"]
-        except FileNotFoundError:
+        found = next((path for path in (own, waiting(own)) if path.exists()), None)
+        if found is not None:
+            precision = read_json(found)["precision"]
+        else:
             precision = precision_name(
                 resolve_precision(settings.train.precision, device=torch.device(hardware.device))
             )
-            write_json(own, {"precision": precision, "asked": settings.train.precision, "device": hardware.name})
+            asked = settings.train.precision
+            write_json(waiting(own), {"precision": precision, "asked": asked, "device": hardware.name})
     train = dataclasses.replace(settings.train, precision=precision)
     return dataclasses.replace(settings, train=train)
 
