@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.measure.latency import LatencyModel, default_protocol
 from codenas_hf.measure.timing import measure_latency
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:

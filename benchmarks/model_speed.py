@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.architecture.genome import Genome
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
+from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.release.export import export_stock
 
 GPT2: dict[str, Any] = {
@@ -105,7 +105,7 @@ def peak_logits_bytes(chunk: int | None, tokens: int, vocab_size: int) -> int:
     code = f"""
 import re, torch
 from codenas_hf.architecture.genome import Genome
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
+from codenas_hf.generation.loading import CodeNASForCausalLM
 genes = dict(vocab_size={vocab_size}, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
 model = CodeNASForCausalLM(Genome(**genes).to_config())
 def step(rows, chunk):

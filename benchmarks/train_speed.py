@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.engine import Budget
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
+from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.training import OptimSettings, TrainSettings, build_model, train
 from codenas_hf.training.budgets import flops_per_token
 

@@ -16,8 +16,8 @@ from benchmarks.results_file import RESULTS, protocol, read, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, TokenizerSettings, prepare_data
 from codenas_hf.engine import Budget
+from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.measure.score import score_passages
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import TrainSettings, build_model, train
 
 PRE_TOKENIZERS = ("qwen2", "indent", "line")

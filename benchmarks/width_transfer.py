@@ -19,8 +19,8 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
+from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.measure.score import score_passages
-from codenas_hf.modeling_codenas import CodeNASForCausalLM
 from codenas_hf.training import DivergenceError, OptimSettings, TrainSettings, build_model, train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

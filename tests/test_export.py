@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.cli.main import mistake
-from codenas_hf.compression.gguf import PRE_TYPES, write_gguf
+from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.compression.gguf_words import PRE_TYPES
 from codenas_hf.data.tokenizer import PATTERNS
 from codenas_hf.folders import Record, folder_bytes
 from codenas_hf.generation.loading import load_model

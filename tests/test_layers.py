@@ -31,9 +31,20 @@ INSIDE = {
     "training": [
         *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),
     ],
-    "compression": ["formats", "quantize", "vocabulary", "prune", "gguf", "onnx", "packed"],
+    "compression": ["formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "llama_cpp", "decode"],
-    "measure": ["timing", "metrics", "latency", "provenance", "intervals", "rows", "score", "candidate", "confirm"],
+    "measure": [
+        "timing",
+        "metrics",
+        "latency",
+        "provenance",
+        "intervals",
+        "rows",
+        "score",
+        "shipped",
+        "candidate",
+        "confirm",
+    ],
     "sandbox": [
         *("confinement", "jail_types", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"),
     ],

@@ -308,7 +308,7 @@ class SearchSpace:
             genome, _ = self._try(fixed | dict(zip(varied, values, strict=True)))
             if genome is None:
                 continue
-            name, reasons = stock_architecture(_stock_view(genome))
+            name, reasons = stock_architecture(stock_view(genome))
             if name is None:
                 shown = dict(zip(varied, values, strict=True))
                 raise ValueError(f"`export: stock`, but {shown} is no stock architecture: {'; '.join(reasons)}")
@@ -391,7 +391,7 @@ def _listed(what: str, values: Any) -> tuple[Any, ...]:
     return tuple(plain(value) for value in values)
 
 
-def _stock_view(genome: Genome) -> SimpleNamespace:
+def stock_view(genome: Genome) -> SimpleNamespace:
     """The fields of the configuration that decide, without per-block values; a config takes 5 ms to make."""
     types = [LAYER_LETTERS[letter] for letter in genome.block_letters]
     return SimpleNamespace(**genome.to_dict(), layer_types=types, is_heterogeneous=False)

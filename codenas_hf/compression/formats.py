@@ -69,10 +69,15 @@ class Format:
     readers: tuple[str, ...]
     file_type: int
 
+    @property
+    def coded(self) -> bool:
+        """Weights are codes in blocks, which ship in a GGUF file; else numbers, which ship in a folder."""
+        return self.matrix.points is not None
+
     def block_of(self, name: str, shape: tuple[int, ...]) -> Block:
-        """The block of one tensor by its name and shape."""
-        if len(shape) != 2:
-            return BLOCKS["f32"] if self.matrix.points else self.matrix
+        """The block of one tensor by its name and shape; no reader takes a table of positions in codes."""
+        if len(shape) != 2 or (self.coded and is_positions(name)):
+            return BLOCKS["f32"] if self.coded else self.matrix
         return self.embedding if is_embedding(name) else self.matrix
 
 
@@ -88,6 +93,8 @@ FORMATS = {
         Format(name="iq4_nl", matrix=BLOCKS["iq4_nl"], embedding=BLOCKS["q8_0"], readers=("llama.cpp",), file_type=25),
     )
 }
+# What a study can ship: its winner is a folder for transformers in bf16, or has a GGUF file in codes beside that.
+SHIPPED = ("bf16", *(name for name, form in FORMATS.items() if form.coded))
 # Name of an ONNX form: the block of its matrices, and the file's name in a release, which transformers.js looks for.
 ONNX_FORMS: dict[str, tuple[Block | None, str]] = {
     "fp32": (None, "model.onnx"),
@@ -101,6 +108,11 @@ PACKED_FORMS: dict[str, Block] = {"int8": BLOCKS["q8_0"], "int4": BLOCKS["q4_0"]
 def is_embedding(name: str) -> bool:
     """True for the tables of tokens and positions and for the head."""
     return any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+
+
+def is_positions(name: str) -> bool:
+    """True for a table of learned positions."""
+    return any(part in name for part in ("embed_positions", "wpe"))
 
 
 def find_format(name: str) -> Format:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import math
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..data.tokenizer import PATTERNS
-from ..folders import Release, read_json, whole_file
-from .formats import BLOCKS, Block, Format, find_format
+from ..folders import whole_file
+from .formats import BLOCKS, Block, Format, find_format, is_positions
+from .gguf_words import add_words, read_words
 from .quantize import as_stored, quantize, transposed
 
-# llama.cpp has pre-tokenizers by name only: how `tokenizer.json` splits text, as `_splits` reads it, to that name.
-_BYTES = ("ByteLevel", False, False)
-PRE_TYPES: dict[tuple[tuple[Any, ...], ...], str] = {
-    (("Split", PATTERNS["qwen2"]), _BYTES): "qwen2",
-    (("Split", PATTERNS["qwen2"].replace(r"|\p{N}|", r"|\p{N}{1,3}|")), _BYTES): "llama-bpe",
-    (("ByteLevel", False, True),): "gpt-2",
-    (("Digits", True), ("ByteLevel", False, True)): "smollm",
-}
+_ALIGNED = 32  # bytes: where a GGUF file begins its tensors, and each of them
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
     Args:
         model: of a stock class of `ARCHITECTURES`.
         path: the file.
-        tokenizer: folder of a byte-level BPE tokenizer that splits text as one of `PRE_TYPES` does.
+        tokenizer: folder of a byte-level BPE tokenizer that splits text as one of `gguf_words.PRE_TYPES` does.
         form: a storage format of `FORMATS`.
 
     Raises:
@@ -77,23 +73,16 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
             the layer), or llama.cpp cannot do what the tokenizer does (names it). Nothing is written then.
         ImportError: the package gguf is absent.
     """
-    try:
-        import gguf
-    except ModuleNotFoundError as error:
-        why = 'GGUF files are written by the package gguf: pip install "codenas-hf[export]"'
-        raise ModuleNotFoundError(why, name="gguf") from error
-
+    gguf = _package()
     storage = find_format(form)
-    architecture = _architecture_of(model)
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    state = read_json(Release(tokenizer).tokenizer)  # what lies there: loading adds a post-processor
-    pre_type = _pre_type(state, tokenizer)
+    architecture = _architecture_of(model.config)
+    words = read_words(tokenizer)
     tensors = _tensors(model, architecture, storage)
     with whole_file(path) as draft:
         writer = gguf.GGUFWriter(str(draft), architecture.name)
         try:
             _add_header(writer, model.config, architecture, file_type=storage.file_type)
-            _add_tokenizer(writer, words, state, vocab_size=int(model.config.vocab_size), pre_type=pre_type)
+            add_words(writer, words, vocab_size=int(model.config.vocab_size))
             for name, block, weight in tensors:
                 if block.points is None:
                     kind = {"f32": torch.float32, "f16": torch.float16}.get(block.name)
@@ -116,13 +105,92 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
     return path
 
 
-def _architecture_of(model: PreTrainedModel) -> _Architecture:
-    """llama.cpp's architecture of a model.
+@dataclass(frozen=True)
+class Layout:
+    """What GGUF files of one architecture, tokenizer and format have in common, and so how long each will be.
+
+    Args:
+        architecture: in llama.cpp.
+        storage: the format.
+        head_bytes: of everything before the list of tensors.
+    """
+
+    architecture: _Architecture
+    storage: Format
+    head_bytes: int
+
+    def file_bytes(self, shapes: Mapping[str, tuple[int, ...]], *, layers: int) -> int:
+        """Bytes of the file with these tensors, by their names in transformers; equal to those of the written file.
+
+        Args:
+            shapes: of the stock class's parameters; a tied head does not stand among them.
+            layers: of the model.
+        """
+        names = _names(self.architecture.name, layers)
+        shapes = dict(shapes)
+        if self.architecture.own_head and "lm_head.weight" not in shapes:
+            shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+        listed = stored = 0
+        for name, shape in shapes.items():
+            bits = _block_of(self.storage, name, shape).bits
+            listed += 24 + len(_place(names, name, self.architecture)) + 8 * len(shape)
+            stored += _aligned(round(math.prod(shape) * bits / 8))
+        return _aligned(self.head_bytes + listed) + stored
+
+
+def check_architecture(config: Any) -> None:
+    """Refuses a model that llama.cpp does not compute as transformers does, by its configuration.
+
+    Raises:
+        ValueError, ImportError: as `write_gguf`.
+    """
+    _package()
+    _architecture_of(config)
+
+
+def file_layout(config: Any, *, tokenizer: Path, form: str) -> Layout:
+    """The layout of the files of models like one, from its configuration alone.
+
+    Args:
+        config: of a stock class; its numbers do not matter.
+        tokenizer: folder of the tokenizer.
+        form: a storage format of `FORMATS`.
+
+    Raises:
+        ValueError, ImportError: as `write_gguf`.
+    """
+    gguf = _package()
+    storage, architecture = find_format(form), _architecture_of(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head.gguf"
+        writer = gguf.GGUFWriter(str(path), architecture.name)
+        _add_header(writer, config, architecture, file_type=storage.file_type)
+        add_words(writer, read_words(tokenizer), vocab_size=int(config.vocab_size))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return Layout(architecture, storage, path.stat().st_size)
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ModuleNotFoundError as error:
+        why = 'GGUF files are written by the package gguf: pip install "codenas-hf[export]"'
+        raise ModuleNotFoundError(why, name="gguf") from error
+    return gguf
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _architecture_of(config: Any) -> _Architecture:
+    """llama.cpp's architecture of a model by its configuration.
 
     Raises:
         ValueError: there is none, or it computes something else.
     """
-    config: Any = model.config
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise ValueError(
@@ -169,75 +237,6 @@ def _add_header(writer: Any, config: Any, architecture: _Architecture, *, file_t
     writer.add_file_type(file_type)
 
 
-def _pre_type(state: dict[str, Any], folder: Path) -> str:
-    """llama.cpp's name for how a tokenizer splits text.
-
-    Raises:
-        ValueError: it has none, or cannot do something else that the tokenizer does.
-    """
-    model, after = state["model"], state.get("post_processor") or {}
-    against = []
-    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("continuing_subword_prefix"):
-        against.append(f"its model is {model['type']}, not byte-level BPE")
-    if state.get("normalizer") is not None:
-        against.append(f"it changes the text first ({state['normalizer']['type']})")
-    if any("SpecialToken" in piece for piece in after.get("single", [])) or "processors" in after or "cls" in after:
-        against.append(f"it adds tokens to every text ({after['type']})")
-    if against:
-        raise ValueError(f"llama.cpp cannot read text as the tokenizer {folder} does: {'; '.join(against)}")
-    splits = _splits(state.get("pre_tokenizer") or {})
-    if splits not in PRE_TYPES:
-        raise ValueError(
-            f"the tokenizer {folder} splits text by {splits}, for which llama.cpp has no name; expected the split of "
-            f"{', '.join(PRE_TYPES.values())}; train one with `tokenizer.pre_tokenizer=qwen2`"
-        )
-    return PRE_TYPES[splits]
-
-
-def _splits(state: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
-    """A pre-tokenizer's steps with what makes them differ; `trim_offsets` moves no boundary."""
-    steps = state["pretokenizers"] if state.get("type") == "Sequence" else [state]
-    found: list[tuple[Any, ...]] = []
-    for step in steps:
-        match step.get("type"):
-            case "Split" if step["behavior"] == "Isolated" and not step.get("invert"):
-                found.append(("Split", step["pattern"].get("Regex")))
-            case "ByteLevel":
-                found.append(("ByteLevel", step["add_prefix_space"], step.get("use_regex", True)))
-            case "Digits":
-                found.append(("Digits", step["individual_digits"]))
-            case other:
-                found.append((other, json.dumps(step, sort_keys=True)))
-    return tuple(found)
-
-
-def _add_tokenizer(writer: Any, words: Any, state: dict[str, Any], *, vocab_size: int, pre_type: str) -> None:
-    import gguf
-
-    by_id = {index: token for token, index in words.get_vocab().items()}
-    added = words.added_tokens_decoder
-    names, kinds = [], []
-    for index in range(vocab_size):
-        names.append(by_id.get(index, f"<|unused_{index}|>"))
-        kind = gguf.TokenType.NORMAL if index in by_id else gguf.TokenType.UNUSED
-        if index in added:
-            kind = gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
-        kinds.append(kind)
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in state["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_type)
-    writer.add_token_list(names)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    writer.add_add_bos_token(False)
-    for name in ("bos", "eos", "pad"):
-        if (index := getattr(words, f"{name}_token_id")) is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
-    for name, token in (("pre", "<|fim_prefix|>"), ("suf", "<|fim_suffix|>"), ("mid", "<|fim_middle|>")):
-        if token in words.get_vocab():
-            writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", words.convert_tokens_to_ids(token))
-
-
 def _tensors(
     model: PreTrainedModel, architecture: _Architecture, storage: Format
 ) -> list[tuple[str, Block, torch.Tensor]]:
@@ -246,21 +245,15 @@ def _tensors(
     Raises:
         ValueError: a tensor that llama.cpp has no place for, or that the format cannot store.
     """
-    import gguf
-
     config: Any = model.config
-    layers = int(getattr(config, "num_hidden_layers", 0) or config.n_layer)
-    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
-    names = gguf.get_tensor_name_map(kind, layers)
+    names = _names(architecture.name, int(getattr(config, "num_hidden_layers", 0) or config.n_layer))
     across = transposed(model)
     found = []
     parameters = dict(model.named_parameters())  # a tied head once, as the embedding
     if architecture.own_head and "lm_head.weight" not in parameters:
         parameters["lm_head.weight"] = parameters["model.embed_tokens.weight"]
     for name, parameter in parameters.items():
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise ValueError(f"llama.cpp's {architecture.name} has no place for `{name}`")
+        theirs = _place(names, name, architecture)
         weight = parameter.detach().float().cpu()
         block = _block_of(storage, name, tuple(weight.shape))
         if name in across:
@@ -277,6 +270,26 @@ def _tensors(
     return found
 
 
+@functools.cache
+def _names(architecture: str, layers: int) -> Any:
+    """llama.cpp's names of the tensors of an architecture."""
+    gguf = _package()
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(kind, layers)
+
+
+def _place(names: Any, name: str, architecture: _Architecture) -> str:
+    """llama.cpp's name of one tensor.
+
+    Raises:
+        ValueError: it has no place for it.
+    """
+    theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if theirs is None:
+        raise ValueError(f"llama.cpp's {architecture.name} has no place for `{name}`")
+    return str(theirs)
+
+
 def _block_of(storage: Format, name: str, shape: tuple[int, ...]) -> Block:
     """As the format has it; but llama.cpp reads vectors and tables of positions as float32 only."""
-    return BLOCKS["f32"] if len(shape) < 2 or "wpe" in name else storage.block_of(name, shape)
+    return BLOCKS["f32"] if len(shape) < 2 or is_positions(name) else storage.block_of(name, shape)

@@ -8,7 +8,8 @@ scales by squared error. The same function serves measuring, training and writin
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -142,12 +143,19 @@ def stored_weights(model: nn.Module, form: Format) -> Iterator[None]:
                 parameter.copy_(full[name])
 
 
-def stored_bytes(shapes: dict[str, tuple[int, ...]], form: Format) -> int:
-    """Bytes of all tensors, by name and shape, without a file's header."""
+def stored_bytes(shapes: Mapping[str, tuple[int, ...]], form: Format) -> int:
+    """Bytes of all tensors, by name and shape, without a file's header.
+
+    Raises:
+        ValueError: a layer that the format cannot store; names it.
+    """
     total = 0
     for name, shape in shapes.items():
-        rows, columns = (shape[0], int(np.prod(shape[1:]))) if len(shape) > 1 else (1, shape[0])
-        total += form.block_of(name, shape).num_bytes(rows, columns)
+        rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
+        try:
+            total += form.block_of(name, shape).num_bytes(rows, columns)
+        except ValueError as error:
+            raise ValueError(f"`{name}` {list(shape)} cannot be stored as {form.name}: {error}") from error
     return total
 
 

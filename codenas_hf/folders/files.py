@@ -31,15 +31,17 @@ _SHORT_BYTES = 60  # of a temporary folder: a socket's path may have 107, and mu
 def folder_bytes(folder: Path) -> int:
     """Bytes of what must be shipped to run the model in a folder: weights, tokenizer, configuration.
 
-    Code, texts for people, the record and what an evaluation left do not count.
+    Code, texts for people, the record and what an evaluation left do not count, nor does a GGUF file beside weights
+    for transformers: whoever loads the one does not need the other.
 
     Raises:
         FileNotFoundError: the folder holds no such file.
     """
+    free = _FREE_SUFFIXES | ({".gguf"} if (folder / WEIGHTS).is_file() else set())
     counted = [
         path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in _FREE_SUFFIXES and path.name not in _FREE_NAMES
+        if path.is_file() and path.suffix not in free and path.name not in _FREE_NAMES
     ]
     if not counted:
         raise FileNotFoundError(f"{folder} holds no model: expected {WEIGHTS} and {CONFIG}")

@@ -95,10 +95,19 @@ class Release:
         """Bytes of the weights alone."""
         return sum(path.stat().st_size for path in self.weights)
 
+    def coded(self, form: str) -> Path:
+        """The GGUF file of a storage format, beside the weights for transformers where a study ships codes."""
+        return self.folder / f"model-{form}.gguf"
+
+    @property
+    def shipped(self) -> Path | None:
+        """The GGUF file that the study shipped; None where it shipped the folder."""
+        return next(iter(sorted(self.folder.glob("model-*.gguf"))), None)
+
     @property
     def artifact_bytes(self) -> int:
-        """Bytes that must be shipped: weights, tokenizer, configuration."""
-        return folder_bytes(self.folder)
+        """Bytes that must be shipped: of the GGUF file, else weights, tokenizer, configuration."""
+        return folder_bytes(self.folder) if self.shipped is None else self.shipped.stat().st_size
 
     @property
     def study(self) -> StudyFolder | None:

@@ -155,11 +155,13 @@ class ReleaseFacts:
         architecture: `model_type` of its config.
         why_not_stock: genes that no stock architecture has.
         dtype: of the weights.
+        format: what the study ships; absent for the folder itself.
     """
 
     architecture: str | None = None
     why_not_stock: tuple[str, ...] = ()
     dtype: str | None = None
+    format: str | None = None
     num_parameters: int | None = None
     weights_bytes: int | None = None
     artifact_bytes: int | None = None

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from codenas_hf.configuration_codenas import CodeNASConfig
-from codenas_hf.folders import Release
+from codenas_hf.folders import Release, folder_bytes
 from codenas_hf.modeling_codenas import (
     CodeNASForCausalLM,
     CodeNASForSequenceClassification,
@@ -127,7 +127,7 @@ def load_model(
                 f"{path} holds no {Release(path).config.name}: name the folder that `save_pretrained` wrote"
             )
         else:
-            num_bytes = Release(path).artifact_bytes
+            num_bytes = folder_bytes(path)  # of what is loaded, whatever else is shipped beside it
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)

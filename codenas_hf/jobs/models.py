@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..folders import Release
+from ..folders import Release, whole_file
 from ..generation import decode
 from ..generation.loading import LoadedModel, load_model
 from ..hardware import Hardware
@@ -173,11 +174,16 @@ def export(folder: Path, out: Path, *, to: str = "gguf", form: str | None = None
         folder: of the release, of the study whose winner it is, or of any model of transformers.
         out: file (gguf) or folder.
         to: `gguf`, `onnx` or `safetensors`.
-        form: storage format; None takes 8 bits.
+        form: storage format; None takes 8 bits, or for gguf what the study ships, whose own file is then copied.
 
     Raises:
         FileNotFoundError: no model there.
         ValueError: something that the form cannot hold; names it.
     """
     source = folder if Release(folder).config.is_file() else Release.find(folder).folder
+    shipped = Release(source).shipped
+    if to == "gguf" and shipped is not None and form in (None, shipped.stem.removeprefix("model-")):
+        with whole_file(out) as draft:  # made of the full precision, which the folder does not hold any more
+            shutil.copyfile(shipped, draft)
+        return out
     return export_model(load_model(source).model, tokenizer=source, out=out, to=to, form=form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..measure.candidate import ARTIFACT, artifact_damage
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
+from ..measure.shipped import as_shipped
 from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
@@ -42,6 +44,8 @@ def measure_model(
 ) -> tuple[Measured, float]:
     """Scores a model on `final_score_bytes` of report text and times it alone, after the leak gate.
 
+    It is scored with the weights as they ship, and left as it was.
+
     It is scored in windows as long as training rows, and once more as long as the context that its configuration
     promises where that is another length.
 
@@ -55,12 +59,14 @@ def measure_model(
     model = torch.nn.Module.to(model, torch.device(device)).eval()
     leak_gate(model, vocab_size=vocab_size)
     length = settings.train.sequence_length
-    score = score_model(model, settings=settings, data=data, vocab_size=vocab_size)
     context = context_tokens(model) or length
-    whole = score
-    if context != length:
-        whole = score_model(model, settings=settings, data=data, vocab_size=vocab_size, length=context)
-    latency = measure_latency(model, settings.candidate.timing or default_protocol(device))
+    with as_shipped(model, settings.ship):
+        score = score_model(model, settings=settings, data=data, vocab_size=vocab_size)
+        whole = score
+        if context != length:
+            whole = score_model(model, settings=settings, data=data, vocab_size=vocab_size, length=context)
+    # A copy, which the timing leaves in its own number format.
+    latency = measure_latency(copy.deepcopy(model), settings.candidate.timing or default_protocol(device))
     measured = Measured(
         **score.facts(),  # type: ignore[arg-type]  # its names are fields
         window_tokens=length,
@@ -178,6 +184,7 @@ def release_model(
         tokenizer=data.tokenizer(genome.vocab_size),
         record=full,
         settings=dump(without_places(to_mapping(settings))),
+        form=settings.ship.format if settings.ship.form.coded else None,
     )
 
 

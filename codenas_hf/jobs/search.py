@@ -40,11 +40,13 @@ from .release import LostWeightsError, release_trial
 from .settings import RunSettings
 from .spaces import limit_lines, with_space
 from .study import (
+    check_format,
     corners,
     forget_waiting,
     keep_facts,
     report_study,
     screened,
+    ship_identity,
     study_data,
     study_latency,
     study_precision,
@@ -167,6 +169,7 @@ def _searched(
     settings: RunSettings, space: SearchSpace, *, folder: Path, hardware: Hardware, started: float, say: Say
 ) -> tuple[SearchResult, CandidateEvaluator]:
     """The record of the finished search, and what evaluated it."""
+    check_format(space, settings, say=say)
     data = study_data(settings, folder=folder, vocab_sizes=space.vocab_sizes, say=say)
     latency = study_latency(settings, folder=folder, space=space, hardware=hardware, say=say)
     space = screened(space, settings, data=data, latency=latency)
@@ -181,7 +184,12 @@ def _searched(
         settings,
         hardware=hardware,
         corners=corners(space, settings, data=data, latency=latency),
-        identity={"data": data.digest, "train": to_mapping(settings.train), "score": to_mapping(settings.candidate)},
+        identity={
+            "data": data.digest,
+            "train": to_mapping(settings.train),
+            "score": to_mapping(settings.candidate),
+            **ship_identity(settings),
+        },
     )
     trials = StudyFolder(folder).trials.resolve()
 
@@ -196,6 +204,7 @@ def _searched(
         data=data,
         train=decided.train,
         settings=settings.candidate,
+        ship=settings.ship,
         latency=latency,
         folder=trials,
         device=hardware.device,

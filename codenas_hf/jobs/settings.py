@@ -12,6 +12,7 @@ from ..folders import StudyFolder
 from ..folders.ranges import check_range
 from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
+from ..measure.shipped import ShipSettings
 from ..release.hub import PublishSettings
 from ..strict_yaml import SettingsError, load, parse_overrides, read_yaml
 from ..training import TrainSettings
@@ -66,6 +67,7 @@ class RunSettings:
         tokenizer: how it is tokenized.
         train: how each candidate is trained.
         candidate: how each candidate is scored.
+        ship: the storage format that leaves the study, in which every candidate is scored and weighed.
         final_score_bytes: report text that the winner is scored on, which the search never reads.
         log_with: experiment trackers that follow `codenas train`, such as `[tensorboard]` (written to
             `folder`/trackers) or `[trackio]`; any that accelerate knows and that is installed.
@@ -86,6 +88,7 @@ class RunSettings:
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     candidate: CandidateSettings = field(default_factory=CandidateSettings)
+    ship: ShipSettings = field(default_factory=ShipSettings)
     final_score_bytes: int = 1_000_000
     log_with: tuple[str, ...] = ()
     publish: PublishSettings = field(default_factory=PublishSettings)

@@ -27,21 +27,27 @@ def with_space(settings: RunSettings) -> RunSettings:
     if settings.space != AUTO:
         return settings
     device, limits = Hardware.discover(settings.device).device, settings.limits
-    name = pick_space(limits.bytes, device=device, fewest_bytes=limits.min_bytes)
+    name = pick_space(limits.bytes, device=device, fewest_bytes=limits.min_bytes, share=_share(settings))
     return dataclasses.replace(settings, space=name)
 
 
-def pick_space(limit_bytes: int | None, *, device: str, fewest_bytes: int | None = None) -> str:
+def _share(settings: RunSettings) -> float:
+    """Of the bytes in bfloat16, about how many the format to ship takes."""
+    return settings.ship.form.matrix.bits / 16
+
+
+def pick_space(limit_bytes: int | None, *, device: str, fewest_bytes: int | None = None, share: float = 1.0) -> str:
     """The smallest shipped space that can fill half of the limit; on a GPU the largest, unless the limit is narrow.
 
     Args:
         limit_bytes: the most that may be shipped.
         device: `cpu` or `cuda`.
         fewest_bytes: that a winner must have.
+        share: of the bytes in bfloat16, that what ships takes.
     """
-    if device == "cuda" and (limit_bytes is None or limit_bytes >= LARGE_FROM):
+    if device == "cuda" and (limit_bytes is None or limit_bytes / share >= LARGE_FROM):
         return SHIPPED[-1]
-    wanted = max((limit_bytes or 0) / 2, fewest_bytes or 0)
+    wanted = max((limit_bytes or 0) / 2, fewest_bytes or 0) / share
     return next((name for name in SHIPPED if largest_bytes(load_space(name)) >= wanted), SHIPPED[-1])
 
 
@@ -70,11 +76,12 @@ def limit_lines(settings: RunSettings, *, space: SearchSpace, device: str) -> li
     lines = [f"limits    {', '.join(said)}: the best model that fits wins; limits.bytes= limits.decode_ms= set others"]
     if limits.bytes is None:
         return lines
-    largest = largest_bytes(space)
+    share = _share(settings)
+    largest = round(largest_bytes(space) * share)
     if largest >= limits.bytes / 2:
         return lines
-    better = pick_space(limits.bytes, device=device)
-    if limits.decode_ms is not None and largest_bytes(load_space(settings.space)) >= limits.bytes / 2:
+    better = pick_space(limits.bytes, device=device, share=share)
+    if limits.decode_ms is not None and share * largest_bytes(load_space(settings.space)) >= limits.bytes / 2:
         advice = f"limits.decode_ms={limits.decode_ms:g} keeps larger ones out: raise it, or lower limits.bytes"
     elif better == settings.space:
         advice = f"no shipped space has larger ones: limits.bytes={format_value(largest, 'bytes').replace(' ', '')}"

@@ -15,10 +15,11 @@ from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import SPLITS, DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
-from ..folders import Release, StudyFolder, folder_bytes, read_json, whole_file, write_json
+from ..folders import Release, StudyFolder, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.candidate import promised_context
 from ..measure.latency import LatencyModel
+from ..measure.shipped import check_widths, shipped_bytes, why_unread
 from ..report.architecture import tensors_of_folder
 from ..report.page import write_report
 from ..strict_yaml import SettingsError, dump, load, to_mapping
@@ -135,27 +136,34 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
     """The space within the user's limits: what cannot fit, or learns positions beyond the training rows, is left out.
 
     Decode latency is held to its prediction; the front is timed afterwards.
+
+    Raises:
+        SettingsError: nothing within the limits.
     """
-    limits = settings.limits
-    tokenizer_bytes = {size: folder_bytes(data.tokenizer(size)) for size in space.vocab_sizes}
+    limits, ship = settings.limits, settings.ship
 
     def known(genome: Genome) -> dict[str, float]:
-        total = genome.weights_bytes() + tokenizer_bytes[genome.vocab_size]
+        total = shipped_bytes(genome, ship, tokenizer=data.tokenizer(genome.vocab_size))
         return {"artifact_bytes": float(total), "decode_ms": latency.predict_decode_ms(genome)}
 
     def unusable(genome: Genome) -> str | None:
         try:
             promised_context(genome, train=settings.train, settings=settings.candidate)
+            found = known(genome)
         except ValueError as error:
             return str(error)
-        found = known(genome)
+        least = limits.min_bytes if ship.form.coded else None
+        if least is not None and found["artifact_bytes"] < least:
+            return f"the file has {found['artifact_bytes']:,.0f} bytes, at least {least:,} are wanted"
         if limits.bytes is not None and found["artifact_bytes"] > limits.bytes:
-            return f"weights and tokenizer have {found['artifact_bytes']:,.0f} bytes, the limit is {limits.bytes:,}"
+            what = "the file has" if ship.form.coded else "weights and tokenizer have"
+            return f"{what} {found['artifact_bytes']:,.0f} bytes, the limit is {limits.bytes:,}"
         if limits.decode_ms is not None and found["decode_ms"] > limits.decode_ms:
             return f"a token takes {found['decode_ms']:.3g} ms as predicted, the limit is {limits.decode_ms:g} ms"
         return None
 
-    within = space.with_limits(min_weights_bytes=limits.min_bytes, extra=unusable, known=known)
+    fewest = None if ship.form.coded else limits.min_bytes  # those limits are of bfloat16 weights
+    within = space.with_limits(min_weights_bytes=fewest, extra=unusable, known=known)
     try:
         within.sample(np.random.default_rng(0))
     except ValueError as error:
@@ -163,6 +171,39 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
             f"no architecture of the space `{settings.space}` keeps the limits and can be trained: {error}"
         ) from error
     return within
+
+
+def check_format(space: SearchSpace, settings: RunSettings, *, say: Say) -> None:
+    """Refuses a space with widths that the format to ship cannot store: each candidate would be refused later.
+
+    An architecture that no reader of the format knows is left out instead, as what is beyond a limit is; that is said.
+
+    Raises:
+        SettingsError: names the layer.
+        ImportError: the package that writes the format is absent.
+    """
+    ship = settings.ship
+    if not ship.form.coded:
+        return
+    rng = np.random.default_rng(0)
+    genomes = [space.sample(rng) for _ in range(256)]
+    for genome in genomes:
+        try:
+            check_widths(genome, ship)
+        except ValueError as error:
+            raise SettingsError(
+                f"`ship.format`: the space `{settings.space}` has widths that {ship.format} cannot store: {error}"
+            ) from error
+    reasons = [reason for genome in genomes if (reason := why_unread(genome, ship)) is not None]
+    if reasons:
+        say(f"format    {len(reasons)} of {len(genomes)} drawn architectures are left out, such as: {reasons[0]}")
+
+
+def ship_identity(settings: RunSettings) -> dict[str, Any]:
+    """What a format to ship adds to a study's identity: nothing for bfloat16, as in studies that knew no other."""
+    if not settings.ship.form.coded:
+        return {}
+    return {"ship": {"format": settings.ship.format, "min_bytes": settings.limits.min_bytes}}
 
 
 def corners(
@@ -176,7 +217,8 @@ def corners(
     """
     rng = np.random.default_rng(0)
     genomes = [space.sample(rng) for _ in range(256)]
-    sizes = [float(g.weights_bytes() + folder_bytes(data.tokenizer(g.vocab_size))) for g in genomes]
+    ship = settings.ship
+    sizes = [float(shipped_bytes(g, ship, tokenizer=data.tokenizer(g.vocab_size))) for g in genomes]
     times = [latency.predict_decode_ms(g) for g in genomes]
     bits = ngram_bits_per_byte(data.corpus, search_bytes=settings.candidate.score_bytes)
     return {

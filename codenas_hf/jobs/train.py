@@ -24,6 +24,7 @@ from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
 from ..measure.score import leak_gate
+from ..measure.shipped import check_shippable
 from ..report.curve import CurvePoint, Watch, curve_lines
 from ..strict_yaml import to_mapping
 from ..training import TrainResult, latest_checkpoint
@@ -198,10 +199,12 @@ def train_genome(
         The release folder.
 
     Raises:
+        ValueError: a genome or a tokenizer that the format to ship cannot hold; names what of it.
         codenas_hf.training.DivergenceError: the loss is no longer finite; names the last good checkpoint.
         codenas_hf.measure.score.LeakError: the model sees tokens that it must predict.
     """
     Release(folder).check_replaceable()  # now, not after hours of training
+    check_shippable(genome, settings.ship, tokenizer=data.tokenizer(genome.vocab_size))
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..architecture.genome import Genome
+from ..compression.quantize import store_in
 from ..data import PreparedData
 from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
@@ -32,6 +33,7 @@ from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import Score, leak_gate, score_passages
+from .shipped import ShipSettings, check_widths, shipped_bytes
 from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
@@ -167,13 +169,15 @@ def unstarted_device(device: DeviceName) -> torch.device:
 class CandidateEvaluator:
     """Builds, checks, trains, scores, saves and weighs one candidate; picklable.
 
-    A checkpoint is the folder `<genome_id>-r<rung>`, written whole or not at all: `artifact` is the scored model as it
-    would be shipped (bfloat16, tokenizer), `training` what the next rung, or the winner's last training, continues.
+    A checkpoint is the folder `<genome_id>-r<rung>`, written whole or not at all: `artifact` is the scored model with
+    its tokenizer, in bfloat16 as it would be shipped or, where codes are shipped, in the full precision that they are
+    made from; `training` is what the next rung, or the winner's last training, continues.
 
     Args:
         data: what to train and score on.
         train: how to train. `auto` precision is resolved here, once for all workers.
         settings: how to score.
+        ship: the format that candidates are scored and weighed in.
         latency: predicts decode latency; None only where candidates are timed.
         folder: where checkpoints go; all processes of the study must see it.
         device: where to train and time.
@@ -185,6 +189,7 @@ class CandidateEvaluator:
     data: PreparedData
     train: TrainSettings
     settings: CandidateSettings = field(default_factory=CandidateSettings)
+    ship: ShipSettings = field(default_factory=ShipSettings)
     latency: LatencyModel | None = None
     folder: Path
     device: DeviceName = "auto"
@@ -215,6 +220,7 @@ class CandidateEvaluator:
         watch = _Stopwatch()
         device = unstarted_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
+        check_widths(genome, self.ship)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"
         state, problem = _training_state(previous)
         if problem is not None:
@@ -244,12 +250,7 @@ class CandidateEvaluator:
                     accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
                 )
             with watch.on("save"):
-                # What is scored is what is shipped: the rounding to bfloat16 comes first.
-                round_weights(model, torch.bfloat16)
-                artifact_bytes = save_artifact(
-                    model, tokenizer=self.data.tokenizer(genome.vocab_size), folder=fresh / ARTIFACT
-                )
-                model.float()
+                artifact_bytes = self._save(genome, model, folder=fresh / ARTIFACT)
             with watch.on("evaluate"):
                 score = score_passages(model, passages, batch_size=self.settings.batch_windows)
             with watch.on("measure"):
@@ -270,6 +271,7 @@ class CandidateEvaluator:
                 "dtype": trained.precision,
                 "data": self.data.digest,
                 "budget": str(rung.budget),
+                **({"format": self.ship.format} if self.ship.form.coded else {}),
                 "resumed": state is not None,
             },
         )
@@ -295,6 +297,19 @@ class CandidateEvaluator:
         path = evaluation.checkpoint
         if path is not None and path.parent.resolve() == self.folder.resolve():
             shutil.rmtree(path, ignore_errors=True)
+
+    def _save(self, genome: Genome, model: PreTrainedModel, *, folder: Path) -> int:
+        """Writes the model and leaves it with the weights that are shipped, in float32; returns the bytes to ship."""
+        tokenizer = self.data.tokenizer(genome.vocab_size)
+        if self.ship.form.coded:  # written in full: a file in codes is made of the one that leaves the study
+            save_artifact(model, tokenizer=tokenizer, folder=folder)
+            store_in(model, self.ship.form)
+            return shipped_bytes(genome, self.ship, tokenizer=tokenizer)
+        # What is scored is what is shipped: the rounding to bfloat16 comes first.
+        round_weights(model, torch.bfloat16)
+        written = save_artifact(model, tokenizer=tokenizer, folder=folder)
+        model.float()
+        return written
 
     def _decode_ms(
         self, genome: Genome, model: PreTrainedModel, *, device: torch.device

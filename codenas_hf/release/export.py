@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..architecture.stock import StockRow, find_row
+from ..compression.gguf import write_gguf
 from ..folders import Record, Release, read_json, whole_file, whole_folder, write_json
 from ..folders.record import ReleaseFacts
 from ..modeling_codenas import CodeNASForCausalLM
@@ -58,6 +59,7 @@ def write_release(
     settings: str | None = None,
     dtype: str = "bfloat16",
     stock: bool = True,
+    form: str | None = None,
 ) -> Path:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, and says in it where it comes from.
 
@@ -76,9 +78,12 @@ def write_release(
         settings: the resolved settings of the run as YAML, such as `strict_yaml.dump` writes.
         dtype: float32, bfloat16 or float16.
         stock: False writes the remote-code pair even where a stock architecture is equal.
+        form: a storage format of codes: what ships is then a GGUF file, made of the full precision, beside the weights
+            for transformers. None ships these.
 
     Raises:
-        ValueError: unknown dtype, or a tokenizer that has more entries than the model.
+        ValueError: unknown dtype, a tokenizer that has more entries than the model, or a model that the GGUF file
+            cannot hold.
         FileExistsError: `folder` is there and is no release.
         ExportError: what was written does not answer as the model does.
     """
@@ -100,7 +105,6 @@ def write_release(
     if isinstance(ours, CodeNASForCausalLM):
         row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
         released = ours if row is None else export_stock(ours)
-    _cast(released, _DTYPES[dtype])
     released.generation_config = GenerationConfig(
         bos_token_id=ours.config.bos_token_id,
         eos_token_id=ours.config.eos_token_id,
@@ -108,11 +112,14 @@ def write_release(
     )
     folder = Path(folder)
     with whole_folder(folder) as draft:
+        written = Release(draft)
+        if form is not None:
+            write_gguf(released, written.coded(form), tokenizer=tokenizer, form=form)
+        _cast(released, _DTYPES[dtype])
         if isinstance(released, CodeNASForCausalLM):
             _save_with_code(released, draft)
         else:
             released.save_pretrained(draft)
-        written = Release(draft)
         write_json(written.config, model_config(written.read_config()))
         copy_tokenizer(Path(tokenizer), draft)
         _check_written(draft, released, entries=words.get_vocab(), tokenizer=tokenizer)
@@ -120,6 +127,7 @@ def write_release(
             architecture=released.config.model_type,
             why_not_stock=tuple(reasons),
             dtype=dtype,
+            format=form,
             num_parameters=released.num_parameters(),
             weights_bytes=written.weights_bytes,
             artifact_bytes=written.artifact_bytes,

@@ -1,0 +1,217 @@
+"""What a study ships: every candidate is stored, weighed and scored in the format, and a release holds its file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from architectures import make_genome, make_model
+from test_candidate import GENOME, RUNGS, evaluator
+from test_export import STOCK, make_tokenizer
+from test_search_job import latency_model, tiny_settings
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM
+
+from codenas_hf import CodeNASForCausalLM
+from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.compression.formats import FORMATS
+from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.compression.quantize import store_in
+from codenas_hf.data import PreparedData
+from codenas_hf.engine.records import Budget
+from codenas_hf.folders import Release, folder_bytes
+from codenas_hf.generation.loading import load_model
+from codenas_hf.jobs.models import export
+from codenas_hf.jobs.release import score_model
+from codenas_hf.jobs.search import search
+from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.spaces import load_space, pick_space
+from codenas_hf.jobs.study import check_format, corners, open_study, screened, ship_identity
+from codenas_hf.jobs.train import train_genome
+from codenas_hf.measure.candidate import CandidateEvaluator
+from codenas_hf.measure.score import score_passages
+from codenas_hf.measure.shipped import ShipSettings, check_shippable, check_widths, shipped_bytes
+from codenas_hf.release.export import export_stock
+from codenas_hf.strict_yaml import SettingsError, load
+
+__all__ = ["evaluator"]  # a fixture
+Q8 = ShipSettings(format="q8_0")
+UNKNOWN = {
+    "gated gelu": "llama.cpp's llama has the activation silu, got gelu",
+    "smollm3": "llama.cpp has no architecture for a smollm3",
+    "qwen3 with windows": "llama.cpp's qwen3 has no sliding window",
+}
+OTHERS = (
+    "arcee gelu",
+    "gpt2 relu2 untied",
+    "smollm3 with windows",
+    "smollm3 with odd heads",
+    "starcoder2 with windows",
+)
+SIZES = [name for name in STOCK if name not in (*UNKNOWN, *OTHERS)]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("words"), pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("form", ["q8_0", "iq4_nl"])
+def test_bytes_are_known_before_anything_is_built(name: str, form: str, words: Path, tmp_path: Path) -> None:
+    genome = make_genome(**STOCK[name][1])
+    path = write_gguf(export_stock(make_model(genome)), tmp_path / "model.gguf", tokenizer=words, form=form)
+    assert shipped_bytes(genome, ShipSettings(format=form), tokenizer=words) == path.stat().st_size
+
+
+def test_what_cannot_ship_is_named_before_anything_is_computed(words: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`format` must be one of bf16, q8_0, q4_0, iq4_nl, got 'int8'"):
+        ShipSettings(format="int8")
+    narrow = make_genome(hidden_size=80, head_dim=16)
+    match = r"`model.embed_tokens.weight` \[300, 80\] cannot be stored as q8_0: q8_0 stores rows in blocks of 32"
+    with pytest.raises(ValueError, match=match):
+        check_shippable(narrow, Q8, tokenizer=words)
+    check_widths(narrow, ShipSettings())
+    for name, reason in UNKNOWN.items():
+        with pytest.raises(ValueError, match=reason):
+            check_shippable(make_genome(**STOCK[name][1]), Q8, tokenizer=words)
+    for genome in (make_genome(residual_scalars=True), make_genome(intermediate_size=(64, 96, 64, 96))):
+        with pytest.raises(ValueError, match="only a stock architecture ships as q8_0: "):
+            check_shippable(genome, Q8, tokenizer=words)
+    other = make_tokenizer(tmp_path / "other", pre_tokenizers.Whitespace())
+    with pytest.raises(ValueError, match=r"splits text by .*, for which llama.cpp has no name"):
+        check_shippable(make_genome(), Q8, tokenizer=other)
+
+
+def test_a_candidate_is_scored_and_weighed_as_it_ships(
+    evaluator: CandidateEvaluator, tiny_data: PreparedData, tmp_path: Path
+) -> None:
+    plain = evaluator(GENOME, RUNGS[0], None)
+    coded = replace(evaluator, ship=ShipSettings(format="q4_0"), folder=tmp_path / "coded")
+    first = coded(GENOME, RUNGS[0], None)
+    second = coded(GENOME, RUNGS[1], first)
+    assert second.measurements["steps_run"] == 50 - 16, "it goes on from the full precision before the decay"
+    assert first.provenance["format"] == "q4_0"
+    assert "format" not in plain.provenance
+    assert first.objectives["bits_per_byte"] > plain.objectives["bits_per_byte"], "few bits cost quality"
+
+    assert second.checkpoint is not None
+    model = CodeNASForCausalLM.from_pretrained(second.checkpoint / "artifact")
+    assert model.dtype is torch.float32, "the codes of the winner are made of the full precision"
+    tokenizer = tiny_data.tokenizer(512)
+    path = write_gguf(export_stock(model), tmp_path / "model.gguf", tokenizer=tokenizer, form="q4_0")
+    assert second.objectives["artifact_bytes"] == path.stat().st_size
+    store_in(model, FORMATS["q4_0"])
+    again = score_passages(model, tiny_data.passages(512, "search", length=32, max_bytes=4000))
+    assert again.bits_per_byte == pytest.approx(second.objectives["bits_per_byte"], rel=1e-6)
+
+    with pytest.raises(ValueError, match=r"`model.embed_tokens.weight` \[512, 48\] cannot be stored as q4_0"):
+        coded(replace(GENOME, hidden_size=48, head_dim=16), RUNGS[0], None)
+
+
+def test_a_space_is_screened_in_bytes_of_the_format(
+    tmp_path: Path, tiny_corpus_folder: Path, tiny_data: PreparedData
+) -> None:
+    settings = tiny_settings(tmp_path, tiny_corpus_folder, "ship.format=q8_0", "limits.bytes=120kB")
+    genes = load_space(settings.space).genes
+    said: list[str] = []
+    with pytest.raises(
+        SettingsError, match=r"has widths that q8_0 cannot store: `model.embed_tokens.weight` \[512, 48\]"
+    ):
+        check_format(SearchSpace(genes), settings, say=said.append)
+    block = [{"hidden_act": act, "mlp_type": "gated"} for act in ("silu", "gelu")]
+    space = SearchSpace({**genes, "hidden_size": [32, 64], "block": block})
+    check_format(space, settings, say=said.append)
+    assert len(said) == 1
+    assert "drawn architectures are left out, such as: llama.cpp's llama has the activation silu, got gelu" in said[0]
+    latency = latency_model(space)
+    within = screened(space, settings, data=tiny_data, latency=latency)
+    rng = np.random.default_rng(1)
+    genomes = [within.sample(rng) for _ in range(20)]
+    assert {genome.hidden_act for genome in genomes} == {"silu"}
+    for genome in genomes:
+        known = within.known_objectives(genome)["artifact_bytes"]
+        assert known == shipped_bytes(genome, Q8, tokenizer=tiny_data.tokenizer(512)) <= 120_000
+    assert any(genome.weights_bytes() > 120_000 for genome in genomes), "more parameters fit"
+    low, high = corners(within, settings, data=tiny_data, latency=latency)["artifact_bytes"]
+    assert low < high <= 120_000
+
+
+def test_the_format_is_part_of_what_a_study_is() -> None:
+    assert ship_identity(RunSettings()) == {}, "studies that knew no format go on"
+    coded = load(RunSettings, overrides=["ship.format=iq4_nl", "limits.min_bytes=10kB"])
+    assert ship_identity(coded) == {"ship": {"format": "iq4_nl", "min_bytes": 10_000}}
+    assert pick_space(4_000_000, device="cpu", share=8.5 / 16) == "tiny"
+    assert pick_space(8_000_000, device="cpu", share=4.5 / 16) == "medium"
+
+
+def test_a_release_holds_the_file_that_was_measured(tmp_path: Path, tiny_data: PreparedData) -> None:
+    settings = load(
+        RunSettings,
+        overrides=[
+            "ship.format=iq4_nl",
+            "device=cpu",
+            "train.precision=float32",
+            "train.sequence_length=32",
+            "train.tokens_per_step=256",
+            "final_score_bytes=4000",
+            f"folder={tmp_path}",
+        ],
+    )
+    folder = train_genome(
+        GENOME,
+        Budget("steps", 12),
+        folder=tmp_path / "release",
+        settings=settings,
+        data=tiny_data,
+        say=lambda line: None,
+    )
+    release = Release(folder)
+    record, shipped = release.read_record(), release.shipped
+    assert shipped is not None
+    assert shipped.name == "model-iq4_nl.gguf"
+    assert record.release.format == "iq4_nl"
+    size = shipped_bytes(GENOME, settings.ship, tokenizer=tiny_data.tokenizer(512))
+    assert record.release.artifact_bytes == release.artifact_bytes == shipped.stat().st_size == size
+    assert load_model(folder).num_bytes == folder_bytes(folder) > size, (
+        "of what is loaded: the folder without the file"
+    )
+    model = AutoModelForCausalLM.from_pretrained(shipped.parent, gguf_file=shipped.name, dtype=torch.float32)
+    score = score_model(model, settings=settings, data=tiny_data, vocab_size=512)
+    assert score.bits_per_byte == pytest.approx(record.measured.bits_per_byte, rel=1e-6)
+
+    copy = export(folder, tmp_path / "copy.gguf")
+    assert copy.read_bytes() == shipped.read_bytes(), "the file of the study, not codes of the rounded weights"
+    assert export(folder, tmp_path / "q8.gguf", form="q8_0").stat().st_size > size
+    with pytest.raises(ValueError, match="cannot be stored as iq4_nl"):
+        train_genome(
+            replace(GENOME, hidden_size=48, head_dim=16),
+            Budget("steps", 12),
+            folder=tmp_path / "other",
+            settings=settings,
+            data=tiny_data,
+            say=lambda line: None,
+        )
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_search_at_four_bits_ends_in_a_file(tmp_path: Path, tiny_corpus_folder: Path) -> None:
+    settings = tiny_settings(tmp_path, tiny_corpus_folder, "ship.format=q4_0", "search.finish=null")
+    with pytest.raises(SettingsError, match="cannot store"):
+        search(settings, say=lambda line: None)
+    assert not (settings.folder / settings.study).exists(), "nothing was prepared for what cannot be stored"
+    space = Path(settings.space)
+    space.write_text(space.read_text().replace("[32, 48, 64]", "[32, 64]"))
+    outcome = search(settings, say=lambda line: None)
+    assert outcome.winner is not None
+    record, trial = Release(outcome.winner).read_record(), outcome.result.winner
+    assert trial is not None
+    assert trial.evaluation is not None
+    assert record.release.artifact_bytes == trial.evaluation.objectives["artifact_bytes"]
+    _, stored = open_study(outcome.folder)
+    assert stored.ship.format == "q4_0"
+    with pytest.raises(ValueError, match="ship"):
+        search(replace(settings, ship=ShipSettings(format="q8_0")), say=lambda line: None)
