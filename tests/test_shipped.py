@@ -1,23 +1,28 @@
 """What a study ships: every candidate is stored, weighed and scored in the format, and a release holds its file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from architectures import make_genome, make_model
+from safetensors.torch import load_file
 from test_candidate import GENOME, RUNGS, evaluator
 from test_export import STOCK, make_tokenizer
 from test_search_job import latency_model, tiny_settings
 from tokenizers import pre_tokenizers
+from training_fakes import FakeTokens, tiny_model
 from transformers import AutoModelForCausalLM
 
 from codenas_hf import CodeNASForCausalLM
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.compression.formats import FORMATS
 from codenas_hf.compression.gguf import write_gguf
-from codenas_hf.compression.quantize import store_in
+from codenas_hf.compression.quantize import quantize, store_in
 from codenas_hf.data import PreparedData
 from codenas_hf.engine.records import Budget
 from codenas_hf.folders import Release, folder_bytes
@@ -31,9 +36,10 @@ from codenas_hf.jobs.study import check_format, corners, open_study, screened, s
 from codenas_hf.jobs.train import train_genome
 from codenas_hf.measure.candidate import CandidateEvaluator
 from codenas_hf.measure.score import score_passages
-from codenas_hf.measure.shipped import ShipSettings, check_shippable, check_widths, shipped_bytes
+from codenas_hf.measure.shipped import ShipSettings, as_shipped, check_shippable, check_widths, shipped_bytes
 from codenas_hf.release.export import export_stock
 from codenas_hf.strict_yaml import SettingsError, load
+from codenas_hf.training import OptimSettings, TrainSettings, train
 
 __all__ = ["evaluator"]  # a fixture
 Q8 = ShipSettings(format="q8_0")
@@ -108,6 +114,52 @@ def test_a_candidate_is_scored_and_weighed_as_it_ships(
 
     with pytest.raises(ValueError, match=r"`model.embed_tokens.weight` \[512, 48\] cannot be stored as q4_0"):
         coded(replace(GENOME, hidden_size=48, head_dim=16), RUNGS[0], None)
+
+
+def test_the_end_of_the_decay_computes_with_the_bytes_of_the_file() -> None:
+    """With what a reader decodes, bit for bit; gradients reach the full weights, which are never rounded."""
+    steps: list[int] = []
+    model = tiny_model(width=32, layers=1)
+
+    @contextmanager
+    def stored(given: torch.nn.Module) -> Iterator[None]:
+        full = {name: weight.detach().clone() for name, weight in given.named_parameters()}
+        with as_shipped(given, ShipSettings(format="iq4_nl")):
+            for name, weight in given.named_parameters():
+                block = FORMATS["iq4_nl"].block_of(name, tuple(weight.shape))
+                if block.points is None:
+                    assert torch.equal(weight, full[name])
+                    continue
+                kind = getattr(gguf.GGMLQuantizationType, block.name.upper())
+                decoded = gguf.quants.dequantize(quantize(full[name], block).packed(), kind)
+                assert np.array_equal(weight.detach().numpy(), decoded)
+            yield
+        assert all(torch.equal(weight, full[name]) for name, weight in given.named_parameters())
+        assert all(weight.grad is not None and bool(weight.grad.any()) for weight in given.parameters())
+        steps.append(len(steps))
+
+    settings = TrainSettings(
+        sequence_length=32, tokens_per_step=64, precision="float32", quantize=0.5, optim=OptimSettings(decay_share=0.5)
+    )
+    train(model, FakeTokens(), Budget("steps", 20), settings=settings, stored=stored)
+    assert len(steps) == 5, "half of a decay of 10 steps"
+    train(model, FakeTokens(), Budget("steps", 20), settings=replace(settings, quantize=0.0), stored=stored)
+    assert len(steps) == 5
+
+
+def test_a_quantised_decay_is_of_a_study_with_a_format(evaluator: CandidateEvaluator, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"`train.quantize` trains for a format of codes, got `ship.format` bf16"):
+        load(RunSettings, overrides=["train.quantize=1"])
+    with pytest.raises(SettingsError, match="`quantize` must be"):
+        load(RunSettings, overrides=["train.quantize=2", "ship.format=q4_0"])
+    plain = replace(evaluator, ship=ShipSettings(format="q4_0"))
+    aware = replace(plain, train=replace(plain.train, quantize=1.0), folder=tmp_path / "aware")
+    first, second = (run(GENOME, RUNGS[1], None) for run in (plain, aware))
+    assert first.objectives["bits_per_byte"] != second.objectives["bits_per_byte"]
+    assert first.checkpoint is not None
+    assert second.checkpoint is not None
+    states = [load_file(e.checkpoint / "training" / "constant" / "weights.safetensors") for e in (first, second)]
+    assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items()), "the same before the decay"
 
 
 def test_a_space_is_screened_in_bytes_of_the_format(

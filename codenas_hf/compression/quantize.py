@@ -78,7 +78,6 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
     block.num_bytes(*weight.shape)
     values = weight.detach().float().reshape(-1, block.size)
     largest = values.abs().amax(dim=1)
-    points = _points(block).to(values.device)
     if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * abs(_TARGETS[block.name][-1]):
         raise ValueError(f"a weight of {float(largest.max()):.3g} does not fit {block.name}")
     peak = values.gather(1, values.abs().argmax(dim=1, keepdim=True)).squeeze(1)
@@ -88,7 +87,7 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
     best_scale, best_codes = torch.zeros_like(peak).half(), torch.zeros_like(values, dtype=torch.uint8)
     for target in _TARGETS[block.name]:
         scale = (peak / target).half()
-        codes, error = _nearest(values, scale.float(), points)
+        codes, error = _nearest(values, scale.float(), block)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
@@ -168,11 +167,32 @@ def _points(block: Block) -> torch.Tensor:
     return torch.tensor(block.points, dtype=torch.float32)
 
 
-def _nearest(values: torch.Tensor, scale: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of the points nearest to `values` `[blocks, size]` at a scale for each block, and their squared error."""
+@functools.cache
+def _table(block: Block) -> tuple[torch.Tensor, int]:
+    """The code nearest to each half of a unit, from the lowest on, and that lowest; borders lie at halves."""
+    points = _points(block)
+    borders = (points[1:] + points[:-1]) / 2
+    halves = torch.arange(2 * int(points[0]), 2 * int(points[-1]) + 1)
+    return torch.bucketize(halves / 2, borders), int(halves[0])
+
+
+def _nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of the points nearest to `values` `[blocks, size]` at a scale for each block, and their squared error.
+
+    A value on the border of two points takes the lower one. Training does this at every step, so it goes without a
+    search for the place among the borders, which takes three to seven times as long.
+    """
     inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)[:, None]
     wanted = values * inverse
-    borders = (points[1:] + points[:-1]) / 2
-    codes = torch.bucketize(wanted, borders)
-    error = ((points[codes] * scale[:, None] - values) ** 2).sum(dim=1)
-    return codes.to(torch.uint8), error
+    points = _points(block).to(values.device)
+    lowest, highest = float(points[0]), float(points[-1])
+    if len(points) == highest - lowest + 1:  # all whole numbers between them
+        near = wanted.sub_(0.5).ceil_().clamp_(lowest, highest)
+        codes = (near - lowest).to(torch.uint8)
+    else:
+        table, first = _table(block)
+        places = wanted.mul_(2).ceil_().clamp_(2 * lowest, 2 * highest).sub_(first).to(torch.int32)
+        found = table.to(values.device)[places]
+        near, codes = points[found], found.to(torch.uint8)
+    error = near.mul_(scale[:, None]).sub_(values).square_().sum(dim=1)
+    return codes, error

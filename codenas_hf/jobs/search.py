@@ -186,7 +186,10 @@ def _searched(
         corners=corners(space, settings, data=data, latency=latency),
         identity={
             "data": data.digest,
-            "train": to_mapping(settings.train),
+            # What is off is left out: studies of before knew nothing of it.
+            "train": {
+                name: value for name, value in to_mapping(settings.train).items() if name != "quantize" or value
+            },
             "score": to_mapping(settings.candidate),
             **ship_identity(settings),
         },

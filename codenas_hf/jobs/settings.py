@@ -74,7 +74,7 @@ class RunSettings:
         publish: push the winner to the Hub at the end; nothing is pushed without `publish.repo_id`.
 
     Raises:
-        ValueError: a study's name that is no name of a folder of its own.
+        ValueError: a study's name that is no name of a folder of its own, or a quantised decay without a format.
     """
 
     study: str = "two_stage"
@@ -95,6 +95,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "final_score_bytes", least=1)
+        if self.train.quantize and not self.ship.form.coded:
+            raise ValueError(
+                f"`train.quantize` trains for a format of codes, got `ship.format` {self.ship.format}: give one, such "
+                "as ship.format=q4_0, or leave train.quantize=0"
+            )
         name = self.study
         plain = name.strip() == name and name.isprintable() and "/" not in name and not name.startswith(".")
         if not (name and plain) or name in _TAKEN or len(name.encode(errors="replace")) > 200:

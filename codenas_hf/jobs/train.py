@@ -24,7 +24,7 @@ from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware, is_main_process
 from ..measure.candidate import new_model
 from ..measure.score import leak_gate
-from ..measure.shipped import check_shippable
+from ..measure.shipped import as_shipped, check_shippable
 from ..report.curve import CurvePoint, Watch, curve_lines
 from ..strict_yaml import to_mapping
 from ..training import TrainResult, latest_checkpoint
@@ -228,6 +228,7 @@ def train_genome(
         resume_from=resume,
         accelerator=accelerator,
         on_point=_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
+        stored=lambda trained: as_shipped(trained, settings.ship),
     )
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -33,7 +33,7 @@ from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import Score, leak_gate, score_passages
-from .shipped import ShipSettings, check_widths, shipped_bytes
+from .shipped import ShipSettings, as_shipped, check_widths, shipped_bytes
 from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
@@ -248,6 +248,7 @@ class CandidateEvaluator:
                     folder=fresh / TRAINING,
                     resume_from=state,
                     accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+                    stored=lambda trained: as_shipped(trained, self.ship),
                 )
             with watch.on("save"):
                 artifact_bytes = self._save(genome, model, folder=fresh / ARTIFACT)

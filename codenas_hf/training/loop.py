@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .optim import rate_factor
 from .optimizers import Optimizers
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult, is_memory, memory_line
 from .precision import precision_name, resolve_precision
-from .settings import OnPoint, TrainingTokens, TrainSettings
+from .settings import OnPoint, Stored, TrainingTokens, TrainSettings
 
 _PLAIN_ATTENTION = 1024  # tokens of a row, at most
 
@@ -89,9 +89,10 @@ class _Loop:
         settings: TrainSettings,
         accelerator: Accelerator,
         on_point: OnPoint | None,
+        stored: Stored | None,
     ) -> None:
         self.model, self.tokens, self.budget, self.settings = model, tokens, budget, settings
-        self.accelerator, self.on_point = accelerator, on_point
+        self.accelerator, self.on_point, self.stored = accelerator, on_point, stored
         sequences = settings.tokens_per_step // settings.sequence_length
         world = accelerator.num_processes
         if sequences % world:
@@ -205,14 +206,14 @@ class _Loop:
         if s.dropout:
             torch.manual_seed(hash((s.seed, self.progress.step, accelerator.process_index)))
         total = torch.zeros((), device=accelerator.device)
-        starts = range(0, self.sequences, self.micro)
-        for start in starts:
-            part = {name: value[start : start + self.micro] for name, value in data.items()}
-            last = start == starts[-1]
-            with nullcontext() if last else accelerator.no_sync(self.runner):
-                loss, plain = self._loss(part, items)
-                accelerator.backward(loss)
-            total += plain
+        with self._weights():
+            for start in range(0, self.sequences, self.micro):
+                part = {name: value[start : start + self.micro] for name, value in data.items()}
+                last = start + self.micro >= self.sequences
+                with nullcontext() if last else accelerator.no_sync(self.runner):
+                    loss, plain = self._loss(part, items)
+                    accelerator.backward(loss)
+                total += plain
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if s.optim.gradient_clip is not None:
@@ -223,6 +224,11 @@ class _Loop:
         self.optimizers.step()
         self.optimizers.zero_grad()
         return total, norm
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """Those that this step computes with: late in the decay, as they will be stored."""
+        late = self.share() >= 1 - self.settings.optim.decay_share * self.settings.quantize
+        return self.stored(self.model) if self.stored and self.settings.quantize and late else nullcontext()
 
     def _loss(self, part: dict[str, torch.Tensor], items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss to differentiate, and the plain one, both as this part's share of the step's mean."""
@@ -292,6 +298,7 @@ def train(
     resume_from: Path | None = None,
     accelerator: Accelerator | None = None,
     on_point: OnPoint | None = None,
+    stored: Stored | None = None,
 ) -> TrainResult:
     """Trains a model until its budget is spent; the model is changed in place and ends decayed.
 
@@ -305,6 +312,7 @@ def train(
         resume_from: a checkpoint folder to continue.
         accelerator: all its processes train together; None makes one. Its trackers are told the curve.
         on_point: called in every process with each new point of the curve and the share of the budget that is spent.
+        stored: the weights that `settings.quantize` computes with; None leaves them as they are.
 
     Raises:
         DivergenceError: loss or gradient became infinite or not a number.
@@ -313,7 +321,7 @@ def train(
     """
     # Number formats are `precision`'s business: what a launcher's configuration says must not change a result.
     accelerator = Accelerator(mixed_precision="no") if accelerator is None else accelerator
-    loop = _Loop(model, tokens, budget, settings, accelerator, on_point)
+    loop = _Loop(model, tokens, budget, settings, accelerator, on_point, stored)
     if resume_from is not None:
         loop.resume(resume_from)
     first = loop.progress.step

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from torch import nn
 
 from ..folders.ranges import check_range
 from .optim import OptimSettings
@@ -14,6 +16,8 @@ from .precision import Precision
 
 # Told of each new point of the curve, and the share of the budget that is spent.
 OnPoint = Callable[[Mapping[str, float], float], None]
+# Puts the weights of the format to ship into a model while its block runs, see `compression.quantize.stored_weights`.
+Stored = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 class TrainingTokens(Protocol):
@@ -63,6 +67,8 @@ class TrainSettings:
         label_smoothing: weight of the uniform distribution in the training loss; reported losses have none of it.
         checkpoint_minutes: how often the state is written in a long training.
         log_every: steps between points of the curve.
+        quantize: last share of the decay that computes with the weights as the format to ship stores them; gradients
+            go straight through to the full ones. 0 is off.
         compile: run the model through `torch.compile`; pays in long trainings only.
 
     Raises:
@@ -81,6 +87,7 @@ class TrainSettings:
     label_smoothing: float = 0.0
     checkpoint_minutes: float = 10.0
     log_every: int = 10
+    quantize: float = 0.0
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +98,6 @@ class TrainSettings:
                 f"{self.tokens_per_step}; e.g. {self.sequence_length * 4}"
             )
         check_range(self, "micro_sequences", "loss_chunk_tokens", least=1, optional=True)
-        check_range(self, "fim_rate", least=0, most=1)
+        check_range(self, "fim_rate", "quantize", least=0, most=1)
         check_range(self, "dropout", "label_smoothing", least=0, below=1)
         check_range(self, "checkpoint_minutes", above=0)
