@@ -57,7 +57,7 @@ INSIDE = {
     "release": ["spelling", "export", "targets", "cards", "parcels", "hub_licences", "hub"],
     "jobs": [
         *("durations", "policies", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan"),
-        *("status", "winner", "release", "train", "finish", "search", "models"),
+        *("status", "winner", "files", "release", "train", "finish", "search", "models"),
     ],
     "cli": ["words", "models", "studies", "main"],
 }

@@ -101,6 +101,10 @@ def test_a_kept_prefix_changes_nothing_and_is_not_computed_again(words: Path, tm
     runtime.logits([*long[:60], 9, 9])
     assert runtime.computed_tokens == before + 2
     assert np.abs(runtime.logits(long) - first).max() < 0.02  # the cache is float16, and sums run in other blocks
+    every = runtime.all_logits(long)
+    assert every.shape == (len(long), runtime.vocab_size)
+    for length in (1, 40, 90):
+        assert np.abs(every[length - 1] - runtime.logits(long[:length])).max() < 0.02
     with pytest.raises(ValueError, match="129 tokens do not fit a context of 128"):
         runtime.logits(ids[:129].tolist())
 

@@ -93,7 +93,7 @@ def test_what_was_not_measured_is_absent_and_never_0(tmp_path: Path) -> None:
         "training": {"steps": 3, "curve": []},
         "measured": {"bits_per_byte": 1.5},
         "data": {"corpus": {}},
-        "release": {"why_not_stock": [], "versions": {}},
+        "release": {"why_not_stock": [], "files": [], "versions": {}},
     }
     assert Record.read(tmp_path).measured.loss is None
     assert Record().quantities() == {}

@@ -26,9 +26,11 @@ from codenas_hf.compression.quantize import quantize, store_in
 from codenas_hf.data import PreparedData
 from codenas_hf.engine.records import Budget
 from codenas_hf.folders import Release, folder_bytes
+from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.models import export
 from codenas_hf.jobs.release import score_model
+from codenas_hf.jobs.releases import compare, describe
 from codenas_hf.jobs.search import search
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.spaces import load_space, pick_space
@@ -37,6 +39,7 @@ from codenas_hf.jobs.train import train_genome
 from codenas_hf.measure.candidate import CandidateEvaluator
 from codenas_hf.measure.score import score_passages
 from codenas_hf.measure.shipped import ShipSettings, as_shipped, check_shippable, check_widths, shipped_bytes
+from codenas_hf.release.cards import model_card
 from codenas_hf.release.export import export_stock
 from codenas_hf.strict_yaml import SettingsError, load
 from codenas_hf.training import OptimSettings, TrainSettings, train
@@ -232,6 +235,26 @@ def test_a_release_holds_the_file_that_was_measured(tmp_path: Path, tiny_data: P
     model = AutoModelForCausalLM.from_pretrained(shipped.parent, gguf_file=shipped.name, dtype=torch.float32)
     score = score_model(model, settings=settings, data=tiny_data, vocab_size=512)
     assert score.bits_per_byte == pytest.approx(record.measured.bits_per_byte, rel=1e-6)
+
+    coded, plain = record.release.files
+    assert (coded.name, coded.format, coded.runtime, coded.bytes) == (shipped.name, "iq4_nl", "llama.cpp", size)
+    assert (plain.name, plain.format, plain.runtime) == ("model.safetensors", "bf16", "torch")
+    assert plain.bytes == folder_bytes(folder)
+    folder_score = score_model(load_model(folder).model, settings=settings, data=tiny_data, vocab_size=512)
+    assert plain.bits_per_byte == pytest.approx(folder_score.bits_per_byte, rel=1e-6)
+    if is_installed():
+        # llama.cpp rounds activations too, so that it is near and not equal.
+        assert coded.bits_per_byte == pytest.approx(score.bits_per_byte, rel=0.02)
+        assert coded.scored_bytes == plain.scored_bytes == record.measured.scored_bytes
+        assert coded.decode_ms is not None
+        assert coded.decode_ms > 0
+        assert coded.protocol["threads"] == 1
+    titles = [row["quantity"] for row in compare([folder]).rows]
+    assert "iq4_nl in llama.cpp: artifact" in titles
+    assert "bf16 in torch: bits per byte" in titles
+    card = model_card(release, repo_id="me/x", layers=describe(folder)).text
+    assert "| model-iq4_nl.gguf | iq4_nl | llama.cpp |" in card
+    assert "to ship as a GGUF file in iq4_nl, tokenizer inside" in card
 
     copy = export(folder, tmp_path / "copy.gguf")
     assert copy.read_bytes() == shipped.read_bytes(), "the file of the study, not codes of the rounded weights"

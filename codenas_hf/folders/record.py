@@ -148,6 +148,31 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """One form in which a release holds its model, as the runtime that reads it gives it.
+
+    Args:
+        name: of the file with the weights.
+        format: storage format.
+        runtime: that reads it.
+        bytes: that must be shipped for it.
+        bits_per_byte: on report text.
+        scored_bytes: of that text.
+        decode_ms: of a token.
+        protocol: of the timing.
+    """
+
+    name: str
+    format: str
+    runtime: str
+    bytes: int
+    bits_per_byte: float | None = None
+    scored_bytes: int | None = None
+    decode_ms: float | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReleaseFacts:
     """What was written: `artifact_bytes` must be shipped (see `folder_bytes`), `weights_bytes` are those of weights.
 
@@ -156,6 +181,7 @@ class ReleaseFacts:
         why_not_stock: genes that no stock architecture has.
         dtype: of the weights.
         format: what the study ships; absent for the folder itself.
+        files: each form of the model, what ships first.
     """
 
     architecture: str | None = None
@@ -165,6 +191,7 @@ class ReleaseFacts:
     num_parameters: int | None = None
     weights_bytes: int | None = None
     artifact_bytes: int | None = None
+    files: tuple[FileFacts, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

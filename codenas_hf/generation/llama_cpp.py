@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ class _Settings(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    """llama_batch: what `llama_batch_get_one` returns and `llama_decode` takes."""
+    """llama_batch: what `llama_batch_get_one` returns and `llama_decode` takes.
+
+    Its pointers: tokens, embeddings, positions, numbers of sequences, sequences, and whose logits are asked for.
+    """
 
     _fields_ = [("count", ctypes.c_int32), *((f"at{i}", ctypes.c_void_p) for i in range(6))]
 
@@ -92,14 +96,35 @@ class LlamaCppRuntime(Runtime):
         if getattr(self, "_model", None):
             self.close()
 
+    def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind each token, many tokens in one pass; see `Runtime.all_logits`."""
+        if not 0 < len(token_ids) <= (self.context_tokens or 0):
+            raise ValueError(f"{len(token_ids)} tokens do not fit a context of {self.context_tokens}; give fewer")
+        self._kept.clear()
+        self._forget(0)
+        found = []
+        for start in range(0, len(token_ids), _BATCH):
+            part = list(token_ids[start : start + _BATCH])
+            wanted = np.ones(len(part), np.int8)  # a flag for each token: its logits are asked for
+            self._decode(part, flags=wanted)
+            shape = (len(part), self.vocab_size)
+            found.append(np.ctypeslib.as_array(self._library.llama_get_logits(self._context), shape).copy())
+        self._forget(0)
+        return np.concatenate(found)
+
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
         for start in range(0, len(ids), _BATCH):
-            part = np.array(ids[start : start + _BATCH], np.int32)
-            pointer = part.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            status = self._library.llama_decode(self._context, self._library.llama_batch_get_one(pointer, len(part)))
-            if status:
-                raise LlamaCppError(f"llama.cpp could not compute {len(part)} tokens (status {status})")
+            self._decode(ids[start : start + _BATCH])
         return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (self.vocab_size,))
+
+    def _decode(self, ids: Sequence[int], *, flags: NDArray[np.int8] | None = None) -> None:
+        part = np.array(ids, np.int32)
+        batch = self._library.llama_batch_get_one(part.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), len(part))
+        if flags is not None:
+            batch.at5 = flags.ctypes.data
+        status = self._library.llama_decode(self._context, batch)
+        if status:
+            raise LlamaCppError(f"llama.cpp could not compute {len(part)} tokens (status {status})")
 
     def _forget(self, length: int) -> int:
         if self._library.llama_memory_seq_rm(self._memory, 0, length, -1):

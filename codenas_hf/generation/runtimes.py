@@ -51,6 +51,14 @@ class Runtime:
         self.computed_tokens += len(ids) - same
         return found
 
+    def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits `[tokens, vocabulary]` behind each of some tokens, for scoring.
+
+        Raises:
+            ValueError: as `logits`.
+        """
+        return np.stack([self.logits(token_ids[: at + 1]).copy() for at in range(len(token_ids))])
+
     def close(self) -> None:
         """Gives memory back; the runtime is of no use after it."""
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
 from ..data import PreparedData
+from ..data.passages import Passages
 from ..engine import TrialRecord
 from ..folders import Record, Release, StudyFolder
-from ..folders.record import DataFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
+from ..folders.record import DataFacts, FileFacts, LatencyFacts, Measured, Origin, Training, Trial, trial_and_training
 from ..generation.loading import CodeNASForCausalLM
 from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware
@@ -28,6 +29,7 @@ from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
 from ..strict_yaml import dump, to_mapping
+from .files import measure_files
 from .settings import RunSettings
 from .study import Say, open_study, study_data
 from .text import load_space
@@ -82,9 +84,15 @@ def score_model(
     model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, length: int | None = None
 ) -> Score:
     """On `final_score_bytes` of report text, which no search has read, in rows of `length` tokens, or as trained."""
+    return score_passages(model, report_passages(settings, data=data, vocab_size=vocab_size, length=length))
+
+
+def report_passages(
+    settings: RunSettings, *, data: PreparedData, vocab_size: int, length: int | None = None
+) -> Passages:
+    """`final_score_bytes` of report text in rows of `length` tokens, or as trained."""
     rows = length or settings.train.sequence_length
-    passages = data.passages(vocab_size, "report", length=rows, max_bytes=settings.final_score_bytes)
-    return score_passages(model, passages)
+    return data.passages(vocab_size, "report", length=rows, max_bytes=settings.final_score_bytes)
 
 
 def release_trial(
@@ -171,20 +179,36 @@ def release_model(
     record: Record,
 ) -> Path:
     """Writes the release folder with its record and settings, without the paths of this machine."""
+    device = Hardware.discover(settings.device).device
     full = replace(
         record,
         genome=genome.to_dict(),
         genome_id=genome.genome_id,
         data=DataFacts(digest=data.digest, corpus=data.corpus.report),
-        provenance=provenance(torch.device(Hardware.discover(settings.device).device)),
+        provenance=provenance(torch.device(device)),
     )
+    full_precision = torch.nn.Module.to(model, "cpu")
+
+    def files(written: Release) -> tuple[FileFacts, ...]:
+        return measure_files(
+            written,
+            model=full_precision,
+            measured=record.measured,
+            passages=report_passages(settings, data=data, vocab_size=genome.vocab_size),
+            ship=settings.ship,
+            protocol=settings.candidate.timing or default_protocol("cpu"),
+            vocab_size=genome.vocab_size,
+            device=device,
+        )
+
     return write_release(
-        torch.nn.Module.to(model, "cpu"),
+        full_precision,
         folder=folder,
         tokenizer=data.tokenizer(genome.vocab_size),
         record=full,
         settings=dump(without_places(to_mapping(settings))),
         form=settings.ship.format if settings.ship.form.coded else None,
+        files=files,
     )
 
 

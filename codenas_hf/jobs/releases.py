@@ -18,7 +18,19 @@ def compare(models: Sequence[Path]) -> Table:
         FileNotFoundError: a folder that is neither, or has no record.
         RecordError: a record that is damaged, or of a newer schema.
     """
-    return compare_table({str(path): Release.find(path).read_record().quantities() for path in models})
+    records = {str(path): Release.find(path).read_record() for path in models}
+    files = {
+        name: {
+            f"{file.format} in {file.runtime}": {
+                "artifact_bytes": file.bytes,
+                "bits_per_byte": file.bits_per_byte,
+                "decode_ms": file.decode_ms,
+            }
+            for file in record.release.files
+        }
+        for name, record in records.items()
+    }
+    return compare_table({name: record.quantities() for name, record in records.items()}, files=files)
 
 
 def describe(model: Path) -> Table:

@@ -66,6 +66,14 @@ SPEED = (
     quantity_column("peak_memory_bytes"),
     Column("protocol", "protocol"),
 )
+FILES = (
+    Column("name", "file"),
+    Column("format", "format"),
+    Column("runtime", "read by"),
+    Column("bytes", "to ship", "bytes"),
+    quantity_column("bits_per_byte"),
+    quantity_column("decode_ms"),
+)
 COUNTS = (
     Column("name", ""),
     Column("files", "files", "integer"),
@@ -144,6 +152,7 @@ def model_card(
         evaluation=_table(RESULTS.columns, results),
         protocol=suite.get("protocol"),
         speed=_table(SPEED, speed_rows(record)),
+        forms=_table(FILES, [asdict(file) for file in record.release.files]),
         corpus=corpus_context(record.data.corpus),
         dataset_id=dataset_id,
         starts=_starts(record),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from ..architecture.stock import StockRow, find_row
 from ..compression.gguf import write_gguf
 from ..folders import Record, Release, read_json, whole_file, whole_folder, write_json
-from ..folders.record import ReleaseFacts
+from ..folders.record import FileFacts, ReleaseFacts
 from ..modeling_codenas import CodeNASForCausalLM
 from .spelling import copy_tokenizer, model_config, without_places
 
@@ -60,6 +60,7 @@ def write_release(
     dtype: str = "bfloat16",
     stock: bool = True,
     form: str | None = None,
+    files: Callable[[Release], tuple[FileFacts, ...]] | None = None,
 ) -> Path:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, and says in it where it comes from.
 
@@ -80,6 +81,7 @@ def write_release(
         stock: False writes the remote-code pair even where a stock architecture is equal.
         form: a storage format of codes: what ships is then a GGUF file, made of the full precision, beside the weights
             for transformers. None ships these.
+        files: asked of what was written, before it takes its place: each form of the model as its reader gives it.
 
     Raises:
         ValueError: unknown dtype, a tokenizer that has more entries than the model, or a model that the GGUF file
@@ -131,6 +133,7 @@ def write_release(
             num_parameters=released.num_parameters(),
             weights_bytes=written.weights_bytes,
             artifact_bytes=written.artifact_bytes,
+            files=() if files is None else files(written),
             versions={name: version(name) for name in ("codenas-hf", "torch", "transformers")},
         )
         replace(record or Record(), release=facts).write(draft)

@@ -12,23 +12,36 @@ from codenas_hf.report.cells import Column, Table, format_value
 from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 
 
-def compare_table(models: Mapping[str, Mapping[str, float]]) -> Table:
+def compare_table(
+    models: Mapping[str, Mapping[str, float]],
+    *,
+    files: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
+) -> Table:
     """Models side by side, one column each and one row per quantity; what was not measured is an empty cell.
 
     Args:
         models: name to what is known of it, as `Record.quantities` gives it.
+        files: name to each form of the model, and what its reader gives; rows of their own below.
 
     Raises:
         ValueError: no model.
     """
     if not models:
         raise ValueError("`models` must name at least one model to compare, got none")
-    rows = []
-    for row in QUANTITIES:
-        values = {name: known[row.name] for name, known in models.items() if row.name in known}
-        if values:
-            shown = {name: format_value(value, row.unit) for name, value in values.items()}
-            rows.append({"quantity": row.title, "better": row.better, "key": row.name, "raw": values, **shown})
+    rows: list[dict[str, Any]] = []
+
+    def add(known: Mapping[str, Mapping[str, float | None]], form: str | None = None) -> None:
+        for row in QUANTITIES:
+            values = {name: value for name, all_ in known.items() if (value := all_.get(row.name)) is not None}
+            if values:
+                shown = {name: format_value(value, row.unit) for name, value in values.items()}
+                title, key = (row.title, row.name) if form is None else (f"{form}: {row.title}", f"{form}/{row.name}")
+                rows.append({"quantity": title, "better": row.better, "key": key, "raw": values, **shown})
+
+    add(models)
+    files = files or {}
+    for form in dict.fromkeys(form for forms in files.values() for form in forms):
+        add({name: forms[form] for name, forms in files.items() if form in forms}, form)
     columns = (Column("quantity", ""), *(Column(name, name) for name in models), Column("better", "better"))
     note = "Loss and perplexity count tokens: compare them only between models with one vocabulary."
     return Table("comparison", "Side by side", columns, tuple(rows), note)

@@ -1,0 +1,139 @@
+"""The files of a release, each as the runtime that reads it gives it: bytes, bits per byte, decode latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.passages import Passages
+from ..folders import Release, folder_bytes
+from ..folders.record import FileFacts, Measured
+from ..generation.llama_cpp import LlamaCppRuntime, is_installed
+from ..generation.runtimes import Runtime
+from ..measure.score import score_passages
+from ..measure.shipped import ShipSettings, as_shipped
+from ..measure.timing import TimingProtocol
+
+
+class _Reader(nn.Module):
+    """A runtime as a model that is scored."""
+
+    def __init__(self, runtime: Runtime, *, vocab_size: int) -> None:
+        super().__init__()
+        self.runtime, self.config = runtime, SimpleNamespace(vocab_size=vocab_size)
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # a model is somewhere
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        """Logits `[rows, length, vocabulary]`."""
+        rows = [self.runtime.all_logits(row)[:, : self.config.vocab_size] for row in input_ids.tolist()]
+        return SimpleNamespace(logits=torch.from_numpy(np.stack(rows)))
+
+
+def time_runtime(runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int) -> tuple[float, TimingProtocol]:
+    """Median milliseconds of one greedy token behind a prompt, and the protocol: shorter where the context is.
+
+    Args:
+        runtime: with the threads that the protocol names.
+        protocol: how.
+        vocab_size: of the model.
+    """
+    context = runtime.context_tokens or protocol.prompt_tokens + protocol.new_tokens
+    new = min(protocol.new_tokens, context // 2)
+    protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
+    prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    times: list[float] = []
+    for turn in range(protocol.warmup + protocol.repeats):
+        ids = list(prompt)
+        ids.append(int(runtime.logits(ids).argmax()))
+        for _ in range(new - 1):
+            begin = time.perf_counter()
+            ids.append(int(runtime.logits(ids).argmax()))
+            if turn >= protocol.warmup:
+                times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times), protocol
+
+
+def measure_gguf(path: Path, passages: Passages, *, form: str, protocol: TimingProtocol, vocab_size: int) -> FileFacts:
+    """A GGUF file as llama.cpp gives it; its bytes alone where that is not installed.
+
+    Args:
+        path: the file.
+        passages: text to score, in rows that its context holds.
+        form: its storage format.
+        protocol: of the timing.
+        vocab_size: of the model.
+
+    Raises:
+        codenas_hf.generation.llama_cpp.LlamaCppError: llama.cpp cannot read it.
+    """
+    facts = FileFacts(name=path.name, format=form, runtime="llama.cpp", bytes=path.stat().st_size)
+    if not is_installed():
+        return facts
+    runtime = LlamaCppRuntime(path, threads=protocol.threads)
+    try:
+        score = score_passages(_Reader(runtime, vocab_size=vocab_size), passages)
+        decode_ms, used = time_runtime(runtime, protocol, vocab_size=vocab_size)
+    finally:
+        runtime.close()
+    return replace(
+        facts,
+        bits_per_byte=score.bits_per_byte,
+        scored_bytes=score.num_bytes,
+        decode_ms=decode_ms,
+        protocol=used.to_dict(),
+    )
+
+
+def measure_files(
+    release: Release,
+    *,
+    model: nn.Module,
+    measured: Measured,
+    passages: Passages,
+    ship: ShipSettings,
+    protocol: TimingProtocol,
+    vocab_size: int,
+    device: str = "cpu",
+) -> tuple[FileFacts, ...]:
+    """Every form in which a release holds its model.
+
+    Args:
+        release: as written.
+        model: in full precision; left as it was.
+        measured: of what ships.
+        passages: report text.
+        ship: the format that ships.
+        protocol: of the timing in a GGUF file's reader; that of torch stands in `measured`.
+        vocab_size: of the model.
+        device: where it is scored as the folder holds it.
+    """
+    latency, bits = measured.latency, measured.bits_per_byte
+    scored = measured.scored_bytes
+    if ship.form.coded:
+        nn.Module.to(model, device)
+        with as_shipped(model, ShipSettings()):
+            score = score_passages(model, passages)
+        nn.Module.to(model, "cpu")
+        bits, scored = score.bits_per_byte, score.num_bytes
+    folder = FileFacts(
+        name=release.weights[0].name,
+        format="bf16",
+        runtime="torch",
+        bytes=folder_bytes(release.folder),
+        bits_per_byte=bits,
+        scored_bytes=scored,
+        decode_ms=None if latency is None else latency.decode_ms,
+        protocol={} if latency is None else latency.protocol,
+    )
+    if release.shipped is None:
+        return (folder,)
+    found = measure_gguf(release.shipped, passages, form=ship.format, protocol=protocol, vocab_size=vocab_size)
+    return found, folder
