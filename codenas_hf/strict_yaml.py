@@ -310,12 +310,15 @@ def load(cls: type[T], *files: Path, overrides: Sequence[str] = ()) -> T:
     """`cls` from its defaults, then each file, then dotted overrides.
 
     Raises:
-        SettingsError: see `from_mapping`, `read_yaml`, `parse_overrides`.
+        SettingsError: see `from_mapping`, `read_yaml`, `parse_overrides`; of a file it names the file.
     """
     data: dict[str, Any] = {}
     for file in files:
         content = read_yaml(file)
-        from_mapping(cls, content, where="")  # so that the message of a bad file is about that file alone
+        try:
+            from_mapping(cls, content, where="")  # alone, so that the message is of the file that is wrong
+        except ValueError as error:
+            raise SettingsError(f"{file}: {error}") from error
         data = merge(data, content)
     return from_mapping(cls, merge(data, parse_overrides(overrides)))
 

@@ -147,6 +147,19 @@ def test_the_house_stays_small() -> None:
     assert sum(map(len, arrows.values())) <= 72
 
 
+def test_every_public_name_says_what_it_is() -> None:
+    silent = []
+    for path in modules():
+        if "suite/modules" in path.as_posix():
+            continue  # in the form of `evaluate`, whose base class documents them
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                methods = node.body if isinstance(node, ast.ClassDef) else []
+                named = [m for m in methods if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+                silent += [f"{path.name}: {n.name}" for n in (node, *named) if not ast.get_docstring(n)]
+    assert silent == []
+
+
 def test_no_cycles_inside_folders() -> None:
     graph = {p: imports_of(p) for p in modules()}
     edges = {

@@ -76,6 +76,27 @@ def test_plotting_a_damaged_study_is_one_line(runs: Path, capsys: pytest.Capture
         open_study(runs / "space")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("study: whole", "study: whole\ncorpus:\n  validation_fraction: 0.05"),
+        ("study: whole", "study: whole\nlimits:\n  parameters: 1000000"),
+    ],
+)
+def test_a_study_of_an_older_version_is_one_line(
+    old: str, new: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = runs / "whole" / "settings.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    study = str(runs / "whole")
+    for words in (["plot", study], ["train", study], ["search", "--config", str(settings)]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert f"{settings}: `" in error
+        assert words[0] == "search" or words[0] == "train" or "was begun with another version" in error
+
+
 @pytest.mark.parametrize("name", ["", " ", "a/b", "..", ".hidden", "a\nb", "data", "latency", "x" * 300, "/tmp/x"])
 def test_a_study_has_a_name_that_a_folder_can_have(name: str) -> None:
     with pytest.raises(ValueError, match=r"`study` must be the name of a folder.*`folder=` says where studies lie"):

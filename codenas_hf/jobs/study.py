@@ -257,7 +257,13 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
     path = StudyFolder(folder).settings
     if not path.exists():
         raise FileNotFoundError(f"no study in {folder}: expected the file {path.name}; studies lie in runs/")
-    stored = load(RunSettings, path)
+    try:
+        stored = load(RunSettings, path)
+    except SettingsError as error:
+        raise SettingsError(
+            f"the study in {folder} was begun with another version, or its settings were changed since: {error}; use "
+            "the version that began it, or begin another study"
+        ) from error
     # On a server the name is what the study was begun with; a journal knows its own, whatever its folder is called.
     storage = stored.search.storage
     result = SearchResult.open(

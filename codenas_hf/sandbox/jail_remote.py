@@ -20,6 +20,7 @@ _ARITHMETIC = "add sub mul truediv floordiv mod pow matmul and or xor lshift rsh
 
 
 def is_remote(value: Any) -> bool:
+    """True for a stand-in, whatever class it pretends to be."""
     return issubclass(type(value), Remote)  # isinstance would ask what it pretends to be
 
 

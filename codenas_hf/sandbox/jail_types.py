@@ -136,6 +136,14 @@ def take(items: Iterable[Any]) -> list[Any]:
 
 
 def maker(full: str) -> Any:
+    """What makes a value of a type of `VALUES` from its packed parts.
+
+    Args:
+        full: the type's name with its module, as the program sent it.
+
+    Raises:
+        ProgramError: a type that may not cross.
+    """
     if full not in VALUES:
         raise ProgramError("the program sent a value of a type that it may not")
     module, _, name = full.rpartition(".")
@@ -153,6 +161,15 @@ def pack_numpy(value: Any) -> list[Any] | None:
 
 
 def unpack_numpy(data: list[Any], items: Sequence[Any]) -> Any:
+    """The scalar or array that `pack_numpy` packed.
+
+    Args:
+        data: `n` or another mark, the dtype's name, and for an array its shape.
+        items: its elements in order, unpacked.
+
+    Raises:
+        ProgramError: a dtype, or elements, of something else than numbers and texts.
+    """
     numpy: Any = importlib.import_module("numpy")
     dtype = numpy.dtype(str(data[1]))
     if dtype.kind not in "biufcSU" or not set(map(type, items)) <= {bool, int, float, complex, bytes, str}:
