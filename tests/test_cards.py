@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 from codenas_hf.data import PreparedData
 from codenas_hf.folders import Record, Release, StudyFolder
 from codenas_hf.folders.record import DataFacts, Origin, Start, Training
-from codenas_hf.release.cards import Card, bundled_folder, describe, model_card, study_card
+from codenas_hf.release.cards import Card, bundled_folder, dataset_card, describe, model_card, study_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.cells import format_bytes, format_seconds, format_value
 
@@ -184,6 +184,27 @@ def test_every_text_behind_a_fine_tuned_release_shows_its_licences(run: StudyFol
 def test_study_card_configures_every_table(run: StudyFolder) -> None:
     data = DatasetCard(study_card(run, repo_id="a/s", model_id="a/m", tables=["front", "trials"])).data
     assert [(c["config_name"], c.get("default")) for c in data.configs] == [("front", None), ("trials", True)]
+
+
+def test_a_card_promises_of_the_split_what_the_corpus_keeps() -> None:
+    report = {
+        "split": {"train": {"files": 3, "bytes": 9}},
+        "leakage": {"window_lines": 10},
+        "held_out_projects": {"search": ["a"], "report": ["b"]},
+    }
+    text = dataset_card(report, digest="0", repo_id="me/x")
+    assert "No project is in two of them." in text
+    assert "shares 10 lines in a row" in text
+    dealt = {
+        **report,
+        "held_out_projects": {"search": ["a"], "report": ["a"]},
+        "leakage": {"window_lines": 0},
+        "not_promised": ["one project: search and report text are files of it"],
+    }
+    text = dataset_card(dealt, digest="0", repo_id="me/x")
+    assert "No project is in two" not in text
+    assert "lines in a row" not in text
+    assert "Not promised: one project" in text
 
 
 def test_describe_is_one_line() -> None:

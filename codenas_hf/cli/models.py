@@ -30,7 +30,7 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("genome", help="genome file or name in configs/genomes, study, study:TRIAL, release folder")
     add_settings(verb)
     verb.add_argument("--budget", default="300 seconds", help="'5000 steps', '2e8 tokens' ... (default: 300 seconds)")
-    verb.add_argument("--out", type=Path, help="release folder (default: runs/<genome id>)")
+    verb.add_argument("--out", type=Path, help="release folder (default: runs/<genome id>; fine-tuned, with -tuned)")
     verb.add_argument(
         "--fine-tune",
         action="store_true",

@@ -263,6 +263,7 @@ def corpus_context(report: Mapping[str, Any]) -> dict[str, Any]:
     if not report:
         return {}
     split = report.get("split") or {}
+    held_out = {name: set(found) for name, found in (report.get("held_out_projects") or {}).items()}
     return {
         "sources": _table(COUNTS, _named(report.get("sources"))),
         "splits": _table(COUNTS, _named(split)),
@@ -272,7 +273,10 @@ def corpus_context(report: Mapping[str, Any]) -> dict[str, Any]:
         "leakage": report.get("leakage"),
         "benchmarks": describe(report.get("benchmarks")),
         "masked": describe(report.get("masked")),
-        "held_out_projects": {name: len(found) for name, found in (report.get("held_out_projects") or {}).items()},
+        "held_out_projects": {name: len(found) for name, found in held_out.items()},
+        # Of one or two projects files are dealt, and both texts name the same one.
+        "apart": len(set().union(*held_out.values())) == sum(map(len, held_out.values())),
+        "window_lines": (report.get("leakage") or {}).get("window_lines"),
         "not_promised": report.get("not_promised") or (),
     }
 
