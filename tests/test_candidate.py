@@ -55,6 +55,10 @@ def test_two_rungs_of_one_candidate(evaluator: CandidateEvaluator, tiny_data: Pr
     first = evaluator(GENOME, RUNGS[0], None)
     second = evaluator(GENOME, RUNGS[1], first)
     assert second.objectives["bits_per_byte"] < first.objectives["bits_per_byte"]
+    assert "report_bits_per_byte" not in first.measurements, "only the last rung is scored on the report text"
+    assert 0 < second.measurements["report_bits_per_byte"] != second.objectives["bits_per_byte"]
+    parts = second.measurements["bits_by_project"]
+    assert sum(parts["bits"]) / sum(parts["bytes"]) == pytest.approx(second.objectives["bits_per_byte"], abs=1e-3)
     assert list(first.objectives) == ["bits_per_byte", "artifact_bytes", "decode_ms"]
     assert first.objectives["decode_ms"] == 1.5
     assert (first.measurements["steps"], second.measurements["steps"]) == (20, 50)

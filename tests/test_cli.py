@@ -174,9 +174,11 @@ def test_compare_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str
         folder.mkdir()
         for needed in ("config.json", "model.safetensors"):
             (folder / needed).write_text("{}")
-        Record(measured=Measured(bits_per_byte=bits)).write(folder)
+        parts = {"bits": [bits * 100, bits * 210, bits * 290], "bytes": [100.0, 210.0, 290.0]}
+        Record(measured=Measured(bits_per_byte=bits, bits_by_project=parts)).write(folder)
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     text = capsys.readouterr().out
+    assert "-0.5000 (-0.5000 to -0.5000)" in text, "the second against the first, in pairs on the same text"
     assert "2.5" in text
     assert "next-token" not in text  # nobody measured it
 

@@ -11,9 +11,9 @@ from evaluation_models import TEXT, tiny_tokenizer
 from evaluation_models import tiny_model as text_model
 from training_fakes import VOCAB, tiny_model
 
+from codenas_hf.engine.intervals import _t_quantile, ratio_interval
 from codenas_hf.folders.record import Measured
 from codenas_hf.measure import rows as summing
-from codenas_hf.measure.intervals import _t_quantile, ratio_interval
 from codenas_hf.measure.rows import copied_tokens, sum_rows
 from codenas_hf.measure.score import Score, paired_difference, score_passages
 from codenas_hf.suite.text_score import score_texts

@@ -101,7 +101,8 @@ class Measured:
     `bits_per_byte` in windows as long as training rows, `context_bits_per_byte` in windows of the `context_tokens`
     that the configuration promises. `bits_per_byte_low` and `_high` are its 95 % interval, where the text has projects
     enough; `copied_` and `new_bits_per_byte` add up to it: tokens that the window shows after the same token before,
-    and all others.
+    and all others. `bits_by_project` has the `bits` and `bytes` of each project of that text, in one order, so that
+    two models that were scored on the same text can be compared in pairs.
     """
 
     bits_per_byte: float | None = None
@@ -117,6 +118,7 @@ class Measured:
     context_tokens: int | None = None
     context_bits_per_byte: float | None = None
     bytes_per_token: float | None = None
+    bits_by_project: Mapping[str, Any] | None = None
     latency: LatencyFacts | None = None
 
 

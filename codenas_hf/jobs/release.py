@@ -75,6 +75,7 @@ def measure_model(
         context_tokens=context,
         context_bits_per_byte=whole.bits_per_byte,
         bytes_per_token=score.num_bytes / score.num_tokens,
+        bits_by_project=score.bits_by_project,
         latency=LatencyFacts(**latency.to_dict()),
     )
     return measured, time.perf_counter() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.intervals import paired_ratio
 from ..folders import Release
 from ..report.architecture import architecture_table, tensors_of_folder
 from ..report.cells import Table
@@ -13,6 +14,8 @@ from ..report.comparison import compare_table
 
 def compare(models: Sequence[Path]) -> Table:
     """What was measured of release folders, or of the winners of studies, side by side.
+
+    Those that were scored on the same text as the first are compared with it in pairs, project by project.
 
     Raises:
         FileNotFoundError: a folder that is neither, or has no record.
@@ -30,7 +33,12 @@ def compare(models: Sequence[Path]) -> Table:
         }
         for name, record in records.items()
     }
-    return compare_table({name: record.quantities() for name, record in records.items()}, files=files)
+    parts = {name: record.measured.bits_by_project for name, record in records.items()}
+    first = next(iter(parts.values()), None)
+    found = {name: paired_ratio(own, first) for name, own in list(parts.items())[1:]}
+    differences = {name: difference for name, difference in found.items() if difference is not None}
+    known = {name: record.quantities() for name, record in records.items()}
+    return compare_table(known, files=files, differences=differences)
 
 
 def describe(model: Path) -> Table:

@@ -31,6 +31,8 @@ from ..measure.confirm import LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
 from ..report.curve import Watch
+from ..report.study_view import StudyView
+from ..report.texts import Flattery
 from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
 from .finish import finish_seconds, finish_winner
@@ -144,6 +146,9 @@ def search(
             )
         else:
             winner = _released(result, folder, settings=settings, evaluator=evaluator, say=say)
+    flattery = Flattery.of(StudyView(name=settings.study, result=result))
+    if flattery is not None:
+        say(f"texts     {flattery.line()}")
     report = report_study(result, folder=folder, winner=winner)
     published: tuple[Published, ...] = ()
     if winner is not None and settings.publish.repo_id is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ..engine import SearchResult
-from ..folders import StudyFolder
+from ..engine import SearchResult, TrialRecord
+from ..folders import Release, StudyFolder
 from ..report.cells import Column, Table, quantity_column
 from ..strict_yaml import from_mapping, read_yaml
 from .wanted import LadderSettings, WeightSettings, weights_of
@@ -18,8 +19,8 @@ COLUMNS = (
     Column("evaluated", "evaluated", "integer"),
     Column("failed", "failed", "integer"),
     Column("front", "front", "integer"),
-    quantity_column("bits_per_byte", title="best bits per byte"),
     quantity_column("artifact_bytes", title="winner"),
+    quantity_column("bits_per_byte", title="bits per byte, report text"),
     quantity_column("decode_ms"),
     Column("seconds_left", "left", "seconds"),
     Column("reason", "reason"),
@@ -78,15 +79,24 @@ def study_row(folder: Path) -> dict[str, Any]:
         "failed": len(result.failures),
         "front": len(result.front),
     }
-    if result.front:
-        row["bits_per_byte"] = min(r.evaluation.objectives["bits_per_byte"] for r in result.front if r.evaluation)
     if result.winner is not None and result.winner.evaluation is not None:
         row |= {k: result.winner.evaluation.objectives[k] for k in ("artifact_bytes", "decode_ms")}
+        row |= {"bits_per_byte": _on_report_text(StudyFolder(folder).winner, result.winner)}
     if not result.finished:
         ladder = from_mapping(LadderSettings, settings.get("search") or {}, where="search")
         left = _seconds_left(result, ladder, workers=max(1, running))
         row |= {} if left is None else {"seconds_left": left}
     return row
+
+
+def _on_report_text(release: Release, winner: TrialRecord) -> float | None:
+    """Bits per byte of the winner's release, else of its trial, on the text that nothing was chosen by."""
+    with contextlib.suppress(OSError, ValueError):
+        record = release.read_record()
+        if record.genome_id == winner.genome.genome_id and record.measured.bits_per_byte is not None:
+            return record.measured.bits_per_byte
+    found = winner.evaluation.measurements.get("report_bits_per_byte") if winner.evaluation else None
+    return None if found is None else float(found)
 
 
 def _seconds_left(result: SearchResult, ladder: LadderSettings, *, workers: int) -> float | None:

@@ -32,7 +32,7 @@ from ..training import OptimSettings, TrainResult, TrainSettings, build_model, p
 from ..training.checkpoint import damage
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
-from .score import Score, leak_gate, score_passages
+from .score import Passages, Score, leak_gate, score_passages
 from .shipped import ShipSettings, as_shipped, check_widths, shipped_bytes
 from .timing import TimingProtocol, measure_latency
 
@@ -47,6 +47,7 @@ class CandidateSettings:
 
     Args:
         score_bytes: search text that a rung is scored on, the same passages for every vocabulary.
+        report_bytes: report text that candidates of the last rung are scored on too; nothing is chosen by it.
         window_tokens: length of a scoring window; None means that of training.
         batch_windows: windows in one forward pass.
         max_position_embeddings: context that the configuration names; None means what was trained,
@@ -59,6 +60,7 @@ class CandidateSettings:
     """
 
     score_bytes: int = 64_000
+    report_bytes: int = 128_000
     window_tokens: int | None = None
     batch_windows: int = 8
     max_position_embeddings: int | None = None
@@ -66,7 +68,7 @@ class CandidateSettings:
     timing: TimingProtocol | None = None
 
     def __post_init__(self) -> None:
-        check_range(self, "score_bytes", "batch_windows", least=1)
+        check_range(self, "score_bytes", "report_bytes", "batch_windows", least=1)
         check_range(self, "max_position_embeddings", "window_tokens", least=1, optional=True)
 
 
@@ -230,12 +232,7 @@ class CandidateEvaluator:
         with watch.on("build"):
             model = new_model(genome, train=self.train, settings=self.settings, seed=seed, device=device)
             tokens = self.data.tokens(genome.vocab_size, "train")
-            passages = self.data.passages(
-                genome.vocab_size,
-                "search",
-                length=self.settings.window_tokens or self.train.sequence_length,
-                max_bytes=self.settings.score_bytes,
-            )
+            passages = self._passages(genome, "search", self.settings.score_bytes)
         with watch.on("gate"):
             leak_gate(model, vocab_size=genome.vocab_size)
         with whole_folder(target) as fresh:
@@ -254,6 +251,7 @@ class CandidateEvaluator:
                 artifact_bytes = self._save(genome, model, folder=fresh / ARTIFACT)
             with watch.on("evaluate"):
                 score = score_passages(model, passages, batch_size=self.settings.batch_windows)
+                reported = self._on_report_text(genome, model) if rung.keep is None else {}
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
         return Evaluation(
@@ -262,7 +260,9 @@ class CandidateEvaluator:
                 "artifact_bytes": float(artifact_bytes),
                 "decode_ms": decode_ms,
             },
-            measurements=_measurements(genome, score=score, trained=trained, timing=timing, restarted=problem),
+            measurements=_measurements(
+                genome, score=score, trained=trained, timing={**reported, **timing}, restarted=problem
+            ),
             seconds=watch.seconds,
             checkpoint=target,
             provenance={
@@ -312,6 +312,16 @@ class CandidateEvaluator:
         model.float()
         return written
 
+    def _passages(self, genome: Genome, which: str, max_bytes: int) -> Passages:
+        length = self.settings.window_tokens or self.train.sequence_length
+        return self.data.passages(genome.vocab_size, which, length=length, max_bytes=max_bytes)
+
+    def _on_report_text(self, genome: Genome, model: PreTrainedModel) -> dict[str, float]:
+        """What a candidate of the last rung is on text by which nothing is chosen."""
+        passages = self._passages(genome, "report", self.settings.report_bytes)
+        score = score_passages(model, passages, batch_size=self.settings.batch_windows)
+        return {"report_bits_per_byte": score.bits_per_byte}
+
     def _decode_ms(
         self, genome: Genome, model: PreTrainedModel, *, device: torch.device
     ) -> tuple[float, dict[str, Any]]:
@@ -329,6 +339,7 @@ def _measurements(
     """What is recorded of a candidate beside its objectives; `restarted` is why it began anew, where it did."""
     return {
         **{name: value for name, value in score.facts().items() if name != "bits_per_byte"},
+        "bits_by_project": score.bits_by_project,
         "num_parameters": genome.num_parameters(),
         "weights_bytes": genome.weights_bytes(),
         "steps": trained.steps,

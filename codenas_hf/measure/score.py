@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .intervals import Interval, by_project, ratio_interval
+from ..engine.intervals import Interval, by_project, ratio_interval
 from .metrics import bits_per_byte
 from .rows import Floats, Ints, RowSums, sum_rows
 
@@ -144,6 +144,11 @@ class Score:
     def new_bits_per_byte(self) -> float:
         """What all other tokens add to `bits_per_byte`."""
         return self.bits_per_byte - self.copied_bits_per_byte
+
+    @property
+    def bits_by_project(self) -> dict[str, list[float]]:
+        """`bits` and `bytes` of each project, in the order of `projects`: what a paired difference needs later."""
+        return {"bits": [round(float(x), 1) for x in self._bits(self.rows.nats)], "bytes": self._bytes().tolist()}
 
     def facts(self) -> dict[str, float | int]:
         """What records say of it; an interval that nothing supports is absent."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codenas_hf.engine.intervals import Interval
 from codenas_hf.engine.records import TrialRecord
 from codenas_hf.quantities import QUANTITIES, quantity
 from codenas_hf.report.cells import Column, Table, format_value
@@ -16,12 +17,14 @@ def compare_table(
     models: Mapping[str, Mapping[str, float]],
     *,
     files: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None = None,
+    differences: Mapping[str, Interval] | None = None,
 ) -> Table:
     """Models side by side, one column each and one row per quantity; what was not measured is an empty cell.
 
     Args:
         models: name to what is known of it, as `Record.quantities` gives it.
         files: name to each form of the model, and what its reader gives; rows of their own below.
+        differences: name to its bits per byte minus those of the first model, in pairs on the same text.
 
     Raises:
         ValueError: no model.
@@ -37,6 +40,8 @@ def compare_table(
                 shown = {name: format_value(value, row.unit) for name, value in values.items()}
                 title, key = (row.title, row.name) if form is None else (f"{form}: {row.title}", f"{form}/{row.name}")
                 rows.append({"quantity": title, "better": row.better, "key": key, "raw": values, **shown})
+            if row.name == "bits_per_byte" and differences and form is None:
+                rows.append(_difference_row(differences, first=next(iter(models))))
 
     add(models)
     files = files or {}
@@ -45,6 +50,14 @@ def compare_table(
     columns = (Column("quantity", ""), *(Column(name, name) for name in models), Column("better", "better"))
     note = "Loss and perplexity count tokens: compare them only between models with one vocabulary."
     return Table("comparison", "Side by side", columns, tuple(rows), note)
+
+
+def _difference_row(differences: Mapping[str, Interval], *, first: str) -> dict[str, Any]:
+    """The paired difference of each model to the first, with its 95 % interval."""
+    shown = {n: f"{d.value:+.4f} ({d.low:+.4f} to {d.high:+.4f})" for n, d in differences.items()}
+    raw = {n: [d.value, d.low, d.high] for n, d in differences.items()}
+    title = f"bits per byte against {first}, in pairs, 95 %"
+    return {"quantity": title, "better": "lower", "key": "bits_per_byte_difference", "raw": raw, **shown}
 
 
 def budget_table(view: StudyView, objective: str, *, step: float | None = None, steps: int = 2) -> Table:

@@ -42,6 +42,7 @@ from codenas_hf.report.tables import (
     seconds_table,
     trials_table,
 )
+from codenas_hf.report.texts import texts_table
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -126,6 +127,9 @@ def report_parts(
         id="hypervolume", title=growth.title, text=growth.note, figures=[hypervolume_figure(growth)], folded=[growth]
     )
     groups.append([cost, *_rank_part(view)])
+    texts = texts_table(view)
+    if texts.rows:
+        groups.append([Part(id=texts.name, title=texts.title, tables=[texts])])
     budgets = [budget_table(view, name) for name in view.objectives[1:]] if len(points.rows) > 1 else []
     bought = [Part(id=t.name, title=t.title, tables=[t]) for t in budgets if t.rows]
     groups += [bought] if bought else []

@@ -31,8 +31,15 @@ from codenas_hf.report.drawing import (
 )
 from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
 from codenas_hf.report.tables import flatten
+from codenas_hf.report.texts import tied
 
-ROLES = {"winner": "winner", "front": "on the front", "other": "dominated", "over": "over a limit"}
+ROLES = {
+    "winner": "winner",
+    "front": "on the front",
+    "tied": "on the front, tied with the winner",
+    "other": "dominated",
+    "over": "over a limit",
+}
 PAPER: dict[str, Any] = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 
 
@@ -42,7 +49,8 @@ def points_table(view: StudyView) -> Table:
     rows = []
     for r in view.complete(view.top_rung):
         evaluation = evaluation_of(r)
-        on_front = "front" if r.genome.genome_id in front else "other" if evaluation.feasible else "over"
+        member = "tied" if tied(view, r) else "front"
+        on_front = member if r.genome.genome_id in front else "other" if evaluation.feasible else "over"
         role = "winner" if view.is_winner(r) else on_front
         rows.append({"genome": short_id(r), "role": role, "generation": r.generation, **evaluation.objectives})
     columns = (
@@ -85,13 +93,14 @@ def _front_panel(ax: Axes, rows: Sequence[Mapping[str, Any]], x: Column, y: Colu
         "over": {"s": 16, "facecolors": "none", "edgecolors": MUTED, "linewidths": 0.8},
         "other": {"s": 16, "color": MUTED, "alpha": 0.55, "linewidths": 0},
         "front": {"s": 34, "color": BLUE, "edgecolors": SURFACE, "linewidths": 0.8, "zorder": 3},
+        "tied": {"s": 34, "facecolors": SURFACE, "edgecolors": BLUE, "linewidths": 1.6, "zorder": 3},
         "winner": {"s": 170, "marker": "*", "color": ORANGE, "edgecolors": SURFACE, "linewidths": 0.8, "zorder": 4},
     }
     for role, style in styles.items():
         chosen = [row for row in rows if row["role"] == role]
         if chosen:
             ax.scatter([r[x.name] for r in chosen], [r[y.name] for r in chosen], label=ROLES[role], **style)
-    reached = sorted((r[x.name], r[y.name]) for r in rows if r["role"] in ("front", "winner"))
+    reached = sorted((r[x.name], r[y.name]) for r in rows if r["role"] in ("front", "tied", "winner"))
     stairs: list[tuple[float, float]] = []
     for point in reached:
         if not stairs or point[1] < stairs[-1][1]:
@@ -210,6 +219,7 @@ def curves_figure(table: Table) -> Figure:
         "over": {"color": MUTED, "linewidth": 0.8, "alpha": 0.4, "linestyle": (0, (3, 2)), "zorder": 1},
         "other": {"color": MUTED, "linewidth": 0.8, "alpha": 0.5, "zorder": 1},
         "front": {"color": BLUE, "linewidth": 1.3, "alpha": 0.9, "zorder": 2},
+        "tied": {"color": BLUE, "linewidth": 1.3, "alpha": 0.9, "linestyle": (0, (5, 1)), "zorder": 2},
         "winner": {"color": ORANGE, "linewidth": 2.2, "zorder": 3},
     }
     named = set()
@@ -301,6 +311,7 @@ def parallel_figure(table: Table) -> Figure:
         "over": (MUTED, 0.6, 0.3),
         "other": (MUTED, 0.8, 0.45),
         "front": (BLUE, 1.3, 0.9),
+        "tied": (BLUE, 1.3, 0.9),
         "winner": (ORANGE, 2.4, 1),
     }
     for role, (color, width, alpha) in styles.items():

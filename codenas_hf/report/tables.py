@@ -14,6 +14,7 @@ from codenas_hf.engine.records import TrialRecord
 from codenas_hf.engine.result import RankCorrelation
 from codenas_hf.report.cells import Column, Table, format_value, quantity_column
 from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
+from codenas_hf.report.texts import REPORT, difference
 
 GENOME = Column("genome", "genome")
 # Below this, chance alone gives some gene a large share.
@@ -28,7 +29,8 @@ def front_table(view: StudyView) -> Table:
             "genome": short_id(r),
             "winner": "winner" if view.is_winner(r) else None,
             "fitness": view.result.fitness(r),
-            **_measured(r, "loss", "next_token_accuracy"),
+            **_against_winner(view, r),
+            **_measured(r, REPORT, "loss", "next_token_accuracy"),
             "num_parameters": parameters_of(r),
             "train_seconds": view.total_seconds(r, "train"),
             "rung": r.rung,
@@ -40,6 +42,11 @@ def front_table(view: StudyView) -> Table:
         GENOME,
         Column("winner", ""),
         *(view.column(name) for name in view.objectives),
+        Column(REPORT, "on the report text", "number"),
+        Column("difference", "against the winner", "change"),
+        Column("difference_low", "95 % from", "change"),
+        Column("difference_high", "to", "change"),
+        Column("tied", ""),
         quantity_column("num_parameters"),
         *(quantity_column(name) for name in ("fitness", "loss", "next_token_accuracy", "train_seconds")),
         Column("rung", "rung", "integer"),
@@ -50,10 +57,26 @@ def front_table(view: StudyView) -> Table:
         for name, value in view.limits.items()
     )
     notes = [f"Limits: {limits}."] if limits else []
+    if any(row.get("difference") is not None for row in rows):
+        notes.append(
+            f"Differences of {view.column(view.quality).title} are in pairs on the same search text, their intervals "
+            "from its projects; where one holds zero, the text cannot tell a candidate from the winner: tied."
+        )
     warned = [(short_id(r), evaluation_of(r).measurements.get("latency_warning")) for r in members]
     notes += [f"{name}: {warning}." for name, warning in warned if warning]
     note = " ".join(notes)
     return Table("front", "Pareto front", columns, tuple(rows), note, marked)
+
+
+def _against_winner(view: StudyView, record: TrialRecord) -> dict[str, Any]:
+    """The paired difference in quality to the winner, with its interval, where it is known."""
+    if view.winner is None or view.winner.evaluation is None or view.is_winner(record):
+        return {}
+    found = difference(record, view.winner)
+    if found is None:
+        return {}
+    shown: dict[str, Any] = {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+    return shown if found.clears_zero else {**shown, "tied": "tied"}
 
 
 def trials_table(view: StudyView) -> Table:

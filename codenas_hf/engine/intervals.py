@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,21 @@ class Interval:
 def by_project(values: Floats | Ints, project: Ints, *, projects: int) -> Floats:
     """Sums [projects] of values [n]."""
     return np.bincount(project, weights=values, minlength=projects).astype(np.float64)
+
+
+def paired_ratio(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> Interval | None:
+    """Bits per byte of one model minus those of another on the same text, with its interval.
+
+    Args:
+        first, second: `bits` and `bytes` of each project, in one order, as `measure.score.Score` gives them.
+
+    Returns:
+        None where either is unknown, of other text, or of fewer than three projects.
+    """
+    if not first or not second or list(first["bytes"]) != list(second["bytes"]):
+        return None
+    bits = np.asarray(first["bits"], np.float64) - np.asarray(second["bits"], np.float64)
+    return ratio_interval(bits, np.asarray(first["bytes"], np.float64))
 
 
 def ratio_interval(amounts: Floats, sizes: Floats) -> Interval | None:
