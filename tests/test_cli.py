@@ -12,10 +12,12 @@ from codenas_hf.data import DataError
 from codenas_hf.engine import Budget, IdentityError, PolicyError, RanksError
 from codenas_hf.folders.record import Measured, Record
 from codenas_hf.jobs.finish import FinishError
+from codenas_hf.jobs.models import open_model
 from codenas_hf.measure.score import LeakError
 from codenas_hf.release.export import ExportError
 from codenas_hf.release.hub import PublishError
 from codenas_hf.release.parcels import BundleError
+from codenas_hf.release.targets import export_model
 from codenas_hf.training import DivergenceError
 
 
@@ -251,3 +253,22 @@ def test_what_cannot_be_asked_is_said_before_anything_is_printed(
     out, error = capsys.readouterr()
     assert out == ""
     assert message in error
+
+
+def test_a_study_stands_for_its_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    winner = tmp_path / "demo" / "winner"
+    winner.mkdir(parents=True)
+    (winner / "config.json").write_text("{}")
+    asked: list[object] = []
+    monkeypatch.setattr("codenas_hf.jobs.models.load_model", lambda model, **options: asked.append(model))
+    for place in (tmp_path / "demo", winner, "me/hub"):
+        open_model(place, device="cpu")
+    assert asked == [winner, winner, "me/hub"]
+
+
+def test_an_export_to_a_folder_where_a_file_is_wanted_is_refused_at_once(tmp_path: Path) -> None:
+    class Stock:
+        config = type("", (), {"model_type": "llama"})
+
+    with pytest.raises(IsADirectoryError, match=r"is a folder: an export to gguf writes one file; name it, such as"):
+        export_model(Stock(), tokenizer=tmp_path, out=tmp_path, to="gguf")  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
 
 def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas evaluate`."""
-    verb.add_argument("model", help="folder, GGUF file or Hub id")
+    verb.add_argument("model", help="folder, study (its winner), GGUF file or Hub id")
     verb.add_argument("--suite", choices=["quick", "full"], default="quick", help="how much (default: quick)")
     tasks = "file of further tasks (.jsonl or .jsonl.gz: MBPP, gaps to fill, HumanEval's form); may be repeated"
     verb.add_argument("--tasks", type=Path, action="append", default=[], metavar="FILE", help=tasks)
@@ -103,7 +103,7 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
 
 def complete_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas complete`."""
-    verb.add_argument("model", help="folder, GGUF file or Hub id")
+    verb.add_argument("model", help="folder, study (its winner), GGUF file or Hub id")
     verb.add_argument(
         "prompt",
         nargs="?",
@@ -206,12 +206,12 @@ def show_verb(verb: argparse.ArgumentParser) -> Run:
         if options.picture is not None and options.picture.suffix not in (".png", ".svg"):
             raise ValueError(f"--picture draws NAME.png and NAME.svg: expected one of the two, got {options.picture}")
         table = describe(options.model)
+        if options.picture is not None:
+            draw(table, options.picture, label=f"architecture of {options.model}")
         if options.json:
             print_json([dict(row) for row in table.rows])
         else:
             print(architecture_text(table))
-        if options.picture is not None:
-            draw(table, options.picture, label=f"architecture of {options.model}")
         return 0
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import tempfile
@@ -98,7 +99,9 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
         except OSError as error:
-            why = f"{path} could not be written ({error}): make room on the disk; what stood there is unchanged"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            mend = "make room on the disk" if full else "name a file that may be written"
+            why = f"{path} could not be written ({error.strerror or error}): {mend}; what stood there is unchanged"
             raise OSError(why) from error
         finally:
             writer.close()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..folders import Release, whole_file
+from ..folders import Release, StudyFolder, whole_file
 from ..generation import decode
 from ..generation.loading import LoadedModel, load_model
 from ..hardware import Hardware
@@ -24,7 +24,8 @@ def open_model(
     """A model with its tokenizer, ready to be asked more than once.
 
     Args:
-        model: folder, GGUF file or Hub id; one that is open already is returned as it is.
+        model: folder, GGUF file or Hub id, or a study, which means its winner; one that is open already is returned
+            as it is.
         device: such as `cuda`; None takes what there is.
         trust_remote_code: run code that a model brings.
 
@@ -33,6 +34,9 @@ def open_model(
     """
     if isinstance(model, LoadedModel):
         return model
+    winner = StudyFolder(Path(model)).winner
+    if winner.config.is_file() and not Release(Path(model)).config.is_file():
+        model = winner.folder
     return load_model(model, device=device or Hardware.discover().device, trust_remote_code=trust_remote_code)
 
 

@@ -100,6 +100,7 @@ def export_model(model: PreTrainedModel, *, tokenizer: Path, out: Path, to: str,
     Raises:
         ValueError: no such target or form, or something of the model that the target cannot hold; names it.
         FileExistsError: a folder that is there and is no export.
+        IsADirectoryError: a folder where one file is to be written.
         ImportError: a package of the extra `export` is absent.
     """
     if to not in TARGETS:
@@ -115,5 +116,9 @@ def export_model(model: PreTrainedModel, *, tokenizer: Path, out: Path, to: str,
         )
     if target.folder and out.exists() and (Release(out).record.exists() or not Release(out).config.exists()):
         raise FileExistsError(f"{out} is there already and is no export; name a new folder")
+    if not target.folder and out.is_dir():
+        raise IsADirectoryError(
+            f"{out} is a folder: an export to {to} writes one file; name it, such as {out}/model.{to}"
+        )
     target.write(model, tokenizer, out, form)
     return out
