@@ -72,8 +72,12 @@ def _has_no_effect(name: str, genome: Genome, block: int | None) -> bool:
 
 
 def ratio_size(ratio: float, hidden_size: int) -> int:
-    """Feed-forward width of a ratio: the nearest multiple of 8, at least 8."""
-    return max(8, round(ratio * hidden_size / 8) * 8)
+    """Feed-forward width of a ratio: the nearest multiple of 32 where the model's width is one, else of 8.
+
+    Formats in few bits store blocks of 32; a row that is no multiple of it cannot be stored in them.
+    """
+    unit = 8 if hidden_size % 32 else 32
+    return max(unit, round(ratio * hidden_size / unit) * unit)
 
 
 def build_genome(choices: Mapping[str, Any]) -> Genome:

@@ -63,5 +63,5 @@ def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData,
         ),
         f"cost      about {seconds / 60:.0f} minutes of training as measured on a middling architecture; at most "
         f"{trials * 14 * middle.num_parameters() / 1e6:.0f} MB of disk",
-        "bigger    search.generations=8, search.budgets='[160 steps, 960 steps]', space=medium; files in configs/",
+        "bigger    search.generations=8, search.budgets='[240 steps, 960 steps]', space=medium; files in configs/",
     ]

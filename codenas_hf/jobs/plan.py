@@ -25,11 +25,11 @@ from .study import waiting
 
 Say = Callable[[str], None]
 
-RATIO = 6  # the long rung over the short one
+RATIO = 4  # the long rung over the short one
 FINISH_SHARE = 0.25  # of the time, for the training of the winner; it also takes up what the estimate was wrong by
 FEWEST_STEPS = 20  # at rung 0: below, the warm-up is all that is compared
 # What the shipped search spends: 48 candidates on 5,120 steps. More time buys candidates and steps alike.
-CANDIDATES, STEPS = 48, 5120
+CANDIDATES, STEPS = 48, 5760
 FRONT = 10  # members that are timed and scored at the end
 FIXED_S = 0.6  # of an evaluation: a process, the leak gate, files
 TIMING_S = 6.0  # of one member of the front, both passes

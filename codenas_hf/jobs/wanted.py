@@ -94,7 +94,7 @@ class LadderSettings:
     finish: Literal["auto"] | Duration | None = "auto"
     population: int = SearchSettings.population
     generations: int = SearchSettings.generations
-    budgets: tuple[Budget, ...] = (Budget("steps", 40), Budget("steps", 240))
+    budgets: tuple[Budget, ...] = (Budget("steps", 60), Budget("steps", 240))
     keep: tuple[int, ...] = (3,)
     audit: int = SearchSettings.audit
     policy: str = "guided"
