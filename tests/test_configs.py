@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -37,6 +38,14 @@ def test_run_files_are_read_and_differ(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("spaces/*.yaml")), ids=lambda p: p.stem)
 def test_spaces_are_read(path: Path) -> None:
     assert SearchSpace.from_yaml(path).size() > 1000
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("spaces/*.yaml")), ids=lambda p: p.stem)
+def test_every_format_stores_every_member_of_a_shipped_space(path: Path) -> None:
+    space, rng = SearchSpace.from_yaml(path), np.random.default_rng(0)
+    for genome in (space.sample(rng) for _ in range(64)):
+        rows = {shape[-1] for shape in genome.parameter_shapes().values() if len(shape) == 2}
+        assert not [length for length in rows if length % 32], genome
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("genomes/*.yaml")), ids=lambda p: p.stem)

@@ -53,7 +53,7 @@ def test_settings_with_durations_are_written_and_read(tmp_path: Path) -> None:
     assert load(RunSettings, overrides=["search.finish=auto"]).search.finish == "auto"
 
 
-PACE = Pace(step_s=0.16, evaluation_s=1.0, final_s=10.0)
+PACE = Pace(step_s=0.16, evaluation_s=1.0, report_s=1.0, final_s=10.0)
 
 
 def planned(seconds: float, **changes: Any) -> Plan:

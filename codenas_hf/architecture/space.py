@@ -38,7 +38,8 @@ class SearchSpace:
 
     A gene of the space is a gene of `Genome`, or `intermediate_ratio` (feed-forward width over hidden size, rounded to
     a multiple of 32 where the hidden size is one, else of 8), or `query_groups` (query heads per key-value head).
-    Without `num_attention_heads` the heads are `hidden_size // head_dim`. A gene whose choices are mappings sets several genes at once, and may have any name.
+    Without `num_attention_heads` the heads are `hidden_size // head_dim`. A gene whose choices are mappings sets
+    several genes at once, and may have any name.
 
     Args:
         genes: gene to its choices. Genes that are not named have their default.

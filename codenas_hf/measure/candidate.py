@@ -59,7 +59,7 @@ class CandidateSettings:
         ValueError: a value out of range.
     """
 
-    score_bytes: int = 64_000
+    score_bytes: int = 56_000
     report_bytes: int = 128_000
     window_tokens: int | None = None
     batch_windows: int = 8
