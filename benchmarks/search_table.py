@@ -1,6 +1,6 @@
 """A table to search in: every genome of one small space, trained alone, at five budgets of one continued training.
 
-    python -m benchmarks.search_table            # trains what is missing, then writes results/search_table.json
+    python -m benchmarks.search_table            # trains what is missing, then writes the table and its summary
     python -m benchmarks.search_table --latency  # times every genome in two runtimes; on a quiet machine
 
 A policy can then be judged on real trainings in seconds instead of hours. The space is a full factorial over
@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,14 @@ import torch
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.results_file import RESULTS, protocol, read, write
+from benchmarks.results_file import protocol, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
-from codenas_hf.folders import read_json, write_json
+from codenas_hf.engine.result import RankCorrelation
+from codenas_hf.folders import read_json, whole_file, write_json
 from codenas_hf.generation import llama_cpp
 from codenas_hf.measure.candidate import CandidateSettings, candidate_seed, new_model, round_weights, save_artifact
 from codenas_hf.measure.latency import default_protocol
@@ -52,6 +52,8 @@ from codenas_hf.measure.timing import measure_latency
 from codenas_hf.release.export import export_stock
 from codenas_hf.training import OptimSettings, TrainSettings, train
 
+TABLE = Path(__file__).parent / "search_table_data" / "rows.jsonl"
+TEXTS = TABLE.with_name("texts.json")
 BUDGETS = (20, 40, 80, 160, 360)
 SEEDS = 3  # of one genome in ten; the others have seed 0
 SEARCH_BYTES, REPORT_BYTES = 64_000, 128_000
@@ -64,11 +66,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 HEAD_DIM = 32
 # Written out, so that the table stays what it is when defaults move on.
-TRAIN = TrainSettings(
-    optim=OptimSettings(schedule="stable", decay_share=0.2, decay_floor=0.0),
-    sequence_length=256,
-    tokens_per_step=1024,
-)
+OPTIM: dict[str, Any] = {"schedule": "stable", "decay_share": 0.2, "decay_floor": 0.0}
+TRAINING: dict[str, Any] = {"sequence_length": 256, "tokens_per_step": 1024}
+TRAIN = TrainSettings(optim=OptimSettings(**OPTIM), **TRAINING)
 CANDIDATE = CandidateSettings(score_bytes=SEARCH_BYTES)
 
 
@@ -209,7 +209,7 @@ def main() -> None:
         vocab_sizes=CHOICES["vocab_size"], folder=options.folder / "data",
     )  # fmt: skip
     write_json(note, data.to_dict(beside=options.folder))
-    key = [asdict(TRAIN), BUDGETS, SEARCH_BYTES, REPORT_BYTES, data.digest]
+    key = [OPTIM, TRAINING, BUDGETS, SEARCH_BYTES, REPORT_BYTES, data.digest]
     runs = options.folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     runs.mkdir(exist_ok=True)
     if options.latency:
@@ -249,49 +249,66 @@ def train_all(runs: Path, *, folder: Path, workers: int) -> None:
 
 
 def assemble(runs: Path, *, data: PreparedData) -> Path:
-    """One row a genome and seed, and the noise floor of each budget."""
+    """Writes the table, a line a genome and seed, and the result file with the noise floor of each budget."""
     rows = [read_json(path) for path in sorted(runs.glob("*-[0-9].json"))]
     latency = {found["genome_id"]: found for found in map(read_json, sorted(runs.glob("latency-*.json")))}
-    projects = rows[0]["projects"] if rows else {}
+    texts: dict[str, Any] = {}
     for row in rows:
-        del row["projects"]
+        projects = row.pop("projects")
+        for which in ("search", "report"):  # bytes are those of the text, the same in every row
+            scores = [point[which] for point in row["budgets"] if which in point]
+            texts[which] = {"projects": projects[which], "bytes": next(iter([score.pop("bytes") for score in scores]))}
         times = latency.get(row["genome_id"])
         row["latency"] = None if times is None else {name: x for name, x in times.items() if name != "genome_id"}
+    with whole_file(TABLE) as draft:
+        draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with whole_file(TEXTS) as draft:
+        draft.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
     return write(
         "search_table",
         protocol=protocol(
-            genomes=len(combinations()), runs=len(rows), runs_wanted=len(wanted()), budgets=list(BUDGETS), threads=1,
-            train=asdict(TRAIN), search_bytes=SEARCH_BYTES, report_bytes=REPORT_BYTES, data=data.digest[:16],
-            precision=rows[0]["budgets"][0]["precision"] if rows else None, projects=projects,
-            noise=noise(rows), cost="processor seconds of one thread, training and scoring on search text",
+            genomes=len({row["genome_id"] for row in rows}), runs=len(rows), runs_wanted=len(wanted()), threads=1,
+            train={**OPTIM, **TRAINING}, search_bytes=SEARCH_BYTES, report_bytes=REPORT_BYTES, data=data.digest[:16],
+            precision=rows[0]["budgets"][0]["precision"] if rows else None,
+            cpu_hours=sum(point["cpu_seconds"] for row in rows for point in row["budgets"]) / 3600,
+            statistic="standard deviation between seeds of one genome, pooled; bits per byte of the search text",
         ),
-        rows=rows,
-        columns=["genome_id", "seed", "num_parameters"],
+        rows=summary(rows),
     )  # fmt: skip
 
 
-def noise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each budget: standard deviation between seeds of one genome, of the bits per byte and relative to it."""
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each budget: what it costs, how far seeds lie apart, and how well its order is that of the largest."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["genome_id"], []).append(row)
-    floors = []
+
+    def bits(number: int, group: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [row["budgets"][number]["search"]["bits_per_byte"] for row in group]
+
+    found = []
+    last = [statistics.fmean(bits(-1, group)) for group in groups.values()]
     for number, budget in enumerate(BUDGETS):
-        seeds = [[row["budgets"][number]["search"]["bits_per_byte"] for row in group] for group in groups.values()]
-        variances = [statistics.variance(bits) for bits in seeds if len(bits) == SEEDS]
-        if variances:
-            deviation = statistics.fmean(variances) ** 0.5
-            mean = statistics.fmean(statistics.fmean(bits) for bits in seeds)
-            floors.append(
-                {"steps": budget, "genomes": len(variances), "deviation": deviation, "share": deviation / mean}
-            )
-    return floors
+        own = [statistics.fmean(bits(number, group)) for group in groups.values()]
+        spread = [statistics.variance(bits(number, group)) for group in groups.values() if len(group) == SEEDS]
+        tau = RankCorrelation.of(list(zip(own, last, strict=True)))
+        found.append(
+            {
+                "steps": budget,
+                "cpu_seconds": statistics.fmean(row["budgets"][number]["cpu_seconds"] for row in rows),
+                "mean_bits_per_byte": statistics.fmean(own),
+                "best": min(own),
+                "seed_deviation": statistics.fmean(spread) ** 0.5 if spread else None,
+                "genomes_with_seeds": len(spread),
+                "tau_with_last": None if tau is None or number == len(BUDGETS) - 1 else tau.tau,
+            }
+        )
+    return found
 
 
 def load() -> list[dict[str, Any]]:
     """The rows of the committed table."""
-    rows: list[dict[str, Any]] = read(RESULTS / "search_table.json")["rows"]
-    return rows
+    return [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":
