@@ -20,6 +20,7 @@ INSIDE = {
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
         "promotion",
+        "dots",
         "intervals",
         *("schedule", "result", "main_program", "workers", "progress", "stopping", "driver"),
     ],

@@ -76,7 +76,8 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
 
         told = tell_json if options.json else say
         with curve_watch(as_json=options.json) as watch:
-            outcome = search(settings, fresh=options.fresh, say=told, watch=watch)
+            follow = (lambda status: print_line({"event": "search", **status.to_dict()})) if options.json else None
+            outcome = search(settings, fresh=options.fresh, say=told, watch=watch, follow=follow)
         if not is_main_process():
             return 0
         if options.json:

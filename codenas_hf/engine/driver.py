@@ -15,7 +15,7 @@ from .evolution import GeneticPolicy
 from .journal import JobLock
 from .members import Members, parent_key
 from .objectives import Objectives
-from .progress import Progress
+from .progress import Progress, Status
 from .records import Evaluator, Policy
 from .result import SearchResult
 from .schedule import Schedule, superseded
@@ -43,6 +43,7 @@ def run_search(
     confirm: Evaluator | None = None,
     preload: Sequence[str] = (),
     on_open: Callable[[], None] | None = None,
+    follow: Callable[[Status], None] | None = None,
 ) -> SearchResult:
     """Searches `space` until all generations are evaluated, or goes on where an earlier run stopped.
 
@@ -66,6 +67,7 @@ def run_search(
         preload: modules that are imported once for all evaluating processes, such as torch and transformers.
         on_open: called in rank 0 once the folder is known to hold this search and nobody else works on it, before
             anything is evaluated. What the caller keeps beside the search is written here: never for a refused one.
+        follow: told the figures of the search in rank 0 whenever one more trial is finished.
 
     Raises:
         RanksError: not as many ranks as asked for, or rank 0 is gone.
@@ -101,7 +103,7 @@ def run_search(
             confirm=confirm,
             preload=preload,
             workers=world.workers(settings.workers_per_rank, threads=settings.threads_per_worker),
-            progress=stack.enter_context(Progress(settings, shown=world.rank == 0)),
+            progress=stack.enter_context(Progress(settings, shown=world.rank == 0, follow=follow)),
         )
         if not search.finished():
             search.run()

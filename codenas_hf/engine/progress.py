@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from .dots import plot
+from .pareto import front
 from .records import TrialRecord
 from .result import SearchResult
 from .settings import SearchSettings
 from .study import Snapshot
 
 _WINDOW_S = 600.0
+_CURVE_HEIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Status:
         failures: failed trials.
         front: members of the front so far.
         best: raw values of its first member, by objective; None before the first feasible trial.
+        volume: hypervolume of all feasible trials so far, in units of the box between ideal and reference; None while
+            these are not fixed.
         seconds_left: from the rate of the last ten minutes, weighted by the rungs' budgets; None while unknown.
     """
 
@@ -44,7 +50,30 @@ class Status:
     failures: int
     front: int
     best: TrialRecord | None
+    volume: float | None
     seconds_left: float | None
+
+    @property
+    def share(self) -> float:
+        """Of all trials, those that are finished."""
+        return sum(self.done) / sum(self.planned)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; what is not known yet is absent."""
+        best = None if self.best is None or self.best.evaluation is None else dict(self.best.evaluation.objectives)
+        known = {
+            "generation": self.generation,
+            "generations": self.generations,
+            "done": list(self.done),
+            "planned": list(self.planned),
+            "running": self.running,
+            "failed": self.failures,
+            "front": self.front,
+            "best": best,
+            "hypervolume": self.volume,
+            "seconds_left": self.seconds_left,
+        }
+        return {name: value for name, value in known.items() if value is not None}
 
     def line(self) -> str:
         """One line without colours."""
@@ -65,10 +94,17 @@ class Progress:
         shown: False in all ranks but the first.
         console: where; standard error when None, so that output stays clean.
         every_s: seconds between two plain lines.
+        follow: told the figures whenever one more trial is finished, and at the beginning.
     """
 
     def __init__(
-        self, settings: SearchSettings, *, shown: bool, console: Console | None = None, every_s: float = 30.0
+        self,
+        settings: SearchSettings,
+        *,
+        shown: bool,
+        console: Console | None = None,
+        every_s: float = 30.0,
+        follow: Callable[[Status], None] | None = None,
     ) -> None:
         self._settings = settings
         self._console = console or Console(stderr=True)
@@ -77,6 +113,9 @@ class Progress:
         self._live: Live | None = None
         self._last = -float("inf")
         self._marks: deque[tuple[float, float]] = deque()
+        self._follow = follow
+        self._told: tuple[int, ...] | None = None
+        self._volumes: list[tuple[float, float]] = []
 
     def __enter__(self) -> Progress:
         if self._shown and self._console.is_terminal:
@@ -92,12 +131,22 @@ class Progress:
     def update(self, snapshot: Snapshot, busy: Sequence[Any] = ()) -> None:
         """Shows where the search is; cheap to call often."""
         now = time.monotonic()
-        if not self._shown or now - self._last < (0.5 if self._live is not None else self._every_s):
+        due = now - self._last >= (0.5 if self._live is not None else self._every_s)
+        counts = tuple(_finished(snapshot))
+        news = self._follow is not None and counts != self._told
+        if not self._shown or not (due or news):
+            return
+        status = self.status(snapshot, now=now)
+        if self._follow is not None and news:
+            self._told = counts
+            self._follow(status)
+        if not due:
             return
         self._last = now
-        status = self.status(snapshot, now=now)
         if self._live is not None:
-            self._live.update(_panel(status), refresh=True)
+            if status.volume is not None and (not self._volumes or status.share > self._volumes[-1][0]):
+                self._volumes.append((status.share, status.volume))
+            self._live.update(_panel(status, self._volumes, width=self._console.width), refresh=True)
         else:
             self._console.print(status.line(), highlight=False, soft_wrap=True)
 
@@ -108,7 +157,7 @@ class Progress:
         planned = [settings.population * settings.generations]
         for rung in settings.rungs[:-1]:
             planned.append(((rung.keep or 0) + settings.audit) * settings.generations)
-        done = [sum(record.state in ("complete", "fail") for record in records) for records in snapshot.rungs]
+        done = _finished(snapshot)
         return Status(
             generation=1 + max((record.generation for record in snapshot.records), default=-1),
             generations=settings.generations,
@@ -118,6 +167,7 @@ class Progress:
             failures=len(result.failures),
             front=len(result.front),
             best=result.front[0] if result.front else None,
+            volume=_volume(result),
             seconds_left=self._left(done, planned, now),
         )
 
@@ -194,7 +244,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _panel(status: Status) -> Table:
+def _finished(snapshot: Snapshot) -> list[int]:
+    """Finished trials at each rung."""
+    return [sum(record.state in ("complete", "fail") for record in records) for records in snapshot.rungs]
+
+
+def _volume(result: SearchResult) -> float | None:
+    """Of all feasible trials of all rungs, so that it never falls."""
+    if result.frame is None:
+        return None
+    found = [record.evaluation for record in result.records if record.evaluation is not None]
+    feasible = [evaluation for evaluation in found if evaluation.feasible]
+    if not feasible:
+        return 0.0
+    return result.frame.hypervolume([feasible[index] for index in front(result.objectives.matrix(feasible))])
+
+
+def _panel(status: Status, volumes: Sequence[tuple[float, float]], *, width: int) -> RenderableType:
+    """The figures, and below them how the hypervolume has grown."""
     table = Table.grid(padding=(0, 2))
     rungs = "   ".join(f"rung {i} {n}/{m}" for i, (n, m) in enumerate(zip(status.done, status.planned, strict=True)))
     left = "unknown yet" if status.seconds_left is None else f"about {duration(status.seconds_left)}"
@@ -206,4 +273,9 @@ def _panel(status: Status) -> Table:
     }
     for name, text in rows.items():
         table.add_row(name, text)
-    return table
+    if len(volumes) < 2:
+        return table
+    shares, values_seen = zip(*volumes, strict=True)
+    lines = plot(shares, values_seen, width=max(20, min(100, width - 12)), height=_CURVE_HEIGHT)
+    title = Text("hypervolume of the front, over the share of the trials that are finished", style="dim")
+    return Group(table, title, *(Text(line, no_wrap=True) for line in lines))

@@ -24,6 +24,7 @@ from ..engine import (
     TrialRecord,
     run_search,
 )
+from ..engine.progress import Status
 from ..folders import StudyFolder, keep_sockets_short
 from ..hardware import Hardware, alone, is_main_process
 from ..measure.candidate import CandidateEvaluator
@@ -58,6 +59,7 @@ from .wanted import objective_limits
 from .winner import advice
 
 Say = Callable[[str], None]
+Follow = Callable[[Status], None]
 SCALES = {name: quantity(name).scale for name in OBJECTIVES}
 
 
@@ -85,7 +87,12 @@ class SearchOutcome:
 
 
 def search(
-    settings: RunSettings | None = None, *, fresh: bool = False, say: Say = print, watch: Watch | None = None
+    settings: RunSettings | None = None,
+    *,
+    fresh: bool = False,
+    say: Say = print,
+    watch: Watch | None = None,
+    follow: Follow | None = None,
 ) -> SearchOutcome:
     """Searches, trains the winner on, and releases it.
 
@@ -99,6 +106,7 @@ def search(
         fresh: put an existing study of that name aside and start anew.
         say: told what is going on, a line at a time, by the main process.
         watch: told every point of the curve of the winner's training; None says some of them.
+        follow: told the figures of the search whenever one more evaluation is finished, by the main process.
 
     Raises:
         SettingsError: settings that cannot be used.
@@ -120,7 +128,9 @@ def search(
     space = load_space(settings.space)
     with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
         try:
-            result, evaluator = _searched(settings, space, folder=folder, hardware=hardware, started=started, say=say)
+            result, evaluator = _searched(
+                settings, space, folder=folder, hardware=hardware, started=started, say=say, follow=follow
+            )
         finally:
             forget_waiting(folder)
     if not main:
@@ -171,7 +181,14 @@ def _released(
 
 
 def _searched(
-    settings: RunSettings, space: SearchSpace, *, folder: Path, hardware: Hardware, started: float, say: Say
+    settings: RunSettings,
+    space: SearchSpace,
+    *,
+    folder: Path,
+    hardware: Hardware,
+    started: float,
+    say: Say,
+    follow: Follow | None,
 ) -> tuple[SearchResult, CandidateEvaluator]:
     """The record of the finished search, and what evaluated it."""
     check_format(space, settings, say=say)
@@ -227,6 +244,7 @@ def _searched(
             confirm=LatencyConfirmer(evaluator=evaluator),
             preload=("torch", "transformers", "codenas_hf.measure.confirm"),
             on_open=on_open,
+            follow=follow,
         )
     except IdentityError as error:
         raise IdentityError(

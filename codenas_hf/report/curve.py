@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
-import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from codenas_hf.engine.dots import plot
+
 Say = Callable[[str], None]
 Watch = Callable[["CurvePoint"], None]
-
-# Braille: the bit of each of the 2 x 4 dots of a character, by column and row.
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,29 +85,5 @@ class LiveCurve:
         self._points.append(point)
         width = max(20, min(100, self._console.width - 12))
         x, y = [p.share for p in self._points], [p.bits_per_byte for p in self._points]
-        rows = [Text(row, no_wrap=True) for row in plot(x, y, width=width, height=self._height)]
+        rows = [Text(row, no_wrap=True) for row in plot(x, y, width=width, height=self._height, cut=0.05)]
         self._live.update(Group(*rows, Text(point.line())), refresh=True)
-
-
-def plot(x: Sequence[float], y: Sequence[float], *, width: int, height: int) -> list[str]:
-    """A curve as lines of text.
-
-    Args:
-        x: [n], shares from 0 to 1.
-        y: [n]; the steep beginning is cut off at the top.
-        width, height: of the drawing, in characters of 2 x 4 dots.
-
-    Returns:
-        `height` lines, with the value of the first and the last at their left.
-    """
-    values = np.asarray(y, dtype=np.float64)
-    low = float(values.min(initial=np.inf))
-    high = float(np.quantile(values, 0.95)) if len(values) else low
-    span = max(high - low, 1e-9)
-    cells = np.zeros((height, width), dtype=np.int64)
-    for share, value in zip(x, values, strict=True):
-        column = min(int(share * 2 * width), 2 * width - 1)
-        row = min(max(int((high - value) / span * (4 * height - 1)), 0), 4 * height - 1)
-        cells[row // 4, column // 2] |= _DOTS[column % 2][row % 4]
-    labels = [f"{high:8.3f}", *[" " * 8] * (height - 2), f"{low:8.3f}"]
-    return [f"{label} │{''.join(chr(0x2800 + int(c)) for c in row)}" for label, row in zip(labels, cells, strict=True)]
