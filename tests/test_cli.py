@@ -272,3 +272,14 @@ def test_an_export_to_a_folder_where_a_file_is_wanted_is_refused_at_once(tmp_pat
 
     with pytest.raises(IsADirectoryError, match=r"is a folder: an export to gguf writes one file; name it, such as"):
         export_model(Stock(), tokenizer=tmp_path, out=tmp_path, to="gguf")  # type: ignore[arg-type]
+
+
+def test_a_paragraph_of_another_package_becomes_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("not here.\n\nIf you want it,\nask.")
+
+    monkeypatch.setattr("codenas_hf.jobs.search.search", refused)
+    assert main(["search"]) == 2
+    assert capsys.readouterr().err == "codenas search: not here. If you want it, ask.\n"

@@ -292,6 +292,7 @@ def test_the_cost_is_said_before(tmp_path: Path, tiny_corpus_folder: Path, tiny_
     assert f"{space.size():,} architectures" in lines[0]
     assert "2 generations of 4, 2 at a time; 4 x 3 steps, then 2 x 9 steps" in lines[1]
     assert "about 0 minutes" in lines[2]
+    assert "search.generations=4, search.budgets='[12 steps, 36 steps]'" in lines[3]
 
 
 def test_the_launcher_is_hidden_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

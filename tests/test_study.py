@@ -631,6 +631,9 @@ def test_the_world_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     world.check(4)
     with pytest.raises(RanksError, match="world_size asks for 2 ranks, but the launcher started 4"):
         world.check(2)
+    monkeypatch.setenv("CODENAS_WORLD", "some")
+    with pytest.raises(RanksError, match="CODENAS_WORLD must be a number of ranks, got 'some'"):
+        world.check(None)
     monkeypatch.setenv("CODENAS_WORLD", "8")
     with pytest.raises(RanksError, match="CODENAS_WORLD asks for 8 ranks"):
         world.check(None)

@@ -131,6 +131,8 @@ def test_a_release_is_trained_on_with_other_text(
 
 
 def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: StudyFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no trial 99 at rung 0; it has 0 to 1$"):
+        find_genome(f"{finished_study.folder}:99")
     _, origin = find_genome("llama_tiny")
     assert origin == Origin(kind="file", name="llama_tiny.yaml")
     record = finished_study.winner.read_record()

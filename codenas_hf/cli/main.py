@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = mistake(error)
         if message is None or options.verbose:
             raise
-        return fail(f"codenas {options.verb}: {message}", code=2)
+        line = " ".join(part for part in message.splitlines() if part.strip())  # other packages write paragraphs
+        return fail(f"codenas {options.verb}: {line}", code=2)
 
 
 def mistake(error: Exception) -> str | None:

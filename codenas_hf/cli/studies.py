@@ -193,7 +193,7 @@ def publish_verb(verb: argparse.ArgumentParser) -> Run:
             private=options.private,
             create_pr=options.create_pr,
             dry_run=options.dry_run,
-            what=tuple(options.what.split(",")),
+            what=tuple(word.strip() for word in options.what.split(",")),
             license=options.license,
         )
         if options.json:

@@ -255,6 +255,8 @@ class World:
             RanksError: there are more or fewer ranks than asked for.
         """
         for source, value in (("world_size", wanted), ("CODENAS_WORLD", os.environ.get("CODENAS_WORLD"))):
+            if value is not None and not str(value).isdecimal():
+                raise RanksError(f"{source} must be a number of ranks, got {value!r}; unset it, or correct it")
             if value is not None and int(value) != self.size:
                 raise RanksError(
                     f"{source} asks for {value} ranks, but the launcher started {self.size}: on CPUs use "

@@ -54,6 +54,7 @@ def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData,
         per_unit = step_s / units[ladder.budgets[0].kind]
     seconds = ladder.generations * sum(n * more for n, more in zip(counts, added, strict=True)) * per_unit / workers
     trials = ladder.generations * sum(counts)
+    longer = ", ".join(str(Budget(budget.kind, 4 * budget.amount)) for budget in ladder.budgets)
     return [
         f"space     {settings.space}: {space.size():,} architectures; a sample has "
         f"{genomes[0].num_parameters() / 1e6:.2f} to {genomes[-1].num_parameters() / 1e6:.2f} million parameters",
@@ -63,5 +64,6 @@ def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData,
         ),
         f"cost      about {seconds / 60:.0f} minutes of training as measured on a middling architecture; at most "
         f"{trials * 14 * middle.num_parameters() / 1e6:.0f} MB of disk",
-        "bigger    search.generations=8, search.budgets='[240 steps, 960 steps]', space=medium; files in configs/",
+        f"bigger    search.generations={2 * ladder.generations}, search.budgets='[{longer}]', another space; files in "
+        "configs/",
     ]

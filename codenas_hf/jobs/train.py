@@ -61,9 +61,11 @@ def find_genome(source: str) -> tuple[Genome, Origin | None]:
             if result.winner is None:
                 raise ValueError(f"{folder} has no winner yet; name a trial as {folder}:NUMBER")
             return _genome(result.winner), trial_origin(result.winner, settings=settings)
-        found = [r for r in result.records if r.rung == 0 and str(r.number) == number]
+        first = [r for r in result.records if r.rung == 0]
+        found = [r for r in first if str(r.number) == number]
         if not found:
-            raise ValueError(f"{folder} has no trial {number}; it has 0 to {len(result.records) - 1}")
+            has = f"it has 0 to {len(first) - 1}" if first else "it has none yet"
+            raise ValueError(f"{folder} has no trial {number} at rung 0; {has}")
         return _genome(found[0]), trial_origin(found[0], settings=settings)
     file = config_path(path if "/" in path else f"genomes/{path}")
     return read_genome(file), Origin(kind="file", name=file.name)
