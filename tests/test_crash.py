@@ -158,10 +158,10 @@ def test_a_few_kills(tmp_path: Path, ranks: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_many_kills(tmp_path: Path, ranks: int) -> None:
-    options = ("seconds=0.5", "generations=12", f"workers={3 - ranks}", "confirm=yes")
-    expected = straight(tmp_path / "straight", "seconds=0", "generations=12", "confirm=yes")
+@pytest.mark.parametrize(("ranks", "stages"), [(1, ()), (2, ()), (1, ("adaptive=yes",))])
+def test_many_kills(tmp_path: Path, ranks: int, stages: tuple[str, ...]) -> None:
+    options = ("seconds=0.5", "generations=12", f"workers={3 - ranks}", "confirm=yes", *stages)
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=12", "confirm=yes", *stages)
     assault = Assault(tmp_path / "killed", kills=32, seed=ranks, ranks=ranks, options=options)
     assault.run()
     print(assault.counts)

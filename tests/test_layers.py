@@ -19,9 +19,7 @@ INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
-        "promotion",
-        "dots",
-        "intervals",
+        *("promotion", "stages", "dots", "intervals"),
         *("schedule", "result", "main_program", "workers", "progress", "stopping", "driver"),
     ],
     "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],

@@ -89,6 +89,15 @@ class GaussianProcess:
         variance = _self_covariance(points, mix=self.mix) - (explained**2).sum(axis=0)
         return self.offset + cross @ self.solved, np.sqrt(self.variance * np.maximum(variance, 0.0))
 
+    def candour(self) -> float:
+        """How many times larger its errors at points left out are than it says, 1 or more.
+
+        The likelihood of a few points may take noise for structure. Rasmussen and Williams 2006, section 5.4.2.
+        """
+        precision = np.square(np.linalg.inv(self.factor)).sum(axis=0)  # the diagonal of (K + noise)^-1
+        errors = self.solved / np.sqrt(precision * (self.variance + 1e-300))
+        return max(1.0, float(np.sqrt(np.square(errors).mean())))
+
 
 def _covariance(first: Floats, second: Floats, *, mix: float, length: float) -> Floats:
     inner = first @ second.T / max(1, first.shape[1])

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -156,7 +157,10 @@ class Progress:
         result = SearchResult.of(snapshot, objectives=settings.build_objectives(), rungs=tuple(settings.rungs))
         planned = [settings.population * settings.generations]
         for rung in settings.rungs[:-1]:
-            planned.append(((rung.keep or 0) + settings.audit) * settings.generations)
+            sent = [snapshot.facts.get(f"promoted:{rung.index + 1}:{g}") for g in range(settings.generations)]
+            known = [count for count in sent if count is not None]
+            each = mean(known) if known and settings.adaptive else (rung.keep or 0) + settings.audit
+            planned.append(sum(known) + round(each * (len(sent) - len(known))))
         done = _finished(snapshot)
         return Status(
             generation=1 + max((record.generation for record in snapshot.records), default=-1),

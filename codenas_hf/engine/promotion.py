@@ -46,7 +46,7 @@ def promoted_indices(
     if not left or keep < 1:
         return order[:keep]
     quality = objectives.names.index(improves)
-    corner = _corner(frame, values[left], quality)
+    corner = corner_of(frame, values[left], quality)
     chosen = [min(left, key=lambda index: values[index, quality])]  # of equals the first in order
     while len(chosen) < keep and len(chosen) < len(left):
         volume = hypervolume(values[chosen], reference=corner)
@@ -59,8 +59,14 @@ def promoted_indices(
     return [*chosen, *(index for index in order if index not in chosen)][:keep]
 
 
-def _corner(frame: Frame, points: Floats, quality: int) -> Floats:
-    """The reference with its margin, scaled `[objectives]`."""
+def corner_of(frame: Frame, points: Floats, quality: int) -> Floats:
+    """The reference with its margin, scaled `[objectives]`.
+
+    Args:
+        frame: the study's fixed points.
+        points: scaled, `[n, objectives]`; where the worst of them in `quality` lies beyond the reference, that moves.
+        quality: index of the objective that training improves.
+    """
     objectives = frame.objectives
     ideal = _scaled(objectives, frame.ideal)
     corner = _scaled(objectives, frame.reference)

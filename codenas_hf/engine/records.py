@@ -200,6 +200,8 @@ class TrialRecord:
         generation: the generation that proposed the genome.
         worker: who evaluated it (host:pid), None before that.
         audit: whether it was promoted by lot, so that rungs can be compared fairly.
+        forecast: with adaptive stages, what it was expected to come out at after the last rung in the objective that
+            training improves, scaled: `mean`, `low` and `high` (90 %), and its `chance` of entering the front.
     """
 
     number: int
@@ -212,6 +214,7 @@ class TrialRecord:
     generation: int = 0
     worker: str | None = None
     audit: bool = False
+    forecast: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

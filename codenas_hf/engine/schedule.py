@@ -19,6 +19,7 @@ from .pareto import front
 from .promotion import promoted_indices
 from .records import Evaluation, Genome, Policy, TrialRecord
 from .settings import SearchSettings
+from .stages import Forecast, Standing, forecasts
 from .study import Snapshot, Study
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Schedule:
             for record in snapshot.rungs[rung - 1]
             if record.generation == generation and record.evaluation is not None
         ]
-        chosen = self._chosen(snapshot, below, rung)
+        chosen, forecast = self._judged(snapshot, below, generation, rung)
         rest = [index for index in range(len(below)) if index not in chosen]
         rng = np.random.default_rng([self._settings.seed, generation, _AUDIT + rung])
         audits = [rest[int(i)] for i in rng.permutation(len(rest))[: self._settings.audit]]
@@ -126,18 +127,51 @@ class Schedule:
             record = below[index]
             if record.genome.genome_id not in present:
                 self._study.add(
-                    rung, record.genome, generation=generation, parent=record.number, audit=index in audits
+                    rung,
+                    record.genome,
+                    generation=generation,
+                    parent=record.number,
+                    audit=index in audits,
+                    forecast=forecast[index].to_dict() if forecast else None,
                 )
         self._study.set_fact(f"promoted:{rung}:{generation}", len(chosen) + len(audits))
 
-    def _chosen(self, snapshot: Snapshot, below: Sequence[TrialRecord], rung: int) -> list[int]:
+    def _judged(
+        self, snapshot: Snapshot, below: Sequence[TrialRecord], generation: int, rung: int
+    ) -> tuple[list[int], list[Forecast]]:
+        """Indices of those of `below` that go on to `rung`; with adaptive stages also the forecast of each."""
         if not below:
-            return []
-        return promoted_indices(
+            return [], []
+        settings = self._settings
+        frame = Frame(objectives=self._objectives, **snapshot.facts["frame"])
+        forecast: list[Forecast] = []
+        if settings.adaptive:
+            standing = self._standing(snapshot, generation, rung, frame=frame)
+            forecast = forecasts(below, standing=standing, worth=settings.worth, price=settings.price)
+            if any(record.evaluation is not None and record.evaluation.feasible for record in below):
+                return [index for index, each in enumerate(forecast) if each.goes], forecast
+        chosen = promoted_indices(
             [record.evaluation for record in below if record.evaluation is not None],
-            frame=Frame(objectives=self._objectives, **snapshot.facts["frame"]),
+            frame=frame,
+            improves=settings.improved,
+            keep=settings.rungs[rung - 1].keep or 0,
+        )
+        return chosen, forecast
+
+    def _standing(self, snapshot: Snapshot, generation: int, rung: int, *, frame: Frame) -> Standing:
+        """What was certain when `generation` was proposed, and what earlier generations did at the rung below."""
+        last, here = self._settings.rungs[-1], self._settings.rungs[rung - 1]
+        newest = generation - self._settings.lag_of(last.index)
+        read = {r.genome.genome_id: r for r in snapshot.rungs[-1] if r.generation <= newest}
+        earlier = [r for r in snapshot.rungs[rung - 1] if r.generation < generation and r.evaluation is not None]
+        sent = {record.parent for record in snapshot.rungs[rung]}
+        return Standing(
+            reached=[record for record in read.values() if record.evaluation is not None],
+            below=[record for record in earlier if record.genome.genome_id in read],
+            pending=[r for r in earlier if r.number in sent and r.genome.genome_id not in read],
+            ratio=last.budget.amount / here.budget.amount,
+            frame=frame,
             improves=self._settings.improved,
-            keep=self._settings.rungs[rung - 1].keep or 0,
         )
 
     def _propose(self, snapshot: Snapshot, generation: int) -> None:

@@ -96,6 +96,11 @@ class SearchSettings:
         lag: generation g reads the results at rung r of generations up to g - lag[r]; 1 is a barrier. Rungs beyond the
             last value add 2 each.
         audit: candidates of each generation that are promoted by lot, so that rungs can be compared fairly.
+        adaptive: forecasts decide who goes on and how many, see `stages`; `keep` counts only while nobody is feasible,
+            and where it is said how much is planned.
+        worth: with adaptive stages, the chance of entering the front at which a candidate of median price goes on.
+        price: with adaptive stages, the measurement to which the seconds of further training are proportional; all
+            cost the same when None. Seconds themselves would not be the same for another number of workers.
         identity: what else makes this search what it is, such as the hash of its data. JSON values.
         name: of the study in the storage; the folder's name when None.
         storage: Optuna storage URL of a server database that many machines share; None is a journal in the folder.
@@ -123,6 +128,9 @@ class SearchSettings:
     seed: int = 0
     lag: tuple[int, ...] = (1, 2)
     audit: int = 1
+    adaptive: bool = False
+    worth: float = 0.3
+    price: str | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     storage: str | None = None
@@ -148,6 +156,8 @@ class SearchSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be positive, or None for no limit, got {value}")
+        if not 0 <= self.worth <= 1:
+            raise ValueError(f"`worth` is a chance, so between 0 and 1, got {self.worth}")
         if self.seed < 0 or self.audit < 0:
             raise ValueError(f"`seed` and `audit` must be 0 or more, got {self.seed} and {self.audit}")
         if not self.lag or min(self.lag) < 1 or list(self.lag) != sorted(self.lag):
@@ -208,8 +218,9 @@ class SearchSettings:
             "lag": [self.lag_of(rung.index) for rung in self.rungs],
             "audit": self.audit,
             "identity": dict(self.identity),
-            # Absent where it is the first one, as in studies that knew no other.
+            # Absent where they are as in studies that knew nothing else.
             **({} if self.improved == next(iter(self.objectives)) else {"improves": self.improved}),
+            **({"adaptive": {"worth": self.worth, "price": self.price}} if self.adaptive else {}),
         }
 
 

@@ -199,6 +199,7 @@ class Study:
         rung: int | None = None,
         audit: bool = False,
         turn: int = 0,
+        forecast: Mapping[str, float] | None = None,
     ) -> None:
         """Adds a waiting trial to a queue (a rung's index, or `confirmations`: there once for each turn)."""
         data = genome.to_dict()
@@ -216,6 +217,8 @@ class Study:
             attributes["audit"] = True
         if turn:
             attributes["turn"] = turn
+        if forecast is not None:
+            attributes["forecast"] = dict(forecast)
         distributions: dict[str, BaseDistribution] = {gene: self._distributions[gene] for gene in params}
         trial = create_trial(
             state=TrialState.WAITING, params=params, distributions=distributions, user_attrs=attributes
@@ -347,6 +350,7 @@ class Study:
             generation=attributes["generation"],
             worker=None if state == "waiting" else attributes.get("claim", {}).get("worker"),
             audit=attributes.get("audit", False),
+            forecast=attributes.get("forecast"),
         )
         self._cache[trial._trial_id] = (trial, record)
         return record

@@ -41,17 +41,17 @@ def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData,
     genomes = sorted((space.sample(rng) for _ in range(31)), key=Genome.num_parameters)
     middle = genomes[len(genomes) // 2]
     workers = ladder.workers_per_rank or hardware.count
-    counts = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]
-    totals = [budget.amount for budget in ladder.budgets]
+    counts, budgets = ladder.expected, [rung.budget for rung in ladder.rungs]
+    totals = [budget.amount for budget in budgets]
     added = [after - before for before, after in zip([0.0, *totals], totals, strict=False)]
     per_unit = 1.0
-    if ladder.budgets[0].kind != "seconds":
+    if budgets[0].kind != "seconds":
         step_s = seconds_per_step(middle, settings=settings, data=data, device=hardware.device)
         tokens = settings.train.tokens_per_step
         bytes_per_token = data.tokens(middle.vocab_size, "train").bytes_per_token
         flops = 6.0 * middle.num_parameters() * tokens
         units = {"steps": 1.0, "tokens": tokens, "bytes": tokens * bytes_per_token, "flops": flops}
-        per_unit = step_s / units[ladder.budgets[0].kind]
+        per_unit = step_s / units[budgets[0].kind]
     seconds = ladder.generations * sum(n * more for n, more in zip(counts, added, strict=True)) * per_unit / workers
     trials = ladder.generations * sum(counts)
     longer = ", ".join(str(Budget(budget.kind, 4 * budget.amount)) for budget in ladder.budgets)
@@ -59,9 +59,8 @@ def cost_lines(settings: RunSettings, *, space: SearchSpace, data: PreparedData,
         f"space     {settings.space}: {space.size():,} architectures; a sample has "
         f"{genomes[0].num_parameters() / 1e6:.2f} to {genomes[-1].num_parameters() / 1e6:.2f} million parameters",
         f"search    {ladder.generations} generations of {ladder.population}, {workers} at a time; "
-        + ", then ".join(
-            f"{n} x {budget}" for n, budget in zip(counts, (str(b) for b in ladder.budgets), strict=True)
-        ),
+        + ", then ".join(f"{n} x {budget}" for n, budget in zip(counts, budgets, strict=True))
+        + (", more or fewer as forecast" if ladder.stages == "adaptive" else ""),
         f"cost      about {seconds / 60:.0f} minutes of training as measured on a middling architecture; at most "
         f"{trials * 14 * middle.num_parameters() / 1e6:.0f} MB of disk",
         f"bigger    search.generations={2 * ladder.generations}, search.budgets='[{longer}]', another space; files in "

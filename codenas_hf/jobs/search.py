@@ -310,6 +310,8 @@ def engine_settings(
         seed=ladder.seed,
         lag=ladder.lag,
         audit=ladder.audit,
+        adaptive=ladder.stages == "adaptive",
+        price="num_parameters",
         identity=identity,
         name=None if ladder.storage is None else settings.study,
         storage=ladder.storage,

@@ -105,7 +105,7 @@ def _seconds_left(result: SearchResult, ladder: LadderSettings, *, workers: int)
     for record in result.records:
         if record.evaluation is not None:
             spent[record.rung].append(sum(record.evaluation.seconds.values()))
-    each = [ladder.population, *(keep + ladder.audit for keep in ladder.keep)]
+    each = ladder.expected
     if any(not spent[rung] for rung in range(len(each))):
         return None
     seconds = 0.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..engine import Budget, Rung, SearchSettings
+from ..engine import Budget, Rung, SearchSettings, single_stage
 from ..folders.ranges import check_range
 from ..quantities import OBJECTIVES
 from .durations import Duration
@@ -75,6 +75,8 @@ class LadderSettings:
         population: candidates in a generation.
         generations: how many; a finished study goes on when this is raised.
         budgets: total training at each rung, such as `[50 steps, 300 steps]`.
+        stages: `fixed`, so many go on as `keep` says; `adaptive`, forecasts from the learning curves decide who and
+            how many, and `keep` only says what to expect; `single`, all of them get the last budget at once.
         keep: how many of a generation go on from each rung but the last.
         audit: candidates promoted by lot besides, so that the rungs can be compared fairly.
         policy: who proposes, a name in `POLICIES`; docs/search.md says what each does.
@@ -95,6 +97,7 @@ class LadderSettings:
     population: int = SearchSettings.population
     generations: int = SearchSettings.generations
     budgets: tuple[Budget, ...] = (Budget("steps", 60), Budget("steps", 240))
+    stages: Literal["single", "fixed", "adaptive"] = "fixed"
     keep: tuple[int, ...] = (3,)
     audit: int = SearchSettings.audit
     policy: str = "guided"
@@ -119,14 +122,26 @@ class LadderSettings:
                 f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "
                 "a search in one stage has one budget and `keep: []`"
             )
+        if self.time is not None and self.stages != "fixed":
+            raise ValueError(
+                f"`time` plans fixed stages, got `stages` {self.stages!r}: leave one of the two out, or say yourself "
+                "how many `generations` there shall be"
+            )
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
         """The ladder as the engine takes it."""
+        if self.stages == "single":
+            return single_stage(budget=self.budgets[-1])
         return tuple(
             Rung(index, budget, keep=keep)
             for index, (budget, keep) in enumerate(zip(self.budgets, (*self.keep, None), strict=True))
         )
+
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """Candidates of a generation at each rung; with adaptive stages what to expect."""
+        return (self.population, *(rung.keep + self.audit for rung in self.rungs if rung.keep is not None))
 
 
 def objective_limits(limits: LimitSettings) -> dict[str, float]:
