@@ -98,20 +98,7 @@ def write_release(
             f"the tokenizer {tokenizer} has {len(words)} entries, expected at most the model's "
             f"`vocab_size` {model.config.vocab_size}; build it with that `vocab_size`"
         )
-    ours = _frozen_copy(model)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(words, name) is not None:  # the tokenizer knows; a model may be built without
-            setattr(ours.config, name, getattr(words, name))
-    released: PreTrainedModel = ours
-    reasons: list[str] = []
-    if isinstance(ours, CodeNASForCausalLM):
-        row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
-        released = ours if row is None else export_stock(ours)
-    released.generation_config = GenerationConfig(
-        bos_token_id=ours.config.bos_token_id,
-        eos_token_id=ours.config.eos_token_id,
-        pad_token_id=ours.config.pad_token_id,
-    )
+    released, reasons = _to_release(model, words, stock=stock)
     folder = Path(folder)
     with whole_folder(folder) as draft:
         written = Release(draft)
@@ -143,6 +130,25 @@ def write_release(
                 text.write_text(settings, encoding="utf-8")
     _log.info("wrote %s as %s, %d bytes to ship", folder, facts.architecture, facts.artifact_bytes)
     return folder
+
+
+def _to_release(model: PreTrainedModel, words: Any, *, stock: bool) -> tuple[PreTrainedModel, list[str]]:
+    """The model as it will be written, in float32, with its tokenizer's special tokens; and why it is not stock."""
+    ours = _frozen_copy(model)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(words, name) is not None:  # the tokenizer knows; a model may be built without
+            setattr(ours.config, name, getattr(words, name))
+    released: PreTrainedModel = ours
+    reasons: list[str] = []
+    if isinstance(ours, CodeNASForCausalLM):
+        row, reasons = find_row(ours.config) if stock else (None, ["asked for the remote-code pair"])
+        released = ours if row is None else export_stock(ours)
+    released.generation_config = GenerationConfig(
+        bos_token_id=ours.config.bos_token_id,
+        eos_token_id=ours.config.eos_token_id,
+        pad_token_id=ours.config.pad_token_id,
+    )
+    return released, reasons
 
 
 def _check_written(draft: Path, released: PreTrainedModel, *, entries: Mapping[str, int], tokenizer: Path) -> None:
