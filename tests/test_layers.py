@@ -15,7 +15,7 @@ LAYERS = [
     *("report", "release", "jobs", "cli"),
 ]
 INSIDE = {
-    "folders": ["ranges", "files", "record", "places"],
+    "folders": ["ranges", "files", "typed", "record", "places"],
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),

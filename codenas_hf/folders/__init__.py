@@ -2,7 +2,8 @@
 
 from .files import folder_bytes, keep_sockets_short, read_json, whole_file, whole_folder, write_json
 from .places import Release, StudyFolder
-from .record import Record, RecordError
+from .record import Record
+from .typed import RecordError
 
 __all__ = [
     "Record",

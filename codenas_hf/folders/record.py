@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +12,9 @@ from typing import Any, Literal
 import yaml
 
 from .files import RECORD, SETTINGS, read_json, write_json
+from .typed import RecordError, laid_under, plain, typed
 
 SCHEMA = 2
-
-
-class RecordError(ValueError):
-    """A record that is damaged or of a newer schema; the message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,16 +248,16 @@ class Record:
         try:
             if schema < SCHEMA:
                 data = _from_schema_1(data, _settings_of(folder))
-            record: Record = _typed(cls, {**data, "schema": SCHEMA}, "", other)
+            record: Record = typed(cls, {**data, "schema": SCHEMA}, "", other)
         except (RecordError, AttributeError, TypeError, ValueError) as error:
             raise RecordError(f"{path} is damaged: {error}; release the model again") from error
         return dataclasses.replace(record, other=other)
 
     def write(self, folder: Path) -> Path:
         """Writes it into a release folder, whole or not at all; returns the file."""
-        own = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "other"}
+        own = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "other"}
         path = folder / RECORD
-        write_json(path, _laid_under({k: v for k, v in own.items() if v not in (None, {}, [])}, self.other))
+        write_json(path, laid_under({k: v for k, v in own.items() if v not in (None, {}, [])}, self.other))
         return path
 
     def quantities(self) -> dict[str, float]:
@@ -290,71 +285,6 @@ class Record:
         known.setdefault("decode_ms", search.get("decode_ms"))
         known |= {"train_tokens": self.training.tokens, "train_seconds": self.training.seconds}
         return {name: value for name, value in known.items() if isinstance(value, int | float)}
-
-
-def _plain(value: Any) -> Any:
-    """JSON form; what is None is left out of objects."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(v) for f in dataclasses.fields(value) if (v := getattr(value, f.name)) is not None}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _laid_under(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` with the keys of `other` that it lacks, object by object."""
-    merged = dict(own)
-    for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _laid_under(merged[key], value)
-        else:
-            merged.setdefault(key, value)
-    return merged
-
-
-def _typed(hint: Any, value: Any, where: str, other: dict[str, Any]) -> Any:
-    """`value` as the type `hint` asks for; keys that a dataclass does not have go into `other`, where they stood."""
-    options = [o for o in typing.get_args(hint) if o is not types.NoneType]
-    origin = typing.get_origin(hint)
-    if origin is types.UnionType:
-        return None if value is None else _typed(options[0], value, where, other)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _dataclass(hint, value, where, other)
-    if origin is Mapping and isinstance(value, Mapping):
-        return {str(key): _typed(options[1], item, f"{where}.{key}", {}) for key, item in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(options[0], item, f"{where}[{i}]", {}) for i, item in enumerate(value))
-    if (origin is Literal and value in options) or hint is Any:
-        return value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecordError(f"`{where}` must be finite, got {value}")
-    wanted = (int, float) if hint is float else hint
-    if origin is None and isinstance(value, wanted) and not isinstance(value, bool):
-        return value
-    name = " or ".join(map(repr, options)) if origin is Literal else _NAMES.get(origin or hint, "another type")
-    raise RecordError(f"`{where}` must be {name}, got {value!r}"[:300])
-
-
-_NAMES = {Mapping: "an object", tuple: "a list", str: "a text", int: "a whole number", float: "a number"}
-
-
-def _dataclass(kind: type, value: Any, where: str, other: dict[str, Any]) -> Any:
-    if not isinstance(value, Mapping):
-        raise RecordError(f"`{where}` must be an object, got {value!r}"[:300])
-    hints, given = typing.get_type_hints(kind), {}
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "other"}
-    for key, item in value.items():
-        inner: dict[str, Any] = {}
-        if key in fields:
-            given[key] = _typed(hints[key], item, f"{where}.{key}".lstrip("."), inner)
-            other |= {key: inner} if inner else {}
-        else:
-            other[key] = item
-    missing = dataclasses.MISSING
-    for name, f in fields.items():
-        if name not in given and f.default is missing and f.default_factory is missing:
-            raise RecordError(f"`{where}.{name}` is missing".replace("`.", "`"))
-    return kind(**given)
 
 
 def trial_and_training(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -84,7 +84,7 @@ def measure_model(
 def score_model(
     model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, length: int | None = None
 ) -> Score:
-    """On `final_score_bytes` of report text, which no search has read, in rows of `length` tokens, or as trained."""
+    """On `final_score_bytes` of report text, by which no search chooses, in rows of `length` tokens, or as trained."""
     return score_passages(model, report_passages(settings, data=data, vocab_size=vocab_size, length=length))
 
 
