@@ -222,6 +222,11 @@ def summarise(done: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[l
                 "arm": key[0], "genome": key[1], "minutes": key[2], "learning_rate": key[3], "seeds": len(outcomes),
                 "bits_per_byte": mean, "interval": None if low is None else [low, high],
                 "artifact_bytes": first["artifact_bytes"], "steps": first["steps"],
+                # A clock gives each seed the steps that the machine had time for.
+                "by_seed": {
+                    str(seed): {"steps": o["steps"], "bits_per_byte": o["bits_per_byte"]}
+                    for seed, o in sorted(outcomes.items())
+                },
             }
         )  # fmt: skip
         if key[2] == minutes and len(outcomes) >= arguments.seeds:

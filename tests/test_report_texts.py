@@ -13,7 +13,7 @@ from codenas_hf.engine.records import TrialRecord
 from codenas_hf.report.plots import points_table
 from codenas_hf.report.study_view import StudyView, evaluation_of
 from codenas_hf.report.tables import front_table
-from codenas_hf.report.texts import Flattery, difference, texts_table, tied
+from codenas_hf.report.texts import Flattery, difference, resolution, texts_table, tied
 
 BYTES = [5000.0, 7000.0, 6000.0, 8000.0, 5500.0, 6500.0]
 
@@ -63,6 +63,20 @@ def test_a_difference_is_in_pairs_and_ties_follow_from_its_interval() -> None:
     assert not any(row.get("tied") for row in front_table(clear).rows)
     roles = [row["role"] for row in points_table(noisy).rows]
     assert roles.count("tied") == len(ties)
+
+
+def test_what_the_text_resolves_stands_below_the_front() -> None:
+    clear, noisy = view_of(noise=0.0), view_of(noise=1.0)
+    exact, rough = resolution(clear.front_members()), resolution(noisy.front_members())
+    assert exact is not None
+    assert rough is not None
+    assert exact[0] == pytest.approx(0, abs=1e-9)
+    assert exact[1] == pytest.approx(rough[1])
+    assert exact[1] > 0
+    assert rough[0] > 0.1
+    assert f"standard error of a difference is {rough[0]:.4f}" in front_table(noisy).note
+    assert resolution(viewed(make_records()).front_members()) is None
+    assert "standard error" not in front_table(viewed(make_records())).note
 
 
 def test_other_text_or_few_projects_give_no_difference() -> None:

@@ -136,6 +136,8 @@ def test_everything_of_a_folder_is_measured(folder, tmp_path, monkeypatch):
         "parameters",
         "artifact_bytes",
         "mid_file/bits_per_byte",
+        "mid_file/copied_bits_per_byte",
+        "held_out/new_bits_per_byte",
         "humaneval/solution_bits_per_byte",
         "short/greedy/collapse_rate",
         "few_shot/shipped/sample_similarity",

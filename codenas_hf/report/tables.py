@@ -14,7 +14,7 @@ from codenas_hf.engine.records import TrialRecord
 from codenas_hf.engine.result import RankCorrelation
 from codenas_hf.report.cells import Column, Table, format_value, quantity_column
 from codenas_hf.report.study_view import StudyView, evaluation_of, short_id
-from codenas_hf.report.texts import REPORT, difference
+from codenas_hf.report.texts import REPORT, difference, resolution
 
 GENOME = Column("genome", "genome")
 # Below this, chance alone gives some gene a large share.
@@ -61,6 +61,12 @@ def front_table(view: StudyView) -> Table:
         notes.append(
             f"Differences of {view.column(view.quality).title} are in pairs on the same search text, their intervals "
             "from its projects; where one holds zero, the text cannot tell a candidate from the winner: tied."
+        )
+    if (resolved := resolution(members)) is not None:
+        notes.append(
+            f"Between neighbours in {view.column(view.quality).title} the text's standard error of a difference is "
+            f"{resolved[0]:.4f}, the difference itself {resolved[1]:.4f} (medians); another seed of the training "
+            "moves a candidate too, which one training of each cannot show."
         )
     warned = [(short_id(r), evaluation_of(r).measurements.get("latency_warning")) for r in members]
     notes += [f"{name}: {warning}." for name, warning in warned if warning]

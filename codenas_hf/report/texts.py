@@ -7,7 +7,9 @@ chooses by; only a difference between the two that the winner has and the others
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from codenas_hf.engine.intervals import Interval, paired_ratio
@@ -27,6 +29,24 @@ def difference(a: TrialRecord, b: TrialRecord) -> Interval | None:
     """
     first, second = (evaluation_of(r).measurements.get(BY_PROJECT) for r in (a, b))
     return paired_ratio(first, second)
+
+
+def resolution(members: Sequence[TrialRecord]) -> tuple[float, float] | None:
+    """What the search text can tell apart on a front: the standard error of a difference, and the differences.
+
+    Args:
+        members: best quality first.
+
+    Returns:
+        Medians over neighbours in quality: the standard error, and the size of the difference; None where no
+        difference is known.
+    """
+    found = [difference(b, a) for a, b in pairwise(members)]
+    known = [interval for interval in found if interval is not None]
+    if not known:
+        return None
+    errors = [(interval.high - interval.low) / (2 * 1.96) for interval in known]
+    return statistics.median(errors), statistics.median(abs(interval.value) for interval in known)
 
 
 def tied(view: StudyView, record: TrialRecord) -> bool:

@@ -79,8 +79,10 @@ class Parts:
             self._bits("humaneval/", whole, len(tasks))
 
     def _bits(self, name: str, score: Score, count: int) -> None:
-        """Bits per byte with their interval."""
+        """Bits per byte with their interval, and what of them tokens cost that could be copied from before."""
         self.rows.append(Row(f"{name}bits_per_byte", score.bits_per_byte, score.low, score.high, count))
+        self.rows.append(Row(f"{name}copied_bits_per_byte", score.copied_bits_per_byte, count=count))
+        self.rows.append(Row(f"{name}new_bits_per_byte", score.new_bits_per_byte, count=count))
 
     def completions(self) -> None:
         """Every prompt set, greedy and as shipped, and people beside."""
