@@ -52,6 +52,14 @@ class TorchRuntime(Runtime):
             found = _CACHE[model] = cls(model)
         return found
 
+    def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind each token in one pass, beside what is kept; see `Runtime.all_logits`."""
+        tokens = torch.tensor([list(token_ids)], device=self.model.device)
+        with torch.inference_mode():
+            logits: torch.Tensor = cast(Any, self.model)(input_ids=tokens, use_cache=False).logits[0]
+        found: NDArray[np.float32] = logits.float().cpu().numpy()
+        return found
+
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
         tokens = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode():

@@ -18,7 +18,7 @@ from ..folders import Release, folder_bytes
 from ..folders.record import FileFacts, Measured
 from ..generation.llama_cpp import LlamaCppRuntime, is_installed
 from ..generation.runtimes import Runtime
-from ..measure.score import score_passages
+from ..measure.score import Score, score_passages
 from ..measure.shipped import ShipSettings, as_shipped
 from ..measure.timing import TimingProtocol
 
@@ -35,6 +35,17 @@ class _Reader(nn.Module):
         """Logits `[rows, length, vocabulary]`."""
         rows = [self.runtime.all_logits(row)[:, : self.config.vocab_size] for row in input_ids.tolist()]
         return SimpleNamespace(logits=torch.from_numpy(np.stack(rows)))
+
+
+def score_runtime(runtime: Runtime, passages: Passages, *, vocab_size: int) -> Score:
+    """Bits per byte as a runtime gives them.
+
+    Args:
+        runtime: whose context holds the rows.
+        passages: text.
+        vocab_size: of the model.
+    """
+    return score_passages(_Reader(runtime, vocab_size=vocab_size), passages)
 
 
 def time_runtime(runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int) -> tuple[float, TimingProtocol]:
@@ -79,7 +90,7 @@ def measure_gguf(path: Path, passages: Passages, *, form: str, protocol: TimingP
         return facts
     runtime = LlamaCppRuntime(path, threads=protocol.threads)
     try:
-        score = score_passages(_Reader(runtime, vocab_size=vocab_size), passages)
+        score = score_runtime(runtime, passages, vocab_size=vocab_size)
         decode_ms, used = time_runtime(runtime, protocol, vocab_size=vocab_size)
     finally:
         runtime.close()
