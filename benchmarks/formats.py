@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class OnnxReader(Runtime):
         return self._run(list(token_ids))
 
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
-        return self._run(ids)[-1]
+        last: NDArray[np.float32] = self._run(ids)[-1]
+        return last
 
     def _forget(self, length: int) -> int:
         for value in self.session.get_inputs():
@@ -191,23 +193,20 @@ def readers(model: CodeNASForCausalLM, *, tokenizer: Path, work: Path) -> list[d
         for form in goal.forms:
             out = work / f"{to}-{form}{'' if goal.folder else '.gguf'}"
             export_model(stock, tokenizer=tokenizer, out=out, to=to, form=form)
-            opened: Callable[[], Runtime]
-            if to == "gguf":
-                runtime, opened = "llama.cpp", (lambda out=out: LlamaCppRuntime(out))
-            elif to == "onnx":
-                runtime, opened = (
-                    "onnxruntime",
-                    (lambda out=out: OnnxReader(next(out.rglob("*.onnx")), context_tokens=context)),
-                )
-            else:
-                runtime, opened = "torch", (lambda out=out: _torch(out))
-            found.append(_reader(to, form, runtime, out, opened))
+            runtime = {"gguf": "llama.cpp", "onnx": "onnxruntime"}.get(to, "torch")
+            found.append(_reader(to, form, runtime, out, partial(_opened, to, out, context=context)))
     return found
 
 
 def _reader(to: str, form: str, runtime: str, path: Path, opened: Callable[[], Runtime]) -> dict[str, Any]:
     size = path.stat().st_size if path.is_file() else folder_bytes(path)
     return {"target": to, "format": form, "runtime": runtime, "bytes": size, "open": opened}
+
+
+def _opened(to: str, out: Path, *, context: int) -> Runtime:
+    if to == "gguf":
+        return LlamaCppRuntime(out)
+    return OnnxReader(next(out.rglob("*.onnx")), context_tokens=context) if to == "onnx" else _torch(out)
 
 
 def _torch(folder: Path) -> Runtime:
@@ -218,6 +217,8 @@ def _torch(folder: Path) -> Runtime:
 def run_readers(*, data: PreparedData, folder: Path, rounds: int) -> None:
     """Scores and times every form of the first seed's plain model."""
     torch.set_num_threads(1)
+    if not (folder / "seed0" / f"{PLAIN}.safetensors").is_file():
+        raise SystemExit("the readers read what the part `decay` has trained: run that first")
     model = fresh(TrainSettings())
     model.load_state_dict(load_file(folder / "seed0" / f"{PLAIN}.safetensors"), strict=False)
     model.eval()
@@ -354,7 +355,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     note = options.folder / "data.json"
-    if options.run:
+    if note.exists():  # what it began with: the default sources change with every installation
         data = PreparedData.from_dict(read_json(note), beside=options.folder)
     else:
         data = prepare_data(
