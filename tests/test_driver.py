@@ -18,6 +18,7 @@ from rich.console import Console
 from codenas_hf.engine import (
     Evaluation,
     IdentityError,
+    JournalError,
     Patience,
     RandomPolicy,
     RanksError,
@@ -25,6 +26,7 @@ from codenas_hf.engine import (
     SearchSettings,
     SingleJobError,
     TrialRecord,
+    driver,
     run_search,
     single_stage,
     two_stage,
@@ -107,6 +109,18 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert opened == [1, 3], "nothing is written beside a search that is refused"
     with pytest.raises(IdentityError, match=r'policy: stored .*given "RandomPolicy'):
         search(tmp_path, policy=RandomPolicy())
+
+
+def test_a_journal_on_a_network_file_system_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise JournalError("nfs")
+
+    monkeypatch.setattr(driver, "check_local", refuse)
+    with pytest.raises(JournalError, match="nfs"):
+        search(tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_second_job_is_refused(tmp_path: Path) -> None:

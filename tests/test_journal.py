@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
-from codenas_hf.engine.journal import GuardedJournal, JobLock, JournalError, SingleJobError, whole_end
+from codenas_hf.engine.journal import GuardedJournal, JobLock, JournalError, SingleJobError, check_local, whole_end
 
 
 def opened(path: Path, **more: Any) -> JournalStorage:
@@ -262,3 +262,43 @@ def test_a_second_job_is_refused_with_the_holders_process_id(tmp_path: Path) -> 
     lock.release()
     lock.release()
     JobLock(tmp_path / "lock").acquire()
+
+
+MOUNTS = r"""/dev/root / ext4 rw 0 0
+server:/home /net/my\040home nfs4 rw,vers=4.2 0 0
+tmpfs /net/my\040home/scratch tmpfs rw 0 0
+me@far: /far fuse.sshfs rw 0 0
+10.0.0.1@tcp:/fs /lustre lustre rw 0 0
+//nas/share /nas cifs rw 0 0
+/dev/sdb1 /windows fuseblk rw 0 0
+overlay /box fuse.fuse-overlayfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/net/my home/runs/s", "nfs4"),
+        ("/far/s", "fuse.sshfs"),
+        ("/lustre/a/b", "lustre"),
+        ("/nas", "cifs"),
+        ("/net/my home/scratch/s", None),
+        ("/net/others", None),
+        ("/nasty", None),
+        ("/windows/s", None),
+        ("/box/s", None),
+    ],
+)
+def test_a_journal_on_a_network_file_system_is_refused_with_the_reason(
+    tmp_path: Path, folder: str, kind: str | None
+) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS)
+    if kind is None:
+        check_local(Path(folder), mounts=tmp_path / "mounts")
+        return
+    with pytest.raises(JournalError, match=rf"lies on a network file system \({kind} at .*search.storage=postgresql"):
+        check_local(Path(folder), mounts=tmp_path / "mounts")
+
+
+def test_the_folder_of_these_tests_may_hold_a_journal(tmp_path: Path) -> None:
+    check_local(tmp_path / "not" / "there")

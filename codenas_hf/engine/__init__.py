@@ -3,7 +3,7 @@
 from .driver import run_search
 from .evolution import GeneticPolicy, RandomPolicy, RegularizedEvolution, Seeded
 from .guided import GuidedPolicy
-from .journal import JournalError, SingleJobError
+from .journal import JournalError, SingleJobError, check_local
 from .objectives import Frame, Objectives
 from .optuna_policy import OptunaPolicy
 from .pareto import crowding_distance, front, hypervolume, non_domination_rank
@@ -43,6 +43,7 @@ __all__ = [
     "Space",
     "StorageError",
     "TrialRecord",
+    "check_local",
     "crowding_distance",
     "front",
     "hypervolume",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .evolution import GeneticPolicy
-from .journal import JobLock
+from .journal import JobLock, check_local
 from .members import Members, parent_key
 from .objectives import Objectives
 from .progress import Progress, Status
@@ -75,7 +75,7 @@ def run_search(
         IdentityError: the folder holds another search.
         KeyboardInterrupt: stopped; the same call goes on.
         OSError: the disk stayed full.
-        JournalError: the journal is damaged; names the line.
+        JournalError: the journal is damaged; names the line. Or its folder lies on a network file system.
         StorageError: the database cannot be opened, or stayed away.
     """
     world = World.read()
@@ -118,6 +118,8 @@ def _enter(
     """Opens the study and takes part in it; raises when it is another search or somebody else's."""
     patience = settings.patience
     journal = settings.storage is None
+    if journal:
+        check_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if journal and world.rank == 0:
         lock = JobLock(folder / LOCK_FILE)

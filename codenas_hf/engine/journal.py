@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ logger = logging.getLogger(__name__)
 _TAIL_BYTES = 1 << 16
 _OUTCOME = 6  # Optuna's JournalOperation.SET_TRIAL_STATE_VALUES; the number is the file format
 _FIRST = b'{"op_code":'  # how every line begins
+# Kinds of file systems that several machines see. `flock`, which keeps a second job out, holds there for one machine
+# only, or not at all; and what one machine appended, another may see late or in pieces.
+_SHARED = frozenset(
+    "nfs nfs4 cifs smb3 smbfs lustre gpfs beegfs ceph afs ocfs2 gfs2 orangefs glusterfs sshfs davfs curlftpfs s3fs "
+    "goofys mountpoint-s3 gcsfuse blobfuse blobfuse2 hf-mount rclone juicefs seaweedfs moosefs".split()
+)
 
 
 class SingleJobError(RuntimeError):
@@ -38,6 +45,34 @@ class SingleJobError(RuntimeError):
 
 class JournalError(ValueError):
     """The journal cannot be read; says where and how to mend it."""
+
+
+def check_local(folder: Path, *, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Refuses a folder for a journal that lies on a network file system.
+
+    Args:
+        folder: of the study, there or not.
+        mounts: what the kernel has mounted where.
+
+    Raises:
+        JournalError: it does; names the file system.
+    """
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    place, found = folder.resolve(), ("", "")
+    for line in lines:
+        _, point, kind, *_ = (re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), word) for word in line.split(" "))
+        if len(point) >= len(found[0]) and place.is_relative_to(point):  # a later mount hides an earlier one
+            found = (point, kind)
+    point, kind = found
+    if kind in _SHARED or kind.partition("fuse.")[2] in _SHARED:
+        raise JournalError(
+            f"{folder} lies on a network file system ({kind} at {point}), where the lock of a journal does not keep "
+            "another machine out and its lines may arrive in pieces: use a folder of this machine, or a database, "
+            "search.storage=postgresql+psycopg://user@host/database, beside which the folder may stay where it is"
+        )
 
 
 class JobLock:

@@ -22,6 +22,7 @@ from ..engine import (
     SearchSettings,
     Seeded,
     TrialRecord,
+    check_local,
     run_search,
 )
 from ..engine.progress import Status
@@ -113,6 +114,7 @@ def search(
         codenas_hf.data.DataError: no usable training text.
         codenas_hf.engine.IdentityError: the folder holds another study; its text says what differs.
         codenas_hf.engine.SingleJobError: another job works on the study.
+        codenas_hf.engine.JournalError: its journal is damaged, or would lie on a network file system.
     """
     settings = with_space(settings or RunSettings.of())
     main, started = is_main_process(), time.monotonic()
@@ -124,6 +126,8 @@ def search(
         raise SettingsError(
             f"--fresh puts a folder aside, but this study lies on a server: begin another, study={settings.study}_2"
         )
+    if settings.search.storage is None:
+        check_local(folder)  # the engine looks too, but only once the text has been prepared
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     space = load_space(settings.space)
     with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
