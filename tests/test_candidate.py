@@ -14,6 +14,7 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import PreparedData
 from codenas_hf.engine.records import Budget, Evaluation, Rung
 from codenas_hf.folders import folder_bytes
+from codenas_hf.folders.share import Share
 from codenas_hf.measure.candidate import (
     CandidateEvaluator,
     CandidateSettings,
@@ -109,6 +110,40 @@ def test_a_lost_checkpoint_is_no_failure(evaluator: CandidateEvaluator, loss: st
     assert again.measurements["steps"] == again.measurements["steps_run"] == 50
     assert again.measurements["restarted"]
     assert (continued.provenance["resumed"], again.provenance["resumed"]) == (True, False)
+
+
+def test_a_checkpoint_is_continued_on_another_machine(evaluator: CandidateEvaluator, tmp_path: Path) -> None:
+    """By the hash of its content; where it cannot be reached the trial says so, and trains from the start."""
+    share = Share(str(tmp_path / "share"))
+    here = replace(evaluator, share=share)
+    there = replace(here, folder=tmp_path / "there" / "trials")
+    first = here(GENOME, RUNGS[0], None)
+    assert list(here.folder.iterdir()) == [], "nothing stays on the machine that is through with it"
+    assert first.checkpoint is not None
+    moved = replace(first, checkpoint=there.folder / first.checkpoint.name)  # as another machine reads the record
+    continued = there(GENOME, RUNGS[1], moved)
+    assert continued.provenance["resumed"] is True
+    assert "restarted" not in continued.measurements
+    assert list(there.folder.iterdir()) == []
+    confirmed = LatencyConfirmer(evaluator=there, patience_s=0.0)(GENOME, RUNGS[1], continued)
+    assert "weights_restored" not in confirmed.provenance, "its weights were fetched, not made again"
+    for each in (first, continued):
+        here.discard(each)
+    assert list((tmp_path / "share").iterdir()) == []
+
+    again = there(GENOME, RUNGS[1], moved)
+    assert again.objectives == continued.objectives
+    assert again.provenance["resumed"] is False
+    assert "could not be fetched" in again.measurements["restarted"]
+
+    (tmp_path / "file").write_text("in the way")
+    away = replace(here, share=Share(str(tmp_path / "file")))
+    kept = away(GENOME, RUNGS[0], None)
+    assert "could not be left for the other machines" in kept.measurements["unshared"]
+    assert away(GENOME, RUNGS[1], kept).provenance["resumed"] is True, "it stays where it was made"
+    assert kept.checkpoint is not None
+    lost = replace(kept, checkpoint=there.folder / kept.checkpoint.name)
+    assert "was not left for others" in there(GENOME, RUNGS[1], lost).measurements["restarted"]
 
 
 def test_the_score_does_not_depend_on_the_format_of_training(

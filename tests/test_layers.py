@@ -15,7 +15,7 @@ LAYERS = [
     *("report", "release", "jobs", "cli"),
 ]
 INSIDE = {
-    "folders": ["ranges", "files", "typed", "record", "places"],
+    "folders": ["ranges", "files", "share", "typed", "record", "places"],
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
@@ -34,7 +34,18 @@ INSIDE = {
     "compression": ["formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"],
     "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "llama_cpp", "decode"],
     "measure": [
-        *("timing", "metrics", "latency", "provenance", "rows", "score", "shipped", "candidate", "confirm"),
+        *(
+            "timing",
+            "metrics",
+            "latency",
+            "provenance",
+            "rows",
+            "score",
+            "shipped",
+            "checkpoints",
+            "candidate",
+            "confirm",
+        ),
     ],
     "sandbox": [
         *("confinement", "jail_types", "jail_values", "jail_remote", "jail_link", "jail", "program_checks", "judge"),
@@ -58,8 +69,20 @@ INSIDE = {
     ],
     "release": ["spelling", "export", "targets", "cards", "parcels", "hub_licences", "hub"],
     "jobs": [
-        *("durations", "policies", "wanted", "releases", "settings", "spaces", "text", "study", "cost", "plan"),
-        *("status", "winner", "files", "release", "train", "finish", "search", "models"),
+        *(
+            "durations",
+            "policies",
+            "wanted",
+            "releases",
+            "settings",
+            "elsewhere",
+            "spaces",
+            "text",
+            "study",
+            "cost",
+            "plan",
+        ),
+        *("launch", "status", "winner", "files", "release", "train", "finish", "search", "models"),
     ],
     "cli": ["words", "models", "studies", "main"],
 }

@@ -64,7 +64,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until(lambda: subprocess.run(ready, capture_output=True).returncode == 0)
         yield f"postgresql+psycopg://search@127.0.0.1:{port}/postgres"
     finally:
-        subprocess.run([*run_as, str(folder / "pg_ctl"), "-D", str(data), "stop", "-m", "fast"], cwd=home, check=True)
+        stop = [*run_as, str(folder / "pg_ctl"), "-D", str(data), "stop", "-m", "immediate"]
+        subprocess.run(stop, cwd=home, check=True)
         process.wait(timeout=60)
         log.close()
 

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "corpus": (studies.corpus, "build the corpus and print its report"),
     "tokenizer": (studies.tokenizer, "train the tokenizers and print bytes per token"),
     "search": (studies.search_verb, "search architectures and release the winner"),
+    "launch": (studies.launch_verb, "write what starts a search on many machines, and say what to type"),
     "train": (models.train_verb, "train one genome and write a release folder"),
     "evaluate": (models.evaluate_verb, "evaluate any model: one JSON, one table"),
     "complete": (models.complete_verb, "complete code: interactive, or one prompt from an argument or stdin"),

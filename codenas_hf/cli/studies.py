@@ -68,6 +68,11 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas search`, the main job."""
     add_settings(verb)
     verb.add_argument("--fresh", action="store_true", help="put an existing study aside and start anew")
+    verb.add_argument(
+        "--worker",
+        action="store_true",
+        help="only evaluate for a study on a server (search.storage=) that another process begins; leave at any time",
+    )
     verb.add_argument("--json", action="store_true", help="what happens as lines of JSON, and nothing else on stdout")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
@@ -77,8 +82,13 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         told = tell_json if options.json else say
         with curve_watch(as_json=options.json) as watch:
             follow = (lambda status: print_line({"event": "search", **status.to_dict()})) if options.json else None
-            outcome = search(settings, fresh=options.fresh, say=told, watch=watch, follow=follow)
+            outcome = search(
+                settings, fresh=options.fresh, worker=options.worker, say=told, watch=watch, follow=follow
+            )
         if not is_main_process():
+            return 0
+        if options.worker:
+            told(f"finished  the study {settings.study}; whoever began it releases the winner")
             return 0
         if options.json:
             print_line({"event": "finished", "report": outcome.report, "winner": outcome.winner})
@@ -98,6 +108,43 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         else:
             print(f"extend    search.time={settings.search.time.twice()}, or start anew with --fresh")
         return 0
+
+    return with_settings(job)
+
+
+def launch_verb(verb: argparse.ArgumentParser) -> Run:
+    """`codenas launch`."""
+    verb.add_argument("where", choices=["local", "slurm", "hf-jobs"], help="this machine, a cluster, or HF Jobs")
+    add_settings(verb)
+    verb.add_argument("--workers", type=int, required=True, metavar="N", help="processes, each may leave at any time")
+    verb.add_argument("--time", default="24:00:00", help="how long each may run (default: 24:00:00)")
+    verb.add_argument("--option", action="append", default=[], help="for the batch system, such as --option=--mem=8G")
+    verb.add_argument("--flavor", default="cpu-upgrade", help="hardware of each HF Job (default: cpu-upgrade)")
+    verb.add_argument("--package", help="what each HF Job installs (default: this version of codenas-hf)")
+    verb.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: runs/<study>/launch)")
+    verb.add_argument("--submit", action="store_true", help="also run the commands that are printed")
+
+    def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..folders import StudyFolder
+        from ..jobs.launch import WHERE, Wanted  # loads torch
+
+        wanted = Wanted(
+            workers=options.workers,
+            words=options.overrides,
+            config=options.config,
+            time=options.time,
+            options=options.option,
+            flavor=options.flavor,
+            package=options.package,
+        )
+        folder = options.out or StudyFolder(settings.folder / settings.study).launch
+        launch = WHERE[options.where](wanted, folder)
+        for path in launch.write(folder):
+            print(f"wrote     {path}")
+        print("running:" if options.submit else "type:")
+        for line in launch.steps:
+            print("\n".join(f"  {part}" for part in line.split("\n")), flush=True)
+        return launch.start() if options.submit else 0
 
     return with_settings(job)
 

@@ -173,7 +173,7 @@ class SearchResult:
             raise FileNotFoundError(f"no search in {folder}: expected the file {JOURNAL_FILE}")
         opened = open_storage(storage, folder=folder)
         name = name or (Study.name_in_journal(opened) if storage is None else None) or folder.name
-        identity = Study.stored_identity(opened, name)
+        identity = Study.stored_fact(opened, name, "identity")
         if identity is None:
             raise FileNotFoundError(f"no search called {name!r} in the storage")
         stored = comparable(identity)["objectives"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 from .objectives import Objectives
 from .records import Budget, Rung
+
+_ABSENT = object()
 
 
 def single_stage(*, budget: Budget = Budget("steps", 300)) -> tuple[Rung, ...]:  # noqa: B008  # frozen
@@ -237,6 +240,16 @@ def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def different(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, each in words; nothing where they are the same search."""
+    before, now = _flat(comparable(stored)), _flat(comparable(given))
+    return [
+        f"{key}: stored {_brief(before, key)}, given {_brief(now, key)}"
+        for key in sorted({*before, *now})
+        if before.get(key, _ABSENT) != now.get(key, _ABSENT)
+    ]
+
+
 class RanksError(RuntimeError):
     """The processes that the launcher started are not those that the search needs."""
 
@@ -293,3 +306,21 @@ def _description(space: Any) -> Any:
         "type": name,
         "genes": None if genes is None else {gene: list(values) for gene, values in genes.items()},
     }
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested JSON value by the dotted names of its leaves; lists of plain values are leaves, empty mappings none."""
+    if isinstance(value, Mapping):
+        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
+    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
+        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+    else:
+        return {name: value}
+    return {key: leaf for part, inner in parts.items() for key, leaf in _flat(inner, part).items()}
+
+
+def _brief(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "nothing"
+    text = json.dumps(values[key], sort_keys=True)
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"

@@ -93,7 +93,7 @@ def _secrets(url: str) -> list[str]:
     """Passwords in the query, and from the first colon behind the user to the last @, escaped or not."""
     found = re.findall(r"[?&][^=&]*pass[^=&]*=([^&]+)", url, flags=re.IGNORECASE)
     head = url.partition("?")[0] if found else url
-    user = re.match(r"(?:[^:/@]*://)?[^:/@?]*:(.*)@", head, flags=re.DOTALL)
+    user = re.match(r"(?:[^:/@]*://)?[^:/@?]*:(?!//[^:]*@)(.*)@", head, flags=re.DOTALL)
     return [*found, user[1]] if user and user[1] else list(found)
 
 

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from .objectives import Objectives
 from .places import found_place, stored_place
 from .records import Evaluation, Genome, Space, State, TrialRecord, WrittenGenome
-from .settings import comparable
+from .settings import different
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.FAIL: "fail",
 }
-
-
-_ABSENT = object()
 
 
 class IdentityError(ValueError):
@@ -151,13 +148,19 @@ class Study:
         return first[0].removesuffix("/rung0") if len(first) == 1 else None
 
     @staticmethod
-    def stored_identity(storage: BaseStorage, name: str) -> dict[str, Any] | None:
-        """The identity of a search that is in the storage; None when there is none."""
+    def stored_fact(storage: BaseStorage, name: str, key: str) -> Any:
+        """A fact of a search that is in the storage; None when there is none."""
         try:
             study = storage.get_study_id_from_name(f"{name}/rung0")
         except KeyError:
             return None
-        return cast("dict[str, Any] | None", storage.get_study_user_attrs(study).get("identity"))
+        return storage.get_study_user_attrs(study).get(key)
+
+    @staticmethod
+    def store_fact(storage: BaseStorage, name: str, key: str, value: Any) -> None:
+        """Stores a JSON value about a search that is in the storage; a value that is there stays."""
+        if Study.stored_fact(storage, name, key) is None:
+            storage.set_study_user_attr(storage.get_study_id_from_name(f"{name}/rung0"), key, value)
 
     def check_identity(self, identity: Mapping[str, Any], *, create: bool) -> bool:
         """Compares `identity` with the stored one; stores it when there is none and `create` is set.
@@ -174,12 +177,7 @@ class Study:
             if create:
                 self.set_fact("identity", given)
             return create
-        before, now = _flat(comparable(stored)), _flat(comparable(given))
-        differences = [
-            f"{key}: stored {_brief(before, key)}, given {_brief(now, key)}"
-            for key in sorted({*before, *now})
-            if before.get(key, _ABSENT) != now.get(key, _ABSENT)
-        ]
+        differences = different(stored, given)
         if differences:
             raise IdentityError(
                 f"the study {self.name!r} belongs to another search ({'; '.join(differences)}): go on with the stored "
@@ -381,21 +379,3 @@ def _distributions(space: Space | None) -> dict[str, CategoricalDistribution]:
 
 def _known(value: Any, choices: Sequence[Any]) -> bool:
     return any(value == choice and type(value) is type(choice) for choice in choices)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A nested JSON value by the dotted names of its leaves; lists of plain values are leaves, empty mappings none."""
-    if isinstance(value, Mapping):
-        parts = {f"{name}.{key}" if name else key: inner for key, inner in value.items()}
-    elif isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
-        parts = {f"{name}[{index}]": inner for index, inner in enumerate(value)}
-    else:
-        return {name: value}
-    return {key: leaf for part, inner in parts.items() for key, leaf in _flat(inner, part).items()}
-
-
-def _brief(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "nothing"
-    text = json.dumps(values[key], sort_keys=True)
-    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"

@@ -6,6 +6,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary file keeps the name's ending, for libraries that read the format from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    # Process ids repeat on the machines that share a folder.
+    draft = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
     try:
         yield draft
         with draft.open("rb") as file:

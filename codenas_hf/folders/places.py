@@ -186,6 +186,11 @@ class StudyFolder:
         return self.folder / JOURNAL
 
     @property
+    def launch(self) -> Path:
+        """What starts the study on many machines, and what its processes say."""
+        return self.folder / "launch"
+
+    @property
     def trials(self) -> Path:
         """Checkpoints of the candidates."""
         return self.folder / "trials"

@@ -24,7 +24,7 @@ from ..engine.progress import duration
 from ..folders import Release, StudyFolder, read_json, write_json
 from ..folders.record import Trial, trial_and_training
 from ..hardware import Hardware, alone, is_main_process
-from ..measure.candidate import TRAINING
+from ..measure.checkpoints import TRAINING
 from ..report.curve import CurvePoint, Watch, curve_json, curve_lines
 from ..training.checkpoint import CONSTANT, damage, read_progress
 from .plan import Plan

@@ -20,7 +20,7 @@ from ..folders.record import DataFacts, FileFacts, LatencyFacts, Measured, Origi
 from ..generation.loading import CodeNASForCausalLM
 from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware
-from ..measure.candidate import ARTIFACT, artifact_damage
+from ..measure.checkpoints import ARTIFACT, artifact_damage, brought
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
@@ -29,6 +29,7 @@ from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
 from ..strict_yaml import dump, to_mapping
+from .elsewhere import share_of
 from .files import measure_files
 from .settings import RunSettings
 from .study import Say, open_study, study_data
@@ -234,4 +235,6 @@ def release_winner(answer: Answer, out: Path, *, say: Say = print) -> Path:
     record = next(found for found in result.records if (found.rung, found.number) == wanted)
     sizes = load_space(settings.space).vocab_sizes
     data = study_data(settings, folder=answer.study, vocab_sizes=sizes, say=say)
+    if record.evaluation is not None and (problem := brought(record.evaluation, share=share_of(settings))):
+        say(f"weights   are not on this machine: {problem}")
     return release_trial(record, study=answer.study, settings=settings, data=data, out=out)

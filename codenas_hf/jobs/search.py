@@ -29,6 +29,7 @@ from ..engine.progress import Status
 from ..folders import StudyFolder, keep_sockets_short
 from ..hardware import Hardware, alone, is_main_process
 from ..measure.candidate import CandidateEvaluator
+from ..measure.checkpoints import brought
 from ..measure.confirm import LatencyConfirmer
 from ..quantities import OBJECTIVES, quantity
 from ..release.hub import Published, publish
@@ -37,6 +38,7 @@ from ..report.study_view import StudyView
 from ..report.texts import Flattery
 from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
+from .elsewhere import leave_facts, share_of, take_facts
 from .finish import finish_seconds, finish_winner
 from .plan import read_plan, study_plan
 from .policies import POLICIES
@@ -61,6 +63,7 @@ from .winner import advice
 
 Say = Callable[[str], None]
 Follow = Callable[[Status], None]
+WAIT_S = 3600.0  # for the process that begins a study, which prepares its text first
 SCALES = {name: quantity(name).scale for name in OBJECTIVES}
 
 
@@ -91,6 +94,7 @@ def search(
     settings: RunSettings | None = None,
     *,
     fresh: bool = False,
+    worker: bool = False,
     say: Say = print,
     watch: Watch | None = None,
     follow: Follow | None = None,
@@ -105,6 +109,8 @@ def search(
     Args:
         settings: everything; None takes those of `RunSettings.of()`.
         fresh: put an existing study of that name aside and start anew.
+        worker: only take part in a study on a server that another process begins, which this one waits for: evaluate,
+            propose where that one is gone, and release nothing.
         say: told what is going on, a line at a time, by the main process.
         watch: told every point of the curve of the winner's training; None says some of them.
         follow: told the figures of the search whenever one more evaluation is finished, by the main process.
@@ -128,8 +134,11 @@ def search(
         )
     if settings.search.storage is None:
         check_local(folder)  # the engine looks too, but only once the text has been prepared
+    if worker and (fresh or settings.search.storage is None):
+        raise SettingsError("--worker joins a study on a server: give its search.storage=URL, and no --fresh")
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     space = load_space(settings.space)
+    take_facts(settings, folder=folder, wait_s=WAIT_S if worker else 0, say=say)
     with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
         try:
             result, evaluator = _searched(
@@ -137,10 +146,14 @@ def search(
             )
         finally:
             forget_waiting(folder)
-    if not main:
+    if not main or worker:
         return SearchOutcome(result, folder)
     winner = None
     if result.winner is not None:
+        assert result.winner.evaluation is not None
+        problem = brought(result.winner.evaluation, share=evaluator.share)
+        if problem is not None:
+            say(f"again     the winner's weights are not here and are trained again: {problem}")
         seconds = finish_seconds(
             result,
             settings,
@@ -224,6 +237,7 @@ def _searched(
 
     def on_open() -> None:
         keep_facts(settings, folder=folder, space=space, data=data, latency=latency)
+        leave_facts(settings, folder=folder, data=data)
         if plan is None:
             for line in cost_lines(decided, space=space, data=data, hardware=hardware):
                 say(line)
@@ -237,6 +251,7 @@ def _searched(
         latency=latency,
         folder=trials,
         device=hardware.device,
+        share=share_of(settings),
     )
     try:
         result = run_search(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..engine import Budget, Rung, SearchSettings, single_stage
 from ..folders.ranges import check_range
+from ..folders.share import Share
 from ..quantities import OBJECTIVES
 from .durations import Duration
 from .policies import POLICIES
@@ -84,6 +85,8 @@ class LadderSettings:
         seeds: genome files that the first generation starts from.
         lag: how many generations back each rung's results are read; 1 waits for everybody.
         storage: URL of a database that several machines share; a journal file in the study's folder without.
+        share: where machines without a common folder leave checkpoints for each other, by the hash of their content: a
+            folder, `hf://buckets/OWNER/NAME`, or another place that fsspec opens; only with `storage`.
         workers_per_rank: candidates at a time in each process; the share of the cores, or 1 on a GPU, when null.
         time_limit_s: of one evaluation; null for none.
         memory_limit_bytes: of one evaluation; null for none.
@@ -105,6 +108,7 @@ class LadderSettings:
     seeds: tuple[Path, ...] = ()
     lag: tuple[int, ...] = SearchSettings.lag
     storage: str | None = None
+    share: str | None = None
     workers_per_rank: int | None = None
     time_limit_s: float | None = None
     memory_limit_bytes: int | None = None
@@ -117,6 +121,11 @@ class LadderSettings:
         check_range(self, "time_limit_s", "memory_limit_bytes", above=0, optional=True)
         if self.policy not in POLICIES:
             raise ValueError(f"`policy` must be one of {', '.join(POLICIES)}, got {self.policy!r}")
+        if self.share is not None and self.storage is None:
+            raise ValueError(
+                f"`share` ({Share(self.share).shown}) is for studies of several machines, which need a database: give "
+                "`storage` too, or leave `share` out"
+            )
         if len(self.keep) != len(self.budgets) - 1:
             raise ValueError(
                 f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "

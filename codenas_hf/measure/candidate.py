@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -23,13 +22,13 @@ from ..compression.quantize import store_in
 from ..data import PreparedData
 from ..data.tokenizer import END_OF_TEXT, PAD
 from ..engine.records import Evaluation, Rung
-from ..folders import Release, folder_bytes, whole_folder
-from ..folders.files import WEIGHTS
+from ..folders import folder_bytes, whole_folder
 from ..folders.ranges import check_range
+from ..folders.share import Share
 from ..hardware import DeviceName, Hardware
 from ..modeling_codenas import CodeNASForCausalLM
 from ..training import OptimSettings, TrainResult, TrainSettings, build_model, precision_name, resolve_precision, train
-from ..training.checkpoint import damage
+from .checkpoints import ARTIFACT, TRAINING, artifact_damage, brought, left, removed, training_state
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import Passages, Score, leak_gate, score_passages
@@ -37,8 +36,6 @@ from .shipped import ShipSettings, as_shipped, check_widths, shipped_bytes
 from .timing import TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
-
-TRAINING, ARTIFACT = "training", "artifact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +178,9 @@ class CandidateEvaluator:
         settings: how to score.
         ship: the format that candidates are scored and weighed in.
         latency: predicts decode latency; None only where candidates are timed.
-        folder: where checkpoints go; all processes of the study must see it.
+        folder: where checkpoints go; all processes of the study must see it, unless there is a share.
         device: where to train and time.
+        share: where checkpoints go for other machines, by the hash of their content; None where all see `folder`.
 
     Raises:
         ValueError: no latency model and no timing, or a schedule without a constant part.
@@ -195,6 +193,7 @@ class CandidateEvaluator:
     latency: LatencyModel | None = None
     folder: Path
     device: DeviceName = "auto"
+    share: Share | None = None
 
     def __post_init__(self) -> None:
         if self.latency is None and not self.settings.measure_latency:
@@ -224,7 +223,7 @@ class CandidateEvaluator:
         seed = candidate_seed(genome, seed=self.train.seed)
         check_widths(genome, self.ship)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"
-        state, problem = _training_state(previous)
+        state, problem = training_state(previous, share=self.share)
         if problem is not None:
             logger.warning("%s trains for rung %d from the start: %s", genome.genome_id, rung.index, problem)
         for stale in self.folder.glob(f".{target.name}-*"):
@@ -254,7 +253,9 @@ class CandidateEvaluator:
                 reported = self._on_report_text(genome, model) if rung.keep is None else {}
             with watch.on("measure"):
                 decode_ms, timing = self._decode_ms(genome, model, device=device)
-        return Evaluation(
+        if previous is not None:
+            removed(previous, share=self.share, everywhere=False)  # was fetched to be continued
+        evaluation = Evaluation(
             objectives={
                 "bits_per_byte": score.bits_per_byte,
                 "artifact_bytes": float(artifact_bytes),
@@ -276,6 +277,7 @@ class CandidateEvaluator:
                 "resumed": state is not None,
             },
         )
+        return left(evaluation, share=self.share)
 
     def restored(self, genome: Genome, rung: Rung, evaluation: Evaluation) -> Evaluation:
         """The evaluation, its weights trained again from the start where they are gone or damaged.
@@ -283,13 +285,13 @@ class CandidateEvaluator:
         What was recorded stands; `weights_restored` in the provenance says that its weights were made twice.
         """
         if evaluation.checkpoint is not None:
-            problem = artifact_damage(evaluation.checkpoint / ARTIFACT)
+            problem = brought(evaluation, share=self.share) or artifact_damage(evaluation.checkpoint / ARTIFACT)
         else:
             problem = "it has no checkpoint"
         if problem is None:
             return evaluation
         logger.warning("%s of rung %d is trained again: %s", genome.genome_id, rung.index, problem)
-        again = self(genome, rung, None)
+        again = replace(self, share=None)(genome, rung, None)  # is needed here
         provenance = {**evaluation.provenance, "weights_restored": True}
         return replace(evaluation, checkpoint=again.checkpoint, provenance=provenance)
 
@@ -297,7 +299,7 @@ class CandidateEvaluator:
         """Removes the checkpoint of a candidate that can no longer be promoted; harmless when repeated."""
         path = evaluation.checkpoint
         if path is not None and path.parent.resolve() == self.folder.resolve():
-            shutil.rmtree(path, ignore_errors=True)
+            removed(evaluation, share=self.share, everywhere=True)
 
     def _save(self, genome: Genome, model: PreTrainedModel, *, folder: Path) -> int:
         """Writes the model and leaves it with the weights that are shipped, in float32; returns the bytes to ship."""
@@ -352,24 +354,3 @@ def _measurements(
         **timing,
         **({} if restarted is None else {"restarted": restarted}),
     }
-
-
-def _training_state(previous: Evaluation | None) -> tuple[Path | None, str | None]:
-    """The training state that `previous` left, and why it cannot be continued; neither at rung 0."""
-    if previous is None:
-        return None, None
-    if previous.checkpoint is None:
-        return None, "the evaluation of the rung below has no checkpoint"
-    state = previous.checkpoint / TRAINING / "constant"
-    problem = damage(state)
-    return (None, problem) if problem else (state, None)
-
-
-def artifact_damage(folder: Path) -> str | None:
-    """Why a scored model cannot be loaded; None when it can."""
-    try:
-        Release(folder).read_config()
-        with safe_open(folder / WEIGHTS, framework="pt"):  # the header says how long the file must be
-            return None
-    except (OSError, ValueError, SafetensorError) as error:
-        return str(error)

@@ -15,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 from ..architecture.genome import Genome
 from ..engine.records import Evaluation, Rung
 from ..modeling_codenas import CodeNASForCausalLM
-from .candidate import ARTIFACT, CandidateEvaluator, unstarted_device
+from .candidate import CandidateEvaluator, unstarted_device
+from .checkpoints import ARTIFACT
 from .latency import default_protocol
 from .provenance import provenance
 from .timing import device_noise, measure_latency
