@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 # The fixed points of a 4-bit weight in llama.cpp's IQ4_NL: denser near zero, where weights are.
 IQ4_NL_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -17,12 +18,14 @@ class Block:
         size: weights that share one float16 scale; 1 where there is none.
         bits: of one weight, its share of the scale included.
         points: what a code stands for, in units of the scale; None for plain floating point.
+        offset: a second float16 of each block is added to all of its weights.
     """
 
     name: str
     size: int
     bits: float
     points: tuple[int, ...] | None = None
+    offset: bool = False
 
     def num_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a matrix.
@@ -45,6 +48,7 @@ BLOCKS = {
         Block(name="bf16", size=1, bits=16),
         Block(name="f16", size=1, bits=16),
         Block(name="q8_0", size=32, bits=8.5, points=tuple(range(-127, 128))),
+        Block(name="q4_1", size=32, bits=5.0, points=tuple(range(16)), offset=True),
         Block(name="q4_0", size=32, bits=4.5, points=tuple(range(-8, 8))),
         Block(name="iq4_nl", size=32, bits=4.5, points=IQ4_NL_POINTS),
     )
@@ -79,6 +83,22 @@ class Format:
         if len(shape) != 2 or (self.coded and is_positions(name)):
             return BLOCKS["f32"] if self.coded else self.matrix
         return self.embedding if is_embedding(name) else self.matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedFormat(Format):
+    """A format in which tensors have blocks of their own, as a squeezed model has.
+
+    Args:
+        blocks: by the name of a tensor; all others are stored as in any format.
+    """
+
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+
+    def block_of(self, name: str, shape: tuple[int, ...]) -> Block:
+        """The block of one tensor by its name and shape."""
+        found = self.blocks.get(name)
+        return super().block_of(name, shape) if found is None or len(shape) != 2 else found
 
 
 _ALL = ("torch", "onnxruntime", "llama.cpp")

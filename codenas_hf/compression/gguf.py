@@ -58,7 +58,7 @@ ARCHITECTURES = {
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str = "q8_0") -> Path:
+def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str | Format = "q8_0") -> Path:
     """Writes the model and its tokenizer as one GGUF file, whole or not at all.
 
     Every weight in it is bit for bit what `quantize.as_stored` makes of it.
@@ -67,7 +67,7 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
         model: of a stock class of `ARCHITECTURES`.
         path: the file.
         tokenizer: folder of a byte-level BPE tokenizer that splits text as one of `gguf_words.PRE_TYPES` does.
-        form: a storage format of `FORMATS`.
+        form: a storage format, or the name of one in `FORMATS`.
 
     Raises:
         ValueError: llama.cpp does not know the architecture (names what of it), the format cannot store a layer (names
@@ -75,7 +75,7 @@ def write_gguf(model: PreTrainedModel, path: Path, *, tokenizer: Path, form: str
         ImportError: the package gguf is absent.
     """
     gguf = _package()
-    storage = find_format(form)
+    storage = find_format(form) if isinstance(form, str) else form
     architecture = _architecture_of(model.config)
     words = read_words(tokenizer)
     tensors = _tensors(model, architecture, storage)
@@ -151,19 +151,20 @@ def check_architecture(config: Any) -> None:
     _architecture_of(config)
 
 
-def file_layout(config: Any, *, tokenizer: Path, form: str) -> Layout:
+def file_layout(config: Any, *, tokenizer: Path, form: str | Format) -> Layout:
     """The layout of the files of models like one, from its configuration alone.
 
     Args:
         config: of a stock class; its numbers do not matter.
         tokenizer: folder of the tokenizer.
-        form: a storage format of `FORMATS`.
+        form: a storage format, or the name of one in `FORMATS`.
 
     Raises:
         ValueError, ImportError: as `write_gguf`.
     """
     gguf = _package()
-    storage, architecture = find_format(form), _architecture_of(config)
+    storage = find_format(form) if isinstance(form, str) else form
+    architecture = _architecture_of(config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "head.gguf"
         writer = gguf.GGUFWriter(str(path), architecture.name)

@@ -40,17 +40,21 @@ class Codes:
         block: its format.
         scales: float16 `[rows, columns / block size]`.
         codes: uint8 `[rows, columns]`, indices of the format's points.
+        offsets: float16 as `scales`, of a format with offsets.
     """
 
     block: Block
     scales: torch.Tensor
     codes: torch.Tensor
+    offsets: torch.Tensor | None = None
 
     def decoded(self) -> torch.Tensor:
         """float32 `[rows, columns]`: one product for each weight, as every reader does it."""
         points = _points(self.block).to(self.codes.device)[self.codes.long()]
         rows, columns = self.codes.shape
         blocks = points.view(rows, -1, self.block.size) * self.scales.float()[..., None]
+        if self.offsets is not None:
+            blocks = blocks + self.offsets.float()[..., None]
         return blocks.view(rows, columns)
 
     def packed(self) -> NDArray[np.uint8]:
@@ -63,6 +67,9 @@ class Codes:
         else:  # the first half of a block in the low bits, the second half in the high bits
             half = self.block.size // 2
             packed = codes[..., :half] | (codes[..., half:] << 4)
+        if self.offsets is not None:
+            offsets = self.offsets.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
+            scales = np.concatenate([scales, offsets], axis=-1)
         return np.concatenate([scales, packed], axis=-1).reshape(rows, -1)
 
 
@@ -77,6 +84,8 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
         raise ValueError(f"{block.name} stores numbers as they are; it has no codes")
     block.num_bytes(*weight.shape)
     values = weight.detach().float().reshape(-1, block.size)
+    if block.offset:
+        return _with_offsets(values, block, shape=tuple(weight.shape))
     largest = values.abs().amax(dim=1)
     if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * abs(_TARGETS[block.name][-1]):
         raise ValueError(f"a weight of {float(largest.max()):.3g} does not fit {block.name}")
@@ -156,6 +165,33 @@ def stored_bytes(shapes: Mapping[str, tuple[int, ...]], form: Format) -> int:
         except ValueError as error:
             raise ValueError(f"`{name}` {list(shape)} cannot be stored as {form.name}: {error}") from error
     return total
+
+
+# Of a block's range, the shares at its lower and upper end that are given up for finer steps. Nothing is tried first:
+# what was stored once is stored again without loss.
+_CUTS = ((0.0, 0.0), (0.03, 0.03), (0.06, 0.0), (0.0, 0.06), (0.06, 0.06), (0.1, 0.03), (0.03, 0.1))
+
+
+def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...]) -> Codes:
+    """The codes of blocks `[blocks, size]` between their own lowest and highest weight, the best of some cuts."""
+    points = _points(block).to(values.device)
+    low, high = values.amin(dim=1), values.amax(dim=1)
+    if not torch.isfinite(values).all() or float(values.abs().max()) > _LARGEST:
+        raise ValueError(f"a weight of {float(values.abs().max()):.3g} does not fit {block.name}")
+    best = torch.full_like(low, torch.inf)
+    scales, offsets = torch.zeros_like(low).half(), torch.zeros_like(low).half()
+    codes = torch.zeros_like(values, dtype=torch.uint8)
+    for below, above in _CUTS:
+        span = high - low
+        offset = (low + below * span).half()
+        scale = ((1 - below - above) * span / (len(points) - 1)).half()
+        found, error = _nearest(values - offset.float()[:, None], scale.float(), points)
+        better = error < best
+        best = torch.where(better, error, best)
+        scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
+        codes = torch.where(better[:, None], found, codes)
+    rows, columns = shape
+    return Codes(block, scales.view(rows, -1), codes.view(rows, columns), offsets.view(rows, -1))
 
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
