@@ -29,9 +29,24 @@ INSIDE = {
         *("tokenizer", "encode", "nested", "tokens", "passages", "ngram", "prepare", "overview"),
     ],
     "training": [
-        *("budgets", "optim", "roles", "muon", "optimizers", "precision", "checkpoint", "settings", "outcome", "loop"),
+        *(
+            "budgets",
+            "optim",
+            "roles",
+            "muon",
+            "optimizers",
+            "precision",
+            "checkpoint",
+            "settings",
+            "outcome",
+            "loop",
+            "distil",
+        ),
     ],
-    "compression": ["formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"],
+    "compression": [
+        *("formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"),
+        *("squeezing", "squeeze_space", "parent"),
+    ],
     "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "llama_cpp", "decode"],
     "measure": [
         *(

@@ -185,7 +185,7 @@ def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...])
         span = high - low
         offset = (low + below * span).half()
         scale = ((1 - below - above) * span / (len(points) - 1)).half()
-        found, error = _nearest(values - offset.float()[:, None], scale.float(), points)
+        found, error = _nearest(values - offset.float()[:, None], scale.float(), block)
         better = error < best
         best = torch.where(better, error, best)
         scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)

@@ -43,6 +43,15 @@ def check_tokenizer(state: Mapping[str, Any]) -> None:
         raise VocabularyError(
             "the tokenizer is BPE over characters; only byte-level BPE can lose entries and stay exact"
         )
+
+
+def check_bytes(state: Mapping[str, Any]) -> None:
+    """Refuses a tokenizer that cannot spell every text; `adopted` adds what it lacks.
+
+    Raises:
+        VocabularyError: says how many bytes it lacks.
+    """
+    check_tokenizer(state)
     missing = [letter for letter in _byte_letters() if letter not in state["model"]["vocab"]]
     if missing:
         raise VocabularyError(f"the tokenizer lacks {len(missing)} of the 256 bytes, so some texts have no spelling")
@@ -68,7 +77,7 @@ def kept_entries(state: Mapping[str, Any], counts: NDArray[np.int64], *, keep: i
     Raises:
         VocabularyError: no byte-level BPE, more entries than there are or fewer than must stay, or a corpus too small.
     """
-    check_tokenizer(state)
+    check_bytes(state)
     vocabulary: dict[str, int] = state["model"]["vocab"]
     needed = {vocabulary[letter] for letter in _byte_letters()}
     needed |= {int(token["id"]) for token in state.get("added_tokens", ())}
@@ -96,6 +105,48 @@ def kept_entries(state: Mapping[str, Any], counts: NDArray[np.int64], *, keep: i
         if chain is not None and len(kept) + len(chain) <= keep:
             kept |= chain
     return sorted(kept)
+
+
+def adopted(
+    state: Mapping[str, Any], *, special: Sequence[str], start: str | None
+) -> tuple[dict[str, Any], list[int]]:
+    """A tokenizer with this package's special tokens as its first entries, exact on every text.
+
+    What the parent does to a text beyond splitting it goes: normalising it (some texts would not come back) and adding
+    tokens around it (documents begin with the first special token here). Bytes that the parent lacks are added (of
+    SmolLM2's vocabulary 21, which it reads as an unknown token).
+
+    Args:
+        state: what `tokenizer.json` holds.
+        special: the first entries, in order; the first of them begins and ends documents.
+        start: the entry of the parent that did that, where the first of `special` is none of its own.
+
+    Returns:
+        The new `tokenizer.json`, and for each entry the parent's entry; -1 for one that the parent lacks.
+
+    Raises:
+        VocabularyError: no byte-level BPE.
+    """
+    check_tokenizer(state)
+    result: dict[str, Any] = copy.deepcopy(dict(state))
+    words: dict[str, int] = result["model"]["vocab"]
+    everything = words | {token["content"]: int(token["id"]) for token in result.get("added_tokens") or ()}
+    source = [everything.get(token, -1) for token in special]
+    if source[0] < 0 and start is not None:
+        source[0] = everything.get(start, -1)
+    others = sorted((old, text) for text, old in everything.items() if text not in special)
+    missing = [letter for letter in _byte_letters() if letter not in words]
+    number = {text: new for new, text in enumerate([*special, *(text for _, text in others), *missing])}
+    words = {text: number[text] for text in sorted({*words, *special, *missing}, key=number.__getitem__)}
+    result["model"]["vocab"] = words
+    known = {token["content"]: token for token in result.get("added_tokens") or ()}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens = [known.get(text) or {"content": text, **plain} for text in {**dict.fromkeys(special), **known}]
+    result["added_tokens"] = sorted(
+        ({**token, "id": number[token["content"]]} for token in tokens), key=lambda token: token["id"]
+    )
+    result["normalizer"] = result["post_processor"] = result["truncation"] = result["padding"] = None
+    return result, [*source, *(old for old, _ in others), *([-1] * len(missing))]
 
 
 def trimmed_tokenizer(state: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from .filters import FilterSettings
 from .ngram import ngram_bits_per_byte
 from .overview import overview
 from .passages import Passages
-from .prepare import PreparedData, prepare_data, prepare_for_tokenizer
+from .prepare import PreparedData, prepare_data, prepare_for_tokenizer, prepare_text
 from .settings import CorpusSettings
 from .split import SPLITS
 from .storage import DataError
@@ -31,4 +31,5 @@ __all__ = [
     "overview",
     "prepare_data",
     "prepare_for_tokenizer",
+    "prepare_text",
 ]

@@ -208,6 +208,21 @@ def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Pa
     return PreparedData(folder, built.folder, digest, {size: tokenizer}, splits)
 
 
+def prepare_text(corpus: CorpusSettings, *, folder: Path, on_progress: OnProgress | None = None) -> PreparedData:
+    """As `prepare_data`, without any tokenizer: for a parent that brings its own.
+
+    Args:
+        corpus: what text.
+        folder: root of the cache.
+        on_progress: as in `prepare_data`.
+
+    Raises:
+        DataError: see `build_corpus`.
+    """
+    built = _build_corpus(corpus, folder, on_progress=on_progress)
+    return PreparedData(folder, built.folder, built.digest, {}, {})
+
+
 def _build_corpus(settings: CorpusSettings, folder: Path, *, on_progress: OnProgress | None = None) -> Corpus:
     inputs = list_inputs(settings)
     return build_corpus(settings, folder=folder / "corpora" / inputs.key[:12], inputs=inputs, on_progress=on_progress)

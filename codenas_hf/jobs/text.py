@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ..data import PreparedData, overview, prepare_data, prepare_for_tokenizer
+from ..data import PreparedData, overview, prepare_data, prepare_for_tokenizer, prepare_text
 from ..hardware import exclusively
 from ..report.cells import Column, Table
 from ..suite.prompts import PromptKind, prompt_file
@@ -23,6 +23,7 @@ def prepare(
     *,
     vocab_sizes: Sequence[int] = (),
     tokenizer: Path | None = None,
+    text_alone: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> PreparedData:
     """Corpus, tokenizers and tokens of these settings: built, or found from an earlier run.
@@ -34,6 +35,7 @@ def prepare(
         settings: name the text.
         vocab_sizes: of the tokenizers that are trained on it.
         tokenizer: folder of one that is there already; it is taken instead.
+        text_alone: no tokenizer at all.
         say: told how far it is and how long it will take, a line every few seconds.
     """
     folder = (settings.folder / "data").resolve()
@@ -42,6 +44,8 @@ def prepare(
         prompts = tuple(str(prompt_file(kind)) for kind in get_args(PromptKind))
         corpus = replace(corpus, benchmarks=(*corpus.benchmarks, *prompts))
     with exclusively(folder / ".lock"):
+        if text_alone:
+            return prepare_text(corpus, folder=folder, on_progress=progress_lines(say))
         if tokenizer is not None:
             return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
         return prepare_data(

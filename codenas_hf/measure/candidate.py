@@ -69,7 +69,7 @@ class CandidateSettings:
         check_range(self, "max_position_embeddings", "window_tokens", least=1, optional=True)
 
 
-class _Stopwatch:
+class Stopwatch:
     """Seconds by purpose."""
 
     def __init__(self) -> None:
@@ -218,7 +218,7 @@ class CandidateEvaluator:
             LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
         """
         disable_progress_bar()  # of saving and loading weights; the search has a display of its own
-        watch = _Stopwatch()
+        watch = Stopwatch()
         device = unstarted_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
         check_widths(genome, self.ship)

@@ -238,7 +238,7 @@ class _Loop:
             arguments["loss_chunk_tokens"] = self.loss_chunk_tokens
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             output = self.runner(**arguments)
-        plain = output.loss.detach()
+        plain = getattr(output, "plain_loss", output.loss).detach()  # a teacher's student is trained on another
         if not s.label_smoothing:
             return output.loss, plain
         logits = output.logits[:, :-1].float().flatten(0, 1)

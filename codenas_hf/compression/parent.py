@@ -1,0 +1,407 @@
+"""A pretrained parent, prepared once: what its parts do, its weights as every format stores them, its vocabularies.
+
+A squeeze is then a slice: rows of stored matrices are rows of the matrix stored, whole blocks of columns likewise. The
+columns of the feed-forward output move in whole blocks only where neurons lie in the order of their importance, so
+that matrix is stored a second time in that order. Nothing of a parent is quantised twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
+
+from ..folders import read_json, whole_file, whole_folder, write_json
+from ..folders.files import CONFIG, TOKENIZER, WEIGHTS
+from .formats import BLOCKS, Block
+from .gguf import Layout, file_layout
+from .prune import Importance, check_prunable, measure_importance
+from .quantize import Codes, as_stored, quantize, transposed
+from .squeezing import ParentShape, Piece, SqueezeGenome, mixed_format, pieces
+from .vocabulary import adopted, kept_entries, trimmed_tokenizer
+
+FACTS = "parent.json"
+_IMPORTANCE, _KEPT = "importance.npz", "kept.npy"
+_SIZES = ("intermediate_size", "n_inner"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")
+
+
+def adopt(
+    model: PreTrainedModel,
+    state: Mapping[str, Any],
+    *,
+    folder: Path,
+    special: Sequence[str],
+    start: str | None,
+    facts: Mapping[str, Any],
+    chat_template: str | None = None,
+) -> ParentFolder:
+    """Writes a parent with this package's special tokens in front: whole, or not at all.
+
+    Args:
+        model: float32; it is changed.
+        state: what its `tokenizer.json` holds.
+        folder: where to.
+        special: as in `vocabulary.adopted`; entries that the parent lacks get the mean of all rows.
+        start: as in `vocabulary.adopted`.
+        facts: kept beside it: name, licence and such.
+        chat_template: of the tokenizer.
+
+    Raises:
+        codenas_hf.compression.vocabulary.VocabularyError: no byte-level BPE.
+    """
+    words, source = adopted(state, special=special, start=start)
+    _take_rows(model, source)
+    try:
+        check_prunable(model)
+        prunable = True
+    except ValueError:
+        prunable = False
+    across = transposed(model)
+    tensors = {
+        name: (parameter.detach().T if name in across else parameter.detach()).float().contiguous()
+        for name, parameter in model.named_parameters()
+    }
+    shape = _shape(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, prunable=prunable)
+    with whole_folder(folder) as draft:
+        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        model.config.save_pretrained(draft)
+        _save_tokenizer(words, draft, special=special, chat_template=chat_template)
+        write_json(
+            draft / FACTS, {**facts, "shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
+        )
+    return ParentFolder(folder)
+
+
+@dataclass(frozen=True)
+class ParentFolder:
+    """A prepared parent on disk; cheap to pickle, its weights are read where they lie."""
+
+    folder: Path
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """Name, licence, digest and shape."""
+        return read_json(self.folder / FACTS)
+
+    @functools.cached_property
+    def shape(self) -> ParentShape:
+        """What the space knows of it."""
+        return ParentShape.from_dict(self.facts["shape"])
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """Its configuration."""
+        return AutoConfig.from_pretrained(self.folder)
+
+    def vocabulary(self, size: int) -> Path:
+        """Folder of the tokenizer that has `size` entries."""
+        return self.folder / "vocabularies" / str(size)
+
+    def keep_vocabularies(self, counts: NDArray[np.int64], sizes: Iterable[int]) -> list[int]:
+        """Writes the tokenizers that keep the most frequent entries; sizes beyond the parent's count as all.
+
+        Raises:
+            codenas_hf.compression.vocabulary.VocabularyError: too little text to choose by, or a size out of range.
+        """
+        state = read_json(self.folder / TOKENIZER)
+        everything = self.shape.vocab_size
+        found = sorted({min(size, everything) for size in sizes})
+        for size in found:
+            folder = self.vocabulary(size)
+            if (folder / _KEPT).is_file():
+                continue
+            kept = list(range(everything)) if size == everything else kept_entries(state, counts, keep=size)
+            template = read_json(self.folder / "tokenizer_config.json").get("chat_template")
+            with whole_folder(folder) as draft:
+                _save_tokenizer(
+                    trimmed_tokenizer(state, kept), draft, special=self.facts["special"], chat_template=template
+                )
+                np.save(draft / _KEPT, np.array(kept, np.int64))
+        return found
+
+    def measure(self, batches: Iterable[torch.Tensor]) -> None:
+        """Finds what neurons, heads and layers do on some text, and keeps it."""
+        path = self.folder / _IMPORTANCE
+        if path.is_file() or not self.shape.prunable:
+            return
+        found = measure_importance(self.model(None), batches)
+        with whole_file(path) as draft, draft.open("wb") as file:
+            np.savez(file, **vars(found))
+
+    @functools.cached_property
+    def importance(self) -> Importance:
+        """What its parts do.
+
+        Raises:
+            FileNotFoundError: it was not measured.
+        """
+        with np.load(self.folder / _IMPORTANCE, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return Importance(arrays["neurons"], arrays["groups"], arrays["layers"], int(arrays["num_tokens"]))
+
+    def store(self, *, matrices: Iterable[str], embedding: Iterable[str]) -> None:
+        """Quantises matrices and tables in each of these formats, and keeps the codes."""
+        for blocks, kind in ((matrices, "matrices"), (embedding, "embedding")):
+            names = [
+                name
+                for name, shape in self.shape.shapes.items()
+                if len(shape) == 2 and (self.shape.layer_of(name) is None) == (kind == "embedding")
+            ]
+            for block in blocks:
+                path = self.folder / _codes_file(block, kind)
+                if BLOCKS[block].points is None or path.is_file():
+                    continue
+                tensors: dict[str, torch.Tensor] = {}
+                for name in names:
+                    weight = self._tensor(WEIGHTS, name)
+                    self._keep(tensors, name, weight, BLOCKS[block])
+                    if self._is_sorted(name):
+                        order = torch.from_numpy(self._order(self.shape.layer_of(name)))
+                        self._keep(tensors, f"{name}|sorted", weight[:, order], BLOCKS[block])
+                with whole_file(path) as draft:
+                    save_file(tensors, draft)
+
+    def layouts(self, sizes: Iterable[int]) -> dict[int, Layout]:
+        """What the files of each vocabulary have in common.
+
+        Raises:
+            ValueError, ImportError: as `gguf.write_gguf`.
+        """
+        found = {}
+        for size in sizes:
+            config = copy.deepcopy(self.config)
+            config.vocab_size = size
+            form = mixed_format([])
+            found[size] = file_layout(config, tokenizer=self.vocabulary(size), form=form)
+        return found
+
+    def squeezed_config(self, genome: SqueezeGenome) -> Any:
+        """The configuration of a squeezed model whose layers are equal."""
+        config, shape = copy.deepcopy(self.config), self.shape
+        config.vocab_size = genome.vocab_size
+        stay = [at for at in range(shape.layers) if at not in genome.without_layers]
+        if shape.prunable:
+            config.intermediate_size, config.num_key_value_heads = genome.neurons[0], genome.groups[0]
+            config.num_attention_heads = genome.groups[0] * shape.queries
+            config.head_dim = shape.head_dim
+        name = next(name for name in _SIZES[2] if getattr(config, name, None))
+        setattr(config, name, len(stay))
+        for name in ("layer_types", "no_rope_layers"):
+            if getattr(config, name, None):
+                setattr(config, name, [getattr(config, name)[at] for at in stay])
+        return config
+
+    def model(self, genome: SqueezeGenome | None, *, stored: bool = True) -> PreTrainedModel:
+        """A squeezed model with equal layers, in float32; without a genome the parent itself.
+
+        Args:
+            genome: what is kept.
+            stored: with the weights as its reader has them; else in full precision.
+        """
+        config = self.config if genome is None else self.squeezed_config(genome)
+        config.dtype = torch.float32
+        with no_init_weights():  # all weights are about to be replaced
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fill(model, self.weights(genome, stored=stored), turned=self.facts["turned"])
+        return model.eval()
+
+    def weights(self, genome: SqueezeGenome | None, *, stored: bool) -> dict[str, torch.Tensor]:
+        """The float32 tensors of a squeezed model by name, matrices as `[outputs, inputs]`."""
+        if genome is None:
+            return {name: self._tensor(WEIGHTS, name) for name in self.shape.shapes}
+        return {piece.name: self._weight(piece, genome, stored=stored) for piece in pieces(genome, self.shape)}
+
+    def kept(self, size: int) -> NDArray[np.int64]:
+        """The parent's entries in a vocabulary of this size."""
+        found: NDArray[np.int64] = np.load(self.vocabulary(size) / _KEPT, allow_pickle=False)
+        return found
+
+    def _weight(self, piece: Piece, genome: SqueezeGenome, *, stored: bool) -> torch.Tensor:
+        whole = self.shape.shapes[piece.source]
+        rows = self._places(piece.rows, piece, genome, count=piece.shape[0], of=whole[0])
+        columns = None
+        if len(whole) == 2:
+            columns = self._places(piece.columns, piece, genome, count=piece.shape[1], of=whole[1])
+        block = BLOCKS[piece.block]
+        coded = stored and block.points is not None and len(whole) == 2
+        if coded and columns is not None and piece.columns == "neurons":
+            return self._codes(f"{piece.source}|sorted", block, rows=None, blocks=range(len(columns) // block.size))
+        if coded and columns is None:
+            return self._codes(piece.source, block, rows=rows, blocks=None)
+        if coded and columns is not None and bool((columns.view(-1, block.size)[:, 0] % block.size == 0).all()):
+            first = columns.view(-1, block.size)[:, 0]
+            if torch.equal(first[:, None] + torch.arange(block.size), columns.view(-1, block.size)):
+                return self._codes(piece.source, block, rows=rows, blocks=(first // block.size).tolist())
+        weight = self._tensor(WEIGHTS, piece.source)
+        weight = weight if rows is None else weight[rows]
+        weight = weight if columns is None else weight[:, columns]
+        weight = weight.contiguous()
+        return as_stored(weight, block) if stored and len(whole) == 2 else weight
+
+    def _places(
+        self, side: str | None, piece: Piece, genome: SqueezeGenome, *, count: int, of: int
+    ) -> torch.Tensor | None:
+        """What stays of one side of a matrix, in the new order; None where all stays in its own."""
+        if side is None or count == of:
+            return None
+        if side == "entries":
+            return torch.from_numpy(self.kept(genome.vocab_size))
+        assert piece.layer is not None
+        if side == "neurons":
+            return torch.from_numpy(self._order(piece.layer)[:count].copy())
+        width = self.shape.head_dim * (self.shape.queries if side == "queries" else 1)
+        best = np.argsort(-self.importance.groups[piece.layer], kind="stable")[: count // width]
+        return (torch.from_numpy(np.sort(best))[:, None] * width + torch.arange(width)).flatten()
+
+    def _order(self, layer: int | None) -> NDArray[np.int64]:
+        """The neurons of a layer, the most important first."""
+        found: NDArray[np.int64] = np.argsort(-self.importance.neurons[layer], kind="stable")
+        return found
+
+    def _is_sorted(self, name: str) -> bool:
+        return self.shape.prunable and name.split(".")[-2] == "down_proj"
+
+    def _keep(self, tensors: dict[str, torch.Tensor], name: str, weight: torch.Tensor, block: Block) -> None:
+        try:
+            codes = quantize(weight, block)
+        except ValueError:
+            return  # a matrix that the format cannot store; a genome that asks for it is not valid
+        tensors |= {name: codes.codes, f"{name}|scales": codes.scales}
+        if codes.offsets is not None:
+            tensors[f"{name}|offsets"] = codes.offsets
+
+    def _codes(
+        self, name: str, block: Block, *, rows: torch.Tensor | None, blocks: Sequence[int] | None
+    ) -> torch.Tensor:
+        kind = "embedding" if self.shape.layer_of(name) is None else "matrices"
+        file = _codes_file(block.name, kind)
+
+        def cut(tensor: torch.Tensor, size: int) -> torch.Tensor:
+            tensor = tensor if rows is None else tensor[rows]
+            if blocks is None:
+                return tensor
+            parts = tensor.view(tensor.shape[0], -1, size)
+            if isinstance(blocks, range):
+                return parts[:, : len(blocks)].reshape(tensor.shape[0], -1)
+            return parts[:, list(blocks)].reshape(tensor.shape[0], -1)
+
+        offsets = cut(self._tensor(file, f"{name}|offsets"), 1) if block.offset else None
+        scales = cut(self._tensor(file, f"{name}|scales"), 1)
+        return Codes(block, scales, cut(self._tensor(file, name), block.size), offsets).decoded()
+
+    def _tensor(self, file: str, name: str) -> torch.Tensor:
+        opened = self._opened(file)
+        found: torch.Tensor = opened.get_tensor(name)
+        return found
+
+    def _opened(self, file: str) -> Any:
+        if (self.folder, file) not in _OPEN:
+            _OPEN[self.folder, file] = safe_open(self.folder / file, framework="pt")
+        return _OPEN[self.folder, file]
+
+
+def _codes_file(block: str, kind: str) -> str:
+    return f"codes-{block}-{kind}.safetensors"
+
+
+_OPEN: dict[tuple[Path, str], Any] = {}  # mapped files of this process
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], *, turned: Sequence[str] = ()) -> None:
+    """Copies weights into a model.
+
+    Raises:
+        ValueError: names or shapes that do not fit.
+    """
+    model.tie_weights()
+    own = dict(model.named_parameters())
+    if own.keys() != weights.keys():
+        raise ValueError(f"the weights do not fit the model: {sorted(own.keys() ^ weights.keys())[:4]}")
+    for name, parameter in own.items():
+        parameter.copy_(weights[name].T if name in turned else weights[name])
+
+
+def _take_rows(model: PreTrainedModel, source: Sequence[int]) -> None:
+    """Gives embedding and head the rows of these entries; -1 stands for the mean of all."""
+    rows = torch.tensor(source)
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tied = tables[1] is not None and tables[1].weight is tables[0].weight
+    with torch.no_grad():
+        for table in tables[: 1 if tied else 2]:
+            weight = table.weight[rows.clamp(min=0)].clone()
+            weight[rows < 0] = table.weight.mean(dim=0)
+            table.weight = nn.Parameter(weight)
+            for name in ("num_embeddings", "out_features"):
+                if hasattr(table, name):
+                    setattr(table, name, len(source))
+        if tied:
+            tables[1].weight = tables[0].weight
+            tables[1].out_features = len(source)
+    model.config.vocab_size = len(source)
+    for name in ("bos_token_id", "eos_token_id"):
+        setattr(model.config, name, 0)
+    model.config.pad_token_id = None
+
+
+def _shape(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], *, prunable: bool) -> ParentShape:
+    config: Any = model.config
+
+    def first(names: tuple[str, ...], otherwise: int = 0) -> int:
+        return int(next((value for name in names if (value := getattr(config, name, None))), otherwise))
+
+    heads, layers = first(_SIZES[1]), first(_SIZES[2])
+    width = first(("hidden_size", "n_embd"))
+    groups = int(getattr(config, "num_key_value_heads", None) or heads)
+    numbered = next(name for name in shapes if any(part.isdigit() for part in name.split(".")))
+    base = numbered.split(".")
+    at = next(i for i, part in enumerate(base) if part.isdigit())
+    return ParentShape(
+        model_type=config.model_type,
+        layers=layers,
+        neurons=first(_SIZES[0], 4 * width),
+        groups=groups,
+        queries=heads // groups,
+        head_dim=int(getattr(config, "head_dim", None) or width // heads),
+        vocab_size=int(config.vocab_size),
+        shapes=shapes,
+        base=".".join(base[:at]),
+        prunable=prunable,
+    )
+
+
+def _save_tokenizer(
+    state: Mapping[str, Any], folder: Path, *, special: Sequence[str], chat_template: str | None
+) -> None:
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=special[0],
+        eos_token=special[0],
+        pad_token=special[-1],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={f"{text.strip('<|>')}_token": text for text in special[1:-1]},
+    )
+    fast.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    value = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat_template is not None:
+        value["chat_template"] = chat_template
+    write_json(path, value)
+
+
+__all__ = ["CONFIG", "FACTS", "ParentFolder", "adopt", "fill"]

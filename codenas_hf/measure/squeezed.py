@@ -1,0 +1,263 @@
+"""evaluate(genome, rung, previous) for squeezes: rung 0 scores a slice of the parent, later rungs heal it first."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ..compression.gguf import ARCHITECTURES
+from ..compression.parent import ParentFolder, adopt
+from ..compression.quantize import store_in
+from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace
+from ..compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
+from ..compression.vocabulary import VocabularyError, check_tokenizer
+from ..compression.vocabulary import count_tokens as count_in
+from ..data import PreparedData
+from ..data.passages import Passages, build_passages
+from ..data.tokenizer import load_backend
+from ..data.tokens import Tokens, build_tokens
+from ..engine.records import Evaluation, Rung
+from ..folders import whole_folder
+from ..folders.ranges import check_range
+from ..hardware import DeviceName
+from ..training import TrainResult, TrainSettings, train
+from ..training.distil import DistilSettings, Moves, moving, taught
+from .candidate import ARTIFACT, TRAINING, CandidateSettings, Stopwatch, training_state, unstarted_device
+from .provenance import provenance
+from .score import leak_gate, score_passages
+
+__all__ = [
+    "ARCHITECTURES",
+    "ParentFolder",
+    "ParentShape",
+    "SqueezeChoices",
+    "SqueezeEvaluator",
+    "SqueezeGenome",
+    "SqueezeSpace",
+    "VocabularyError",
+    "adopt",
+    "check_tokenizer",
+    "count_tokens",
+    "mixed_format",
+    "pieces",
+    "tokenizer_of",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealSettings:
+    """How a squeezed model is healed.
+
+    Args:
+        moves: what is trained: `norms` (with all other vectors), `embeddings` with them, `low_rank` with corrections
+            to every matrix, or `all`.
+        rank: of the corrections.
+        distil: learn from the parent's logits beside the text.
+        teach: how.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+
+    moves: Moves = "embeddings"
+    rank: int = 8
+    distil: bool = False
+    teach: DistilSettings = field(default_factory=DistilSettings)
+
+    def __post_init__(self) -> None:
+        check_range(self, "rank", least=1)
+
+
+def tokenizer_of(tokenizer: Any) -> dict[str, Any]:
+    """What `tokenizer.json` holds of a loaded tokenizer.
+
+    Raises:
+        VocabularyError: it has none, or it is no byte-level BPE.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise VocabularyError(
+            f"the tokenizer is a {type(tokenizer).__name__} without tokenizer.json; only byte-level BPE can lose "
+            "entries"
+        )
+    state: dict[str, Any] = json.loads(backend.to_str())
+    check_tokenizer(state)
+    return state
+
+
+def count_tokens(folder: Path, texts: Any) -> NDArray[np.int64]:
+    """How often each entry of the tokenizer in a folder occurs in some texts."""
+    return count_in(load_backend(folder), texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqueezeEvaluator:
+    """Slices the parent, heals the slice where the rung has a budget, scores it as it ships; picklable.
+
+    A checkpoint is the folder `<genome_id>-r<rung>`: `training` is what the next rung continues, `artifact` the healed
+    model in full precision. Rung 0 leaves none: a slice is made again in seconds.
+
+    Args:
+        data: what to score and train on.
+        parent: prepared, with its formats and vocabularies.
+        space: weighs genomes; its `decode_ms` predicts.
+        train: how healing trains.
+        heal: what it trains.
+        settings: how to score.
+        folder: where checkpoints go.
+        device: where to compute.
+    """
+
+    data: PreparedData
+    parent: ParentFolder
+    space: SqueezeSpace
+    train: TrainSettings
+    heal: HealSettings
+    settings: CandidateSettings
+    folder: Path
+    device: DeviceName = "auto"
+
+    def __call__(self, genome: SqueezeGenome, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        """The outcome of `genome` at `rung`; a healing continues that of `previous`.
+
+        Raises:
+            LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
+        """
+        disable_progress_bar()
+        watch, device = Stopwatch(), unstarted_device(self.device)
+        heals = rung.budget.amount > 0
+        known = self.space.known_objectives(genome)
+        target = self.folder / f"{genome.genome_id}-r{rung.index}"
+        state, problem = training_state(previous) if previous is not None and previous.checkpoint else (None, None)
+        measurements: dict[str, Any] = {"decode_ms_predicted": known["decode_ms"]}
+        with watch.on("build"):
+            model = self.model(genome)
+            nn_to(model, device)
+            passages = self.passages(genome.vocab_size, "search", max_bytes=self.settings.score_bytes)
+        with watch.on("gate"):
+            leak_gate(model, vocab_size=genome.vocab_size)
+        if heals:
+            for stale in self.folder.glob(f".{target.name}-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            with whole_folder(target) as fresh:
+                with watch.on("train"):
+                    trained = self.healed(model, genome, rung, folder=fresh / TRAINING, state=state)
+                with watch.on("save"):
+                    model.save_pretrained(fresh / ARTIFACT)
+                    if self.heal.moves != "norms":
+                        store_in(model, mixed_format(pieces(genome, self.parent.shape)))
+            measurements |= {
+                "steps": trained.steps,
+                "tokens": trained.tokens,
+                "bytes": trained.bytes,
+                "train_seconds_total": trained.seconds,
+                "steps_run": trained.steps_run,
+                "tokens_per_second": trained.tokens_per_second if trained.steps_run else None,
+                "curve": [dict(point) for point in trained.curve],
+                **({} if problem is None else {"restarted": problem}),
+            }
+        with watch.on("evaluate"):
+            score = score_passages(model, passages, batch_size=self.settings.batch_windows)
+        measurements |= {name: value for name, value in score.facts().items() if name != "bits_per_byte"}
+        measurements["num_parameters"] = model.num_parameters()
+        return Evaluation(
+            objectives={"bits_per_byte": score.bits_per_byte, **known},
+            measurements={name: value for name, value in measurements.items() if value is not None},
+            seconds=watch.seconds,
+            checkpoint=target if heals else None,
+            provenance={
+                **provenance(device),
+                "data": self.data.digest,
+                "parent": self.parent.facts["digest"],
+                "budget": str(rung.budget),
+                "resumed": state is not None,
+            },
+        )
+
+    def model(self, genome: SqueezeGenome, *, stored: bool = True) -> PreTrainedModel:
+        """The squeezed model before any healing, with the weights that its reader has, or in full precision."""
+        return self.parent.model(genome, stored=stored)
+
+    def passages(self, vocab_size: int, which: str, *, max_bytes: int) -> Passages:
+        """Search or report text in the entries of a vocabulary."""
+        return build_passages(
+            self.data.corpus,
+            self.parent.vocabulary(vocab_size),
+            which,
+            length=self.settings.window_tokens or self.train.sequence_length,
+            max_bytes=max_bytes,
+            cache=self.data.folder / "tokens" / "squeeze",
+        )
+
+    def tokens(self, vocab_size: int) -> Tokens:
+        """Training text in the entries of a vocabulary; made once."""
+        key = f"{self.data.digest[:12]}-{self.parent.facts['digest'][:8]}-{vocab_size}"
+        folder = self.data.folder / "tokens" / f"squeeze-{key}"
+        return build_tokens(self.data.corpus, self.parent.vocabulary(vocab_size), split="train", folder=folder)
+
+    def healed(
+        self,
+        model: PreTrainedModel,
+        genome: SqueezeGenome,
+        rung: Rung,
+        *,
+        folder: Path | None,
+        state: Path | None,
+        accelerator: Accelerator | None = None,
+        **others: Any,
+    ) -> TrainResult:
+        """Trains a squeezed model in place until the rung's budget is spent; stored matrices may have moved.
+
+        Args:
+            model: from `model`, on its device.
+            genome: of it.
+            rung: names the total budget.
+            folder: gets checkpoints; None keeps none.
+            state: a checkpoint to continue.
+            accelerator: all its processes train together.
+            others: for `training.train`.
+        """
+        device = next(model.parameters()).device
+        with ExitStack() as stack:
+            stack.enter_context(moving(model, self.heal.moves, rank=self.heal.rank, seed=self.train.seed))
+            if self.heal.distil:
+                teacher = self.parent.model(None)
+                nn_to(teacher, device)
+                kept = torch.from_numpy(self.parent.kept(genome.vocab_size))
+                cache = self.data.folder / "teacher" / self.parent.facts["digest"][:12]
+                stack.enter_context(taught(model, teacher, settings=self.heal.teach, kept=kept, cache=cache))
+            return train(
+                model,
+                self.tokens(genome.vocab_size),
+                rung.budget,
+                settings=self.train,
+                folder=folder,
+                resume_from=state,
+                accelerator=accelerator or Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+                **others,
+            )
+
+    def discard(self, evaluation: Evaluation) -> None:
+        """Removes the checkpoint of a candidate that can no longer be promoted; harmless when repeated."""
+        path = evaluation.checkpoint
+        if path is not None and path.parent.resolve() == self.folder.resolve():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def nn_to(model: torch.nn.Module, device: torch.device) -> None:
+    """Moves a model; transformers' own method has another signature."""
+    torch.nn.Module.to(model, device)
