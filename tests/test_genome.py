@@ -89,7 +89,7 @@ def test_bytes_are_those_of_the_saved_file(name: str, tmp_path: Path) -> None:
 
 def test_the_parameter_count_of_300_random_genomes_is_exact() -> None:
     rng = np.random.default_rng(0)
-    spaces = [SearchSpace.from_yaml(path) for path in sorted((CONFIGS / "spaces").glob("*.yaml"))]
+    spaces = [SearchSpace.from_yaml(path) for path in sorted((CONFIGS / "spaces").glob("[!s]*.yaml"))]
     for i in range(300):
         genome = spaces[i % len(spaces)].sample(rng)
         with torch.device("meta"):

@@ -82,7 +82,7 @@ INSIDE = {
         "plots",
         "page",
     ],
-    "release": ["spelling", "export", "targets", "cards", "parcels", "hub_licences", "hub"],
+    "release": ["spelling", "export", "targets", "squeezed", "cards", "parcels", "hub_licences", "hub"],
     "jobs": [
         *(
             "durations",
@@ -98,6 +98,7 @@ INSIDE = {
             "plan",
         ),
         *("launch", "status", "winner", "files", "release", "train", "finish", "search", "models"),
+        *("parents", "squeeze_latency", "squeeze_prepare", "squeeze_release", "squeeze"),
     ],
     "cli": ["words", "models", "studies", "main"],
 }

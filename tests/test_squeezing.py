@@ -176,7 +176,8 @@ def test_sample_mutate_crossover_are_valid_and_keep_the_limit(space: SqueezeSpac
         assert within.validate(genome) is None
         assert within.known_objectives(genome)["artifact_bytes"] == within.bytes_of(genome) <= limit
         again = within.genome_from_dict(json.loads(json.dumps(genome.to_dict())))
-        assert again == genome and again.genome_id == genome.genome_id
+        assert again == genome
+        assert again.genome_id == genome.genome_id
     assert len({genome.genome_id for genome in genomes}) > 20
     assert any(genome.without_layers for genome in genomes)
     json.dumps(within.to_dict())

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "tokenizer": (studies.tokenizer, "train the tokenizers and print bytes per token"),
     "search": (studies.search_verb, "search architectures and release the winner"),
     "launch": (studies.launch_verb, "write what starts a search on many machines, and say what to type"),
+    "squeeze": (studies.squeeze_verb, "cut a pretrained model to a budget, by the same search"),
     "train": (models.train_verb, "train one genome and write a release folder"),
     "evaluate": (models.evaluate_verb, "evaluate any model: one JSON, one table"),
     "complete": (models.complete_verb, "complete code: interactive, or one prompt from an argument or stdin"),

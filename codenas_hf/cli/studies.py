@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -147,6 +148,48 @@ def launch_verb(verb: argparse.ArgumentParser) -> Run:
         return launch.start() if options.submit else 0
 
     return with_settings(job)
+
+
+def squeeze_verb(verb: argparse.ArgumentParser) -> Run:
+    """`codenas squeeze`."""
+    add_settings(verb)
+    verb.usage = "codenas squeeze [PARENT] [name=value ...] [--genome FILE]"
+    verb.add_argument("--genome", type=Path, metavar="FILE", help="apply this squeeze genome, without any search")
+    verb.add_argument("--fresh", action="store_true", help="put an existing study aside and start anew")
+    verb.add_argument("--json", action="store_true", help="what happens as lines of JSON, and nothing else on stdout")
+
+    def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..hardware import is_main_process
+        from ..jobs.squeeze import squeeze  # loads torch
+
+        told = tell_json if options.json else say
+        with curve_watch(as_json=options.json) as watch:
+            outcome = squeeze(settings, genome=options.genome, fresh=options.fresh, say=told, watch=watch)
+        if not is_main_process():
+            return 0
+        if options.json:
+            print_line({"event": "finished", "report": outcome.report, "winner": outcome.winner})
+        elif outcome.winner is None:
+            return fail("no candidate keeps the limits: loosen limits.*, or search longer (search.generations=)")
+        else:
+            if outcome.report is not None:
+                print(f"report    {outcome.report}")
+            print(f"winner    {outcome.winner}")
+            print(f"try it    codenas complete {outcome.winner}")
+        return 0 if outcome.winner is not None else 1
+
+    with_them = with_settings(job)
+
+    def run(options: argparse.Namespace) -> int:
+        parents = [word for word in options.overrides if "=" not in word]
+        if len(parents) > 1:
+            return fail(f"codenas squeeze: one parent at a time, got {', '.join(parents)}", code=2)
+        words = [word for word in options.overrides if "=" in word]
+        options.overrides = [*(f"squeeze.parent={json.dumps(parent)}" for parent in parents), *words]
+        options.config = ["squeeze", *options.config]
+        return with_them(options)
+
+    return run
 
 
 def status(verb: argparse.ArgumentParser) -> Run:

@@ -208,8 +208,8 @@ def pieces(genome: SqueezeGenome, parent: ParentShape) -> list[Piece]:
             if parent.prunable:
                 sides = ((_NEURON_ROWS, "neurons"), (_QUERY_ROWS, "queries"), (_KEY_ROWS, "keys"))
                 rows = next((side for owners, side in sides if owner in owners), None)
-                sides = ((_NEURON_COLUMNS, "neurons"), (_QUERY_COLUMNS, "queries"))
-                columns = next((side for owners, side in sides if owner in owners and len(shape) == 2), None)
+                inputs = ((_NEURON_COLUMNS, "neurons"), (_QUERY_COLUMNS, "queries"))
+                columns = next((side for owners, side in inputs if owner in owners and len(shape) == 2), None)
         sizes = kept(genome, parent, layer)
         result = (sizes[rows] if rows else shape[0], *shape[1:])
         if columns:

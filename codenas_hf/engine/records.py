@@ -26,10 +26,11 @@ class Budget:
     Args:
         kind: unit of `amount`: optimiser steps, training tokens, UTF-8 bytes of training text, floating point
             operations, or seconds of wall clock.
-        amount: the total at that rung, not the increment: rungs of 50 and 300 steps train 50, then 250 more.
+        amount: the total at that rung, not the increment: rungs of 50 and 300 steps train 50, then 250 more. 0 is for
+            what is scored as it is, without any training.
 
     Raises:
-        ValueError: unknown kind, or an amount that is not a positive finite number.
+        ValueError: unknown kind, or an amount that is not a finite number, 0 or more.
     """
 
     kind: BudgetKind
@@ -38,8 +39,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.kind not in get_args(BudgetKind):
             raise ValueError(f"`kind` must be one of {', '.join(get_args(BudgetKind))}, got {self.kind!r}")
-        if not (math.isfinite(self.amount) and self.amount > 0):
-            raise ValueError(f"`amount` must be a positive finite number of {self.kind}, got {self.amount!r}")
+        if not (math.isfinite(self.amount) and self.amount >= 0):
+            raise ValueError(f"`amount` must be a finite number of {self.kind}, 0 or more, got {self.amount!r}")
 
     @classmethod
     def parse(cls, text: str) -> Budget:

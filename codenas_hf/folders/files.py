@@ -20,7 +20,7 @@ RECORD, SETTINGS, EVALUATION = "record.json", "settings.yaml", "evaluation.json"
 TOKENIZER_MANIFEST = "codenas_tokenizer.json"  # what a tokenizer was built from, beside it
 # Of a study. The journal's stands in the engine too, which imports nothing of ours; a test compares them.
 DATA, LATENCY, PRECISION = "data.json", "latency.json", "precision.json"
-PLAN, FINISH = "plan.json", "finish.json"
+PLAN, FINISH, PARENT = "plan.json", "finish.json", "parent.json"
 JOURNAL, WINNER = "study.journal", "winner"
 
 # What a reader of the model does not download to run it. All else counts, so that nothing can hide.

@@ -13,6 +13,7 @@ from .files import (
     FINISH,
     JOURNAL,
     LATENCY,
+    PARENT,
     PLAN,
     PRECISION,
     RECORD,
@@ -174,6 +175,11 @@ class StudyFolder:
     def finish(self) -> Path:
         """How the winner trains on after the search."""
         return self.folder / FINISH
+
+    @property
+    def parent(self) -> Path:
+        """Which parent a study squeezes."""
+        return self.folder / PARENT
 
     @property
     def finish_training(self) -> Path:

@@ -145,6 +145,31 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Squeezed:
+    """The pretrained parent that a model was cut from, and what was done to it.
+
+    Args:
+        parent: its name.
+        licence: as it states it.
+        digest: of its weights.
+        genome: what was kept, and how it is stored.
+        genome_id: its hash.
+        parent_bits_per_byte: of the parent on the same report text.
+        parent_parameters: of the parent.
+        healing: what was trained afterwards, in words; absent where nothing was.
+    """
+
+    parent: str
+    licence: str | None = None
+    digest: str | None = None
+    genome: Mapping[str, Any] = field(default_factory=dict)
+    genome_id: str | None = None
+    parent_bits_per_byte: float | None = None
+    parent_parameters: int | None = None
+    healing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileFacts:
     """One form in which a release holds its model, as the runtime that reads it gives it.
 
@@ -203,6 +228,7 @@ class Record:
         origin: where the genome comes from; None where nobody said.
         trial: whose weights these are; None for a model trained outside a study.
         start: the release that was fine-tuned; None for a model trained from scratch.
+        squeezed: the pretrained parent that it was cut from; None for a model of our own.
         training: how.
         measured: on the release itself.
         seconds: where the time went, by purpose.
@@ -218,6 +244,7 @@ class Record:
     origin: Origin | None = None
     trial: Trial | None = None
     start: Start | None = None
+    squeezed: Squeezed | None = None
     training: Training = field(default_factory=Training)
     measured: Measured = field(default_factory=Measured)
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -125,7 +125,7 @@ def search(
     settings = with_space(settings or RunSettings.of())
     main, started = is_main_process(), time.monotonic()
     if not main:
-        say = _silent
+        say = silent
     hardware = Hardware.discover(settings.device)
     folder = settings.folder / settings.study
     if fresh and settings.search.storage is not None:
@@ -139,7 +139,7 @@ def search(
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     space = load_space(settings.space)
     take_facts(settings, folder=folder, wait_s=WAIT_S if worker else 0, say=say)
-    with _aside(folder, say=say) if fresh and main else contextlib.nullcontext():
+    with aside(folder, say=say) if fresh and main else contextlib.nullcontext():
         try:
             result, evaluator = _searched(
                 settings, space, folder=folder, hardware=hardware, started=started, say=say, follow=follow
@@ -281,12 +281,12 @@ def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: Cand
     return replace(record, evaluation=restored)
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
     """For processes that are not the main one."""
 
 
 @contextlib.contextmanager
-def _aside(folder: Path, *, say: Say) -> Iterator[None]:
+def aside(folder: Path, *, say: Say) -> Iterator[None]:
     """Renames an existing study: a fresh start loses nothing. One that does not come to start puts it back."""
     if not folder.exists():
         yield

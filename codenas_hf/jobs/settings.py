@@ -13,6 +13,7 @@ from ..folders.ranges import check_range
 from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
 from ..measure.shipped import ShipSettings
+from ..measure.squeezed import SqueezeSettings
 from ..release.hub import PublishSettings
 from ..strict_yaml import SettingsError, load, parse_overrides, read_yaml
 from ..training import TrainSettings
@@ -68,6 +69,7 @@ class RunSettings:
         train: how each candidate is trained.
         candidate: how each candidate is scored.
         ship: the storage format that leaves the study, in which every candidate is scored and weighed.
+        squeeze: what `codenas squeeze` cuts, and how it heals the winner; nothing to a search from scratch.
         final_score_bytes: report text that the winner is scored on, which the search never reads.
         log_with: experiment trackers that follow `codenas train`, such as `[tensorboard]` (written to
             `folder`/trackers) or `[trackio]`; any that accelerate knows and that is installed.
@@ -89,6 +91,7 @@ class RunSettings:
     train: TrainSettings = field(default_factory=TrainSettings)
     candidate: CandidateSettings = field(default_factory=CandidateSettings)
     ship: ShipSettings = field(default_factory=ShipSettings)
+    squeeze: SqueezeSettings = field(default_factory=SqueezeSettings)
     final_score_bytes: int = 1_000_000
     log_with: tuple[str, ...] = ()
     publish: PublishSettings = field(default_factory=PublishSettings)

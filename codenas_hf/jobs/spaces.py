@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..hardware import Hardware
+from ..measure.squeezed import SqueezeGenome
 from ..report.cells import format_value
+from ..strict_yaml import read_yaml
 from .settings import RunSettings, config_path
 
 AUTO = "auto"
@@ -20,6 +23,18 @@ SHIPPED = ("tiny", "medium", "large")  # by size; `large_free` is for those who 
 def load_space(name: str) -> SearchSpace:
     """A search space by the name of its file in configs/spaces, or by path; without limits."""
     return SearchSpace.from_yaml(config_path(name if "/" in name else f"spaces/{name}"))
+
+
+class SqueezeGenomes:
+    """Rebuilds the genomes of a finished squeeze, whose space needs the parent that it cut."""
+
+    genome_from_dict = staticmethod(SqueezeGenome.from_dict)
+
+
+def recorded_space(name: str) -> Any:
+    """What rebuilds the genomes of a study's record: its space, or that of squeezes."""
+    path = config_path(name if "/" in name else f"spaces/{name}")
+    return SqueezeGenomes() if "neuron_shares" in read_yaml(path) else load_space(name)
 
 
 def with_space(settings: RunSettings) -> RunSettings:

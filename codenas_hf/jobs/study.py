@@ -25,7 +25,8 @@ from ..report.page import write_report
 from ..strict_yaml import SettingsError, dump, load, to_mapping
 from ..training import precision_name, resolve_precision
 from .settings import RunSettings
-from .text import load_space, prepare
+from .spaces import recorded_space
+from .text import prepare
 from .wanted import weights_of
 
 Say = Callable[[str], None]
@@ -47,7 +48,7 @@ def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int
             say(f"data      of this study, {data.corpus.folder}")
             return data
     say("data      building corpus, tokenizers and tokens, or finding them from an earlier run")
-    return prepare(settings, vocab_sizes=vocab_sizes, say=say)
+    return prepare(settings, vocab_sizes=vocab_sizes, text_alone=not vocab_sizes, say=say)
 
 
 def _named_text(settings: RunSettings, vocab_sizes: Sequence[int]) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
     storage = stored.search.storage
     result = SearchResult.open(
         folder,
-        space=load_space(stored.space),
+        space=recorded_space(stored.space),
         storage=storage,
         name=None if storage is None else stored.study,
         weights=weights_of(stored.weights),

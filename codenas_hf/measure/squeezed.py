@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..compression.gguf import ARCHITECTURES
+from ..compression.formats import BLOCKS
+from ..compression.gguf import ARCHITECTURES, write_gguf
 from ..compression.parent import ParentFolder, adopt
 from ..compression.quantize import store_in
 from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace
@@ -28,23 +29,26 @@ from ..data import PreparedData
 from ..data.passages import Passages, build_passages
 from ..data.tokenizer import load_backend
 from ..data.tokens import Tokens, build_tokens
-from ..engine.records import Evaluation, Rung
+from ..engine.records import Budget, Evaluation, Rung
 from ..folders import whole_folder
 from ..folders.ranges import check_range
 from ..hardware import DeviceName
 from ..training import TrainResult, TrainSettings, train
 from ..training.distil import DistilSettings, Moves, moving, taught
-from .candidate import ARTIFACT, TRAINING, CandidateSettings, Stopwatch, training_state, unstarted_device
+from .candidate import CandidateSettings, Stopwatch, unstarted_device
+from .checkpoints import ARTIFACT, TRAINING, training_state
 from .provenance import provenance
 from .score import leak_gate, score_passages
 
 __all__ = [
     "ARCHITECTURES",
+    "BLOCKS",
     "ParentFolder",
     "ParentShape",
     "SqueezeChoices",
     "SqueezeEvaluator",
     "SqueezeGenome",
+    "SqueezeSettings",
     "SqueezeSpace",
     "VocabularyError",
     "adopt",
@@ -52,7 +56,9 @@ __all__ = [
     "count_tokens",
     "mixed_format",
     "pieces",
+    "store_in",
     "tokenizer_of",
+    "write_gguf",
 ]
 
 logger = logging.getLogger(__name__)
@@ -80,6 +86,31 @@ class HealSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "rank", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqueezeSettings:
+    """What `codenas squeeze` cuts, and how.
+
+    Args:
+        parent: a model's folder, a GGUF file or a Hub id; None takes the one that the extra `peers` brings.
+        count_bytes: training text on which the vocabulary's entries are counted, at most.
+        importance_tokens: training text on which neurons and heads are watched.
+        heal: how candidates of later rungs, and the winner, are healed.
+        heal_budget: total healing of the winner, such as `200000 tokens`; null releases it as it was searched.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    parent: str | None = None
+    count_bytes: int = 20_000_000
+    importance_tokens: int = 16_384
+    heal: HealSettings = field(default_factory=HealSettings)
+    heal_budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, "count_bytes", "importance_tokens", least=1)
 
 
 def tokenizer_of(tokenizer: Any) -> dict[str, Any]:

@@ -33,6 +33,9 @@ from codenas_hf.report.cells import (
     quantity_column,
 )
 
+from .squeezed import base_model, squeezed_text
+
+_OURS = "mit"  # licence of weights of our own, where nobody names another
 TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 # What the tokenizer calls the pieces of a gap to be filled.
 FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -101,7 +104,7 @@ def model_card(
     repo_id: str,
     layers: Table,
     study: StudyFolder | None = None,
-    licence: str = "mit",
+    licence: str = _OURS,
     dataset_id: str | None = None,
 ) -> Card:
     """The card of a release.
@@ -118,6 +121,8 @@ def model_card(
         RecordError: the record is damaged, or of a newer schema.
     """
     record = release.read_record() if release.record.is_file() else Record()
+    if record.squeezed is not None and licence == _OURS:
+        licence = record.squeezed.licence or "other"  # what is made from a parent stands under the parent's
     suite = read_json(release.evaluation) if release.evaluation.is_file() else {}
     results = result_rows(record, suite)
     report = study.report if study is not None else None
@@ -130,6 +135,7 @@ def model_card(
         tags=TAGS,
         datasets=[dataset_id] if dataset_id else None,
         model_name=name,
+        base_model=base_model(record),
         eval_results=_model_index(results, record.data.digest or "", dataset_id) or None,
     )
     text = _render(
@@ -143,6 +149,7 @@ def model_card(
         record=record,
         architecture=release.read_config().get("model_type") or "transformers",
         origin=_origin(record),
+        squeezed=squeezed_text(record.squeezed),
         remote_code="auto_map" in release.read_config(),
         fills_gaps=_fills_gaps(release, record),
         layers=architecture_text(layers),
@@ -367,11 +374,12 @@ def _origin(record: Record) -> str | None:
     if origin is None:
         return None
     if origin.kind == "file":
-        return f"Its architecture is that of the genome file `{origin.name}`."
+        return f"Its architecture is that of the genome file `{origin.name}`." if record.squeezed is None else None
     how = "random search" if origin.policy == "random" else "evolutionary search"
     shown = {"artifact_bytes": format_bytes, "decode_ms": lambda v: f"{v:g} ms a token"}
     limits = " and ".join(shown[name](value) for name, value in origin.limits.items() if name in shown)
-    return f"Its architecture was found by {how}" + (f" for the best model within {limits}." if limits else ".")
+    what = "Its architecture" if record.squeezed is None else "What was cut"
+    return f"{what} was found by {how}" + (f" for the best model within {limits}." if limits else ".")
 
 
 def _starts(record: Record) -> list[tuple[Start, str]]:

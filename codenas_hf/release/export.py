@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..architecture.stock import StockRow, find_row
+from ..compression.formats import Format
 from ..compression.gguf import write_gguf
 from ..folders import Record, Release, read_json, whole_file, whole_folder, write_json
 from ..folders.record import FileFacts, ReleaseFacts
@@ -59,7 +60,7 @@ def write_release(
     settings: str | None = None,
     dtype: str = "bfloat16",
     stock: bool = True,
-    form: str | None = None,
+    form: str | Format | None = None,
     files: Callable[[Release], tuple[FileFacts, ...]] | None = None,
 ) -> Path:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, and says in it where it comes from.
@@ -100,10 +101,11 @@ def write_release(
         )
     released, reasons = _to_release(model, words, stock=stock)
     folder = Path(folder)
+    name = form.name if isinstance(form, Format) else form
     with whole_folder(folder) as draft:
         written = Release(draft)
-        if form is not None:
-            write_gguf(released, written.coded(form), tokenizer=tokenizer, form=form)
+        if form is not None and name is not None:
+            write_gguf(released, written.coded(name), tokenizer=tokenizer, form=form)
         _cast(released, _DTYPES[dtype])
         if isinstance(released, CodeNASForCausalLM):
             _save_with_code(released, draft)
@@ -116,7 +118,7 @@ def write_release(
             architecture=released.config.model_type,
             why_not_stock=tuple(reasons),
             dtype=dtype,
-            format=form,
+            format=name,
             num_parameters=released.num_parameters(),
             weights_bytes=written.weights_bytes,
             artifact_bytes=written.artifact_bytes,

@@ -1,0 +1,193 @@
+"""What a squeeze stands on: text, the parent in every format and vocabulary, its latency, the space in the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data import PreparedData
+from ..data.tokenizer import load_backend
+from ..folders import StudyFolder, read_json, whole_file, write_json
+from ..hardware import Hardware, exclusively
+from ..measure.score import score_passages
+from ..measure.squeezed import ParentFolder, SqueezeChoices, SqueezeEvaluator, SqueezeSpace
+from ..strict_yaml import SettingsError, dump, from_mapping, read_yaml, to_mapping
+from .parents import Source, prepare_parent, training_texts, vocabularies
+from .settings import RunSettings, config_path
+from .squeeze_latency import SqueezeLatency
+from .study import study_data
+from .wanted import objective_limits
+
+Say = Callable[[str], None]
+_ROWS = 8  # of the importance text in one pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that a squeeze stands on.
+
+    Args:
+        source: the parent, as it was checked.
+        evaluator: of candidates, with data, parent and space.
+        latency: that the space predicts with.
+        bits_per_byte: of the parent on the search text.
+    """
+
+    source: Source
+    evaluator: SqueezeEvaluator
+    latency: SqueezeLatency
+    bits_per_byte: float
+
+    @property
+    def space(self) -> SqueezeSpace:
+        """What is searched."""
+        return self.evaluator.space
+
+    @property
+    def parent(self) -> ParentFolder:
+        """What is cut."""
+        return self.evaluator.parent
+
+
+def load_choices(name: str) -> SqueezeChoices:
+    """The choices of a squeeze by the name of their file in configs/spaces, or by path.
+
+    Raises:
+        SettingsError: no such file, or a space of architectures.
+    """
+    path = config_path(name if "/" in name else f"spaces/{name}")
+    values = read_yaml(path)
+    if "genes" in values:
+        raise SettingsError(
+            f"`space` {name} is of architectures; a squeeze wants squeeze, squeeze_free or such a file"
+        )
+    return from_mapping(SqueezeChoices, values)
+
+
+def prepare_squeeze(
+    settings: RunSettings,
+    *,
+    choices: SqueezeChoices,
+    source: Source,
+    folder: Path,
+    hardware: Hardware,
+    say: Say,
+) -> Prepared:
+    """Builds or finds everything; of the processes of a machine one builds.
+
+    Raises:
+        SettingsError: nothing of the parent keeps the limits.
+        codenas_hf.data.DataError, VocabularyError, ValueError: see `study_data`, `vocabularies`, `file_layout`.
+    """
+    data = study_data(settings, folder=folder, vocab_sizes=(), say=say)
+    digest = data.digest[:8]
+    place = settings.folder.resolve() / "data" / "parents" / digest
+    with exclusively(place / ".lock"):
+        parent = prepare_parent(source, folder=place, say=say)
+        sizes = vocabularies(parent, data, choices.vocab_sizes, count_bytes=settings.squeeze.count_bytes, say=say)
+        layouts = parent.layouts(sizes)  # what llama.cpp cannot read is refused before anything is computed
+        say("parent    watching its neurons and heads, storing it in every format; once")
+        parent.measure(_batches(parent, data, settings.squeeze.importance_tokens))
+        parent.store(matrices=choices.matrices, embedding=choices.embedding)
+        latency = _latency(parent, choices, sizes=sizes, folder=folder, shared=place, hardware=hardware, say=say)
+    space = SqueezeSpace(
+        parent=parent.shape,
+        choices=choices,
+        layouts=layouts,
+        digest=parent.facts["digest"],
+        decode_ms=latency,
+        limits=objective_limits(settings.limits),
+    )
+    try:
+        space.sample(np.random.default_rng(0))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    evaluator = SqueezeEvaluator(
+        data=data,
+        parent=parent,
+        space=space,
+        train=settings.train,
+        heal=settings.squeeze.heal,
+        settings=settings.candidate,
+        folder=StudyFolder(folder).trials.resolve(),
+        device=hardware.device,
+    )
+    bits = _parent_bits(evaluator, place=place, say=say)
+    return Prepared(source=source, evaluator=evaluator, latency=latency, bits_per_byte=bits)
+
+
+def keep_squeeze_facts(settings: RunSettings, ready: Prepared, *, folder: Path) -> None:
+    """Writes what a study stands on, once the folder is known to hold it."""
+    study = StudyFolder(folder)
+    with whole_file(study.settings) as draft:
+        draft.write_text(dump(settings), encoding="utf-8")
+    named = {"corpus": to_mapping(settings.corpus), "tokenizer": to_mapping(settings.tokenizer), "vocab_sizes": []}
+    write_json(study.data, {"settings": named, "data": ready.evaluator.data.to_dict(beside=folder)})
+    source = ready.source
+    facts = {"name": source.name, "licence": source.licence, "digest": source.digest}
+    write_json(study.parent, {**facts, "bits_per_byte": ready.bits_per_byte})
+    write_json(study.latency, ready.latency.to_dict())
+
+
+def _batches(parent: ParentFolder, data: PreparedData, most_tokens: int) -> Iterator[torch.Tensor]:
+    """Rows of training text in the parent's entries, each document from its start."""
+    words = load_backend(parent.folder)
+    length = min(256, int(getattr(parent.config, "max_position_embeddings", 256)))
+    rows: list[list[int]] = []
+    taken = 0
+    for text in training_texts(data, 40 * most_tokens):
+        ids = [0, *words.encode(text[: 8 * length], add_special_tokens=False).ids][:length]
+        if len(ids) < length:
+            continue
+        rows.append(ids)
+        taken += length
+        if len(rows) == _ROWS or taken >= most_tokens:
+            yield torch.tensor(rows)
+            rows = []
+        if taken >= most_tokens:
+            return
+    if rows:
+        yield torch.tensor(rows)
+
+
+def _latency(
+    parent: ParentFolder,
+    choices: SqueezeChoices,
+    *,
+    sizes: list[int],
+    folder: Path,
+    shared: Path,
+    hardware: Hardware,
+    say: Say,
+) -> SqueezeLatency:
+    """The latency model of the study, else of an earlier squeeze of the parent in the same formats, else fitted."""
+    own = StudyFolder(folder).latency
+    name = "-".join(sorted({*choices.matrices, *choices.embedding}))
+    earlier = shared / f"latency-{parent.folder.name}-{name}-{hardware.device}.json"
+    for path in (own, earlier):
+        found = SqueezeLatency.load(path, shape=parent.shape)
+        if found is not None:
+            return found
+    say("latency   timing slices of the parent alone on this device, to predict the others")
+    fitted = SqueezeLatency.fit(parent, choices, sizes=sizes, device=hardware.device)
+    write_json(earlier, fitted.to_dict())
+    return fitted
+
+
+def _parent_bits(evaluator: SqueezeEvaluator, *, place: Path, say: Say) -> float:
+    """Bits per byte of the parent on the search text, measured once."""
+    settings, parent = evaluator.settings, evaluator.parent
+    rows = settings.window_tokens or evaluator.train.sequence_length
+    note = place / f"bits-{parent.folder.name}-{settings.score_bytes}-{rows}.json"
+    if note.is_file():
+        return float(read_json(note)["bits_per_byte"])
+    say("parent    scoring it on the search text, once")
+    size = parent.keep_vocabularies(np.zeros(0, np.int64), [parent.shape.vocab_size])[0]
+    passages = evaluator.passages(size, "search", max_bytes=settings.score_bytes)
+    score = score_passages(parent.model(None), passages, batch_size=settings.batch_windows)
+    write_json(note, {"bits_per_byte": score.bits_per_byte, "scored_bytes": score.num_bytes})
+    return score.bits_per_byte

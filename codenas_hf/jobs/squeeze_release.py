@@ -1,0 +1,285 @@
+"""The winner of a squeeze is healed on all processes, measured and written as a release like any other."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..architecture.genome import Genome
+from ..engine import Budget, Rung, TrialRecord
+from ..folders import Record, Release, StudyFolder
+from ..folders.record import (
+    DataFacts,
+    FileFacts,
+    LatencyFacts,
+    Measured,
+    Origin,
+    Squeezed,
+    Training,
+    Trial,
+    trial_and_training,
+)
+from ..generation.torch_runtime import context_tokens
+from ..hardware import Hardware, is_main_process
+from ..measure.latency import default_protocol
+from ..measure.provenance import provenance
+from ..measure.score import Score, leak_gate, score_passages
+from ..measure.squeezed import SqueezeGenome, mixed_format, pieces, store_in
+from ..measure.timing import measure_latency
+from ..release.export import write_release
+from ..release.spelling import without_places
+from ..report.curve import CurvePoint, Watch, curve_lines
+from ..strict_yaml import dump, to_mapping
+from ..training import TrainResult, latest_checkpoint
+from .files import measure_gguf
+from .settings import RunSettings
+from .squeeze_prepare import Prepared
+from .wanted import objective_limits
+
+Say = Callable[[str], None]
+
+
+def heal_and_release(
+    genome: SqueezeGenome,
+    ready: Prepared,
+    *,
+    settings: RunSettings,
+    folder: Path,
+    hardware: Hardware,
+    trial: TrialRecord | None,
+    say: Say,
+    watch: Watch | None,
+) -> Path:
+    """Heals a squeeze of the parent and writes its release; a finished one stays, an interrupted healing goes on.
+
+    Args:
+        genome: what is kept.
+        ready: what it stands on.
+        settings: of the study.
+        folder: of the study; the release is its winner.
+        hardware: that is used.
+        trial: that found it; None for a genome file.
+        say: told how it goes.
+        watch: told every point of the curve of the healing.
+
+    Returns:
+        The release folder.
+    """
+    study = StudyFolder(folder)
+    release, budget = study.winner, settings.squeeze.heal_budget
+    release.check_replaceable()
+    with contextlib.suppress(OSError, ValueError):
+        found = release.read_record()
+        same = found.squeezed is not None and found.squeezed.genome_id == genome.genome_id
+        if same and found.training.budget == (None if budget is None else str(budget)):
+            return release.folder
+    evaluator, device = ready.evaluator, torch.device(hardware.device)
+    started = time.perf_counter()
+    model = torch.nn.Module.to(evaluator.model(genome), device)
+    leak_gate(model, vocab_size=genome.vocab_size)
+    trained = None
+    if budget is not None and budget.amount:
+        trained = _healed(model, genome, ready, settings=settings, folder=study, budget=budget, say=say, watch=watch)
+    if not is_main_process():
+        return release.folder
+    seconds = {"train": time.perf_counter() - started}
+    form = mixed_format(pieces(genome, evaluator.parent.shape))
+    store_in(model, form)  # what the file holds is what is measured, and what lies beside it for transformers
+    return _released(
+        model,
+        genome,
+        ready,
+        settings=settings,
+        release=release,
+        trained=trained,
+        trial=trial,
+        seconds=seconds,
+        say=say,
+    )
+
+
+def _healed(
+    model: PreTrainedModel,
+    genome: SqueezeGenome,
+    ready: Prepared,
+    *,
+    settings: RunSettings,
+    folder: StudyFolder,
+    budget: Budget,
+    say: Say,
+    watch: Watch | None,
+) -> TrainResult:
+    """Trains the model in place, on every process of the launcher."""
+    evaluator = ready.evaluator
+    device = next(model.parameters()).device
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    state = folder.finish_training.with_name(f"{folder.finish_training.name}.{genome.genome_id}")
+    resume = latest_checkpoint(state, budget=budget) if state.exists() else None
+    if resume is not None:
+        say(f"resume    from {resume}")
+    tokens = evaluator.tokens(genome.vocab_size)
+    heal = settings.squeeze.heal
+    say(f"heal      {heal.moves} of {genome.genome_id} for {budget} on {accelerator.num_processes} x {device.type}")
+    told = watch or curve_lines(say)
+
+    def on_point(point: Mapping[str, float], share: float) -> None:
+        bits = point["loss"] / math.log(2) / tokens.bytes_per_token
+        told(CurvePoint(int(point["step"]), int(point["tokens"]), point["seconds"], bits, share))
+
+    result = evaluator.healed(
+        model, genome, Rung(0, budget), folder=state, state=resume, accelerator=accelerator, on_point=on_point
+    )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return result
+
+
+def _released(
+    model: PreTrainedModel,
+    genome: SqueezeGenome,
+    ready: Prepared,
+    *,
+    settings: RunSettings,
+    release: Release,
+    trained: TrainResult | None,
+    trial: TrialRecord | None,
+    seconds: dict[str, float],
+    say: Say,
+) -> Path:
+    evaluator, started = ready.evaluator, time.perf_counter()
+    device = next(model.parameters()).device
+    passages = evaluator.passages(genome.vocab_size, "report", max_bytes=settings.final_score_bytes)
+    score = score_passages(model, passages, batch_size=settings.candidate.batch_windows)
+    parent_score = _parent_score(ready, settings=settings, device=device)
+    say(
+        f"quality   {score.bits_per_byte:.4f} bits per byte on {score.num_bytes:,} bytes of report text, "
+        f"the parent {parent_score.bits_per_byte:.4f}"
+    )
+    protocol = settings.candidate.timing or default_protocol(device.type)
+    latency = measure_latency(model, protocol)
+    model = torch.nn.Module.to(model, "cpu").float()
+    seconds["final_measure"] = time.perf_counter() - started
+    heal = settings.squeeze.heal
+    words = f"{heal.moves}{', distilled from the parent' if heal.distil else ''}"
+    known, _ = (
+        ({}, {}) if trial is None or trial.evaluation is None else trial_and_training(trial.evaluation.to_dict())
+    )
+    record = Record(
+        genome=_architecture(model),
+        origin=_origin(trial, settings=settings),
+        trial=None if trial is None else Trial(rung=trial.rung, number=trial.number, **known),
+        squeezed=Squeezed(
+            parent=ready.source.name,
+            licence=ready.source.licence,
+            digest=ready.source.digest,
+            genome=genome.to_dict(),
+            genome_id=genome.genome_id,
+            parent_bits_per_byte=parent_score.bits_per_byte,
+            parent_parameters=sum(math.prod(shape) for shape in ready.parent.shape.shapes.values()),
+            healing=None if trained is None else f"{words}, {trained.tokens:,} tokens",
+        ),
+        training=_training(trained, settings=settings),
+        measured=Measured(
+            **score.facts(),  # type: ignore[arg-type]  # its names are fields
+            window_tokens=settings.candidate.window_tokens or settings.train.sequence_length,
+            context_tokens=context_tokens(model),
+            bytes_per_token=score.num_bytes / score.num_tokens,
+            latency=LatencyFacts(**latency.to_dict()),
+        ),
+        seconds=seconds,
+        data=DataFacts(digest=evaluator.data.digest, corpus=evaluator.data.corpus.report),
+        provenance=provenance(device),
+    )
+    if record.genome is not None:
+        record = replace(record, genome_id=Genome.from_dict(record.genome).genome_id)
+
+    def files(written: Release) -> tuple[FileFacts, ...]:
+        if written.shipped is None:
+            return ()
+        timing = settings.candidate.timing or default_protocol("cpu")
+        return (
+            measure_gguf(written.shipped, passages, form="squeezed", protocol=timing, vocab_size=genome.vocab_size),
+        )
+
+    return write_release(
+        model,
+        folder=release.folder,
+        tokenizer=evaluator.parent.vocabulary(genome.vocab_size),
+        record=record,
+        settings=dump(without_places(to_mapping(settings))),
+        form=mixed_format(pieces(genome, evaluator.parent.shape)),
+        files=files,
+    )
+
+
+def _parent_score(ready: Prepared, *, settings: RunSettings, device: torch.device) -> Score:
+    evaluator, parent = ready.evaluator, ready.parent
+    passages = evaluator.passages(parent.shape.vocab_size, "report", max_bytes=settings.final_score_bytes)
+    model = torch.nn.Module.to(parent.model(None), device)
+    return score_passages(model, passages, batch_size=settings.candidate.batch_windows)
+
+
+def _training(trained: TrainResult | None, *, settings: RunSettings) -> Training:
+    if trained is None:
+        return Training()
+    return Training(
+        budget=str(settings.squeeze.heal_budget),
+        steps=trained.steps,
+        tokens=trained.tokens,
+        bytes=trained.bytes,
+        seconds=trained.seconds,
+        tokens_per_second=trained.tokens_per_second if math.isfinite(trained.tokens_per_second) else None,
+        precision=trained.precision,
+        fim_rate=settings.train.fim_rate,
+        curve=tuple(dict(point) for point in trained.curve),
+    )
+
+
+def _origin(trial: TrialRecord | None, *, settings: RunSettings) -> Origin:
+    limits = objective_limits(settings.limits)
+    if trial is None:
+        return Origin(kind="file", name="squeeze genome", limits=limits)
+    return Origin(
+        kind="study",
+        name=settings.study,
+        rung=trial.rung,
+        number=trial.number,
+        policy=settings.search.policy,
+        limits=limits,
+    )
+
+
+def _architecture(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The genes of a squeezed model, by which it can be trained on; None where our genomes do not hold all of it."""
+    config: Any = model.config
+    kinds = {"llama": ("gated", False), "qwen3": ("gated", True), "arcee": ("plain", False)}
+    if config.model_type not in kinds:
+        return None
+    mlp, norms = kinds[config.model_type]
+    try:
+        genome = Genome(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+            mlp_type=mlp,
+            qk_norm=norms,
+            rope_theta=config.rope_parameters["rope_theta"],
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+    except ValueError:
+        return None
+    return genome.to_dict()

@@ -1,0 +1,43 @@
+"""What a card says of the parent that a model was cut from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from codenas_hf.folders import Record
+from codenas_hf.folders.record import Squeezed
+
+
+def base_model(record: Record) -> str | None:
+    """The parent's id on the Hub; None where it is not known by one."""
+    parent = "" if record.squeezed is None else record.squeezed.parent
+    return parent if parent.count("/") == 1 and " " not in parent else None
+
+
+def squeezed_text(squeezed: Squeezed | None) -> str | None:
+    """What was done to a parent, as sentences."""
+    if squeezed is None:
+        return None
+    genome = squeezed.genome
+
+    def each(name: str) -> str:
+        values = genome.get(name) or {}
+        found = list(values.values()) if isinstance(values, Mapping) else [values]
+        return ", ".join(map(str, found if len(set(map(str, found))) > 1 else found[:1]))
+
+    licence = f"licence {squeezed.licence}" if squeezed.licence else "licence not stated"
+    parts = [
+        f"It was cut from **{squeezed.parent}** ({licence}"
+        + (f", {squeezed.parent_parameters:,} parameters" if squeezed.parent_parameters else "")
+        + "), without training it anew:",
+        f"{genome.get('vocab_size', 0):,} entries of the vocabulary stay (every text still has an exact spelling),",
+        f"{each('neurons')} feed-forward neurons and {each('groups')} key-value heads in a layer,",
+        f"stored as {genome.get('embedding')} (embedding), {each('attention')} (attention, from first to last layer) "
+        f"and {each('feed_forward')} (feed-forward).",
+    ]
+    if genome.get("without_layers"):
+        parts.append(f"Layers {', '.join(map(str, genome['without_layers']))} are left out.")
+    parts.append(f"Healed afterwards: {squeezed.healing}." if squeezed.healing else "Nothing was trained afterwards.")
+    if squeezed.parent_bits_per_byte is not None:
+        parts.append(f"On the same report text the parent has {squeezed.parent_bits_per_byte:.4f} bits per byte.")
+    return " ".join(parts)

@@ -1,0 +1,223 @@
+"""`codenas squeeze`, whole: a small parent is searched, healed, released; what cannot be squeezed is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_parents import TEXTS, edit, small_parent
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from codenas_hf.cli.main import main
+from codenas_hf.folders import Release, StudyFolder
+from codenas_hf.generation.llama_cpp import is_installed
+from codenas_hf.jobs import parents, squeeze_prepare
+from codenas_hf.jobs.parents import ParentError, find_parent
+from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.squeeze import read_squeeze_genome, squeeze, uniform_squeezes
+from codenas_hf.jobs.squeeze_latency import SqueezeLatency
+from codenas_hf.jobs.study import open_study
+from codenas_hf.measure.squeezed import SqueezeGenome, VocabularyError
+from codenas_hf.strict_yaml import SettingsError
+
+SPACE = """\
+vocab_sizes: [400, 700, 5000]
+neuron_shares: [0.4, 0.7, 1.0]
+embedding: [q8_0, q4_0]
+matrices: [q8_0, q4_1, iq4_nl]
+sections: 2
+"""
+
+
+def words(tmp_path: Path, corpus: Path, *others: str) -> list[str]:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE, encoding="utf-8")
+    return [
+        f"folder={tmp_path / 'runs'}",
+        f"space={space}",
+        f"corpus.sources=[{corpus}]",
+        "corpus.benchmarks=[]",
+        "corpus.near_threshold=null",
+        "corpus.held_out_fraction=0.2",
+        "device=cpu",
+        "limits.bytes=200kB",
+        "search.population=4",
+        "search.generations=2",
+        "search.workers_per_rank=2",
+        "candidate.score_bytes=2000",
+        "final_score_bytes=4000",
+        "candidate.window_tokens=64",
+        "squeeze.importance_tokens=512",
+        "train.sequence_length=64",
+        "train.tokens_per_step=128",
+        "train.micro_sequences=2",
+        "squeeze.heal_budget=512 tokens",
+        *others,
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("squeeze")
+    small_parent(folder / "parent")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real code, in eight projects: enough to count a vocabulary on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for at, text in enumerate(TEXTS):
+        pieces = text.split("\n\n\n")
+        for number, piece in enumerate(pieces):
+            path = folder / f"project_{at}" / f"module_{number}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(piece + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test hangs on a timing: a slice takes as long as it is large."""
+    fit = SqueezeLatency.fit.__func__  # type: ignore[attr-defined]
+    timed = classmethod(
+        lambda cls, parent, choices, **others: fit(
+            cls, parent, choices, **others, time_slice=lambda g: 1.0 + g.vocab_size / 1000 - len(g.without_layers) / 10
+        )
+    )
+    monkeypatch.setattr(squeeze_prepare.SqueezeLatency, "fit", timed)
+
+
+def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["squeeze", str(place / "parent"), *words(place, corpus)]
+    assert main(typed) == 0
+    said = capsys.readouterr().out
+    assert "licence apache-2.0" in said
+    folder = place / "runs" / "squeeze"
+    release = Release(folder / "winner")
+    record = release.read_record()
+    assert record.squeezed is not None
+    assert (record.squeezed.parent, record.squeezed.licence) == ("parent", "apache-2.0")
+    assert record.squeezed.healing == "embeddings, 512 tokens"
+    assert release.artifact_bytes <= 200_000
+    result, _ = open_study(folder)
+    assert result.winner is not None
+    assert result.finished
+    assert result.winner.evaluation is not None
+    assert result.winner.evaluation.objectives["artifact_bytes"] == release.artifact_bytes
+    assert isinstance(result.winner.genome, SqueezeGenome)
+    assert len({record.genome.genome_id for record in result.records}) == 8
+    assert (StudyFolder(folder).report / "index.html").is_file()
+    # What ships answers like what lies beside it for transformers.
+    model = AutoModelForCausalLM.from_pretrained(release.folder, dtype=torch.float32)
+    assert model.config.model_type == "llama"
+    tokenizer = AutoTokenizer.from_pretrained(release.folder)
+    for text in (TEXTS[0], "é日\x00\u2028"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    if is_installed():
+        (file,) = record.release.files
+        assert file.bits_per_byte == pytest.approx(record.measured.bits_per_byte, rel=0.02)
+    # The same command shows what is finished, and the usual verbs work on it.
+    assert main(typed) == 0
+    assert main(["complete", str(release.folder), "def f(", "--max-new-tokens", "4"]) == 0
+    assert main(["status", str(place / "runs")]) == 0
+    assert main(["winner", str(folder), "limits.bytes=190kB"]) in (0, 1)
+    assert main(["show", str(release.folder)]) == 0
+
+
+def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_path: Path) -> None:
+    file = tmp_path / "genome.yaml"
+    file.write_text(
+        "vocab_size: 400\nneurons: 64\ngroups: 2\nembedding: q8_0\nattention: [q8_0, iq4_nl]\n"
+        "feed_forward: [q4_1, iq4_nl]\n",
+        encoding="utf-8",
+    )
+    settings = RunSettings.of(*words(place, corpus, "study=one", f"squeeze.parent={place / 'parent'}",
+                                     "squeeze.heal_budget=null"), config=["squeeze"])  # fmt: skip
+    outcome = squeeze(settings, genome=file, say=lambda line: None)
+    assert outcome.result is None
+    assert outcome.winner is not None
+    record = Release(outcome.winner).read_record()
+    assert record.squeezed is not None
+    assert record.squeezed.healing is None
+    assert record.squeezed.genome_id == read_squeeze_genome(file).genome_id
+    over = RunSettings.of(*words(place, corpus, "study=two", f"squeeze.parent={place / 'parent'}",
+                                 "limits.bytes=100kB"), config=["squeeze"])  # fmt: skip
+    with pytest.raises(SettingsError, match=r"artifact_bytes .* is over"):
+        squeeze(over, genome=file, say=lambda line: None)
+    file.write_text("vocab_size: 400\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"is no squeeze genome: .* lacks"):
+        squeeze(settings, genome=file, say=lambda line: None)
+
+
+def test_uniform_squeezes_keep_the_limits(place: Path, corpus: Path) -> None:
+    settings = RunSettings.of(*words(place, corpus, "study=three", f"squeeze.parent={place / 'parent'}"),
+                              config=["squeeze"])  # fmt: skip
+    ready = squeeze_prepare.prepare_squeeze(
+        settings,
+        choices=squeeze_prepare.load_choices(settings.space),
+        source=find_parent(str(place / "parent")),
+        folder=place / "runs" / "three",
+        hardware=squeeze_prepare.Hardware.discover("cpu"),
+        say=lambda line: None,
+    )
+    found = uniform_squeezes(ready.space)
+    assert found
+    assert all(ready.space.validate(genome) is None for genome in found)
+    assert len({genome.attention for genome in found[:3]}) == 3
+
+
+def refused(folder: Path, *, match: str, error: type[Exception] = ParentError) -> None:
+    with pytest.raises(error, match=match):
+        find_parent(str(folder))
+
+
+def test_what_cannot_be_squeezed_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(place / "parent", tmp_path / name))
+
+    monkeypatch.setattr(parents, "load_model", lambda *args: pytest.fail("nothing may be loaded"))
+    edit(copy("remote") / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    refused(tmp_path / "remote", match="brings code of its own .*which is never run")
+    edit(copy("other") / "config.json", model_type="mamba")
+    refused(tmp_path / "other", match="is a mamba; parents are llama, qwen2")
+    weights = copy("pickled") / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    refused(tmp_path / "pickled", match=r"has no \*\.safetensors but pytorch_model\.bin")
+    path = copy("unigram") / "tokenizer.json"
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**state, "model": {"type": "Unigram", "vocab": []}}), encoding="utf-8")
+    refused(tmp_path / "unigram", match="the tokenizer is a Unigram", error=VocabularyError)
+    (copy("nd") / "README.md").write_text("---\nlicense: cc-by-nc-nd-4.0\n---\n", encoding="utf-8")
+    refused(tmp_path / "nd", match=r"\(cc-by-nc-nd-4.0\) forbids what is made from it")
+    card = copy("file")
+    (card / "README.md").unlink()
+    (card / "LICENSE").write_text("Creative Commons Attribution-NoDerivatives", encoding="utf-8")
+    refused(card, match="forbids")
+    (card / "LICENSE").write_text("Apache License\nVersion 2.0", encoding="utf-8")
+    assert find_parent(str(card)).licence == "apache-2.0"
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", match=r"holds no config\.json and no GGUF file")
+    (copy("slow") / "tokenizer.json").unlink()
+    refused(tmp_path / "slow", match=r"has no tokenizer\.json")
+    refused(tmp_path / "nowhere", match="no such folder or file", error=FileNotFoundError)
+
+
+def test_a_corpus_too_small_says_how_much_is_needed(place: Path, tmp_path: Path, tiny_corpus_folder: Path) -> None:
+    settings = RunSettings.of(
+        *words(tmp_path, tiny_corpus_folder, f"squeeze.parent={place / 'parent'}", "squeeze.count_bytes=2000"),
+        config=["squeeze"],
+    )
+    with pytest.raises(VocabularyError, match=r"too few to choose 400 entries by; give at least 8,000 tokens"):
+        squeeze(settings, say=lambda line: None)
+
+
+def test_what_a_squeeze_is_not(place: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["squeeze", "a", "b"]) == 2
+    assert "one parent at a time" in capsys.readouterr().err
+    assert main(["squeeze", *words(place, corpus, "space=tiny")]) == 2
+    assert "is of architectures" in capsys.readouterr().err
+    assert main(["squeeze", *words(place, corpus, "search.time=1h")]) == 2
+    assert "not planned by `search.time`" in capsys.readouterr().err
