@@ -38,7 +38,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results_file import protocol, write
 from codenas_hf.architecture.genome import Genome
-from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
@@ -50,6 +49,7 @@ from codenas_hf.measure.latency import default_protocol
 from codenas_hf.measure.score import Score, score_passages
 from codenas_hf.measure.timing import measure_latency
 from codenas_hf.release.export import export_stock
+from codenas_hf.release.targets import export_model
 from codenas_hf.training import OptimSettings, TrainSettings, train
 
 TABLE = Path(__file__).parent / "search_table_data" / "rows.jsonl"
@@ -170,7 +170,9 @@ def latency_of(values: Mapping[str, Any], *, data: PreparedData) -> dict[str, An
     if llama_cpp.is_installed():
         with tempfile.TemporaryDirectory() as folder:
             tokenizer = data.tokenizer(genome.vocab_size)
-            path = write_gguf(export_stock(model), Path(folder) / "model.gguf", tokenizer=tokenizer)
+            path = export_model(
+                export_stock(model), tokenizer=tokenizer, out=Path(folder) / "model.gguf", to="gguf", form="q8_0"
+            )
             found["file_bytes_q8_0"] = path.stat().st_size
             runtime = llama_cpp.LlamaCppRuntime(path)
             ids = [int(x) for x in np.random.default_rng(0).integers(16, genome.vocab_size, size=192)]

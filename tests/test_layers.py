@@ -59,6 +59,7 @@ INSIDE = {
             "shipped",
             "checkpoints",
             "candidate",
+            "squeezed",
             "confirm",
         ),
     ],

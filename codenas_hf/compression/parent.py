@@ -215,9 +215,10 @@ class ParentFolder:
         config = self.config if genome is None else self.squeezed_config(genome)
         config.dtype = torch.float32
         with no_init_weights():  # all weights are about to be replaced
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         fill(model, self.weights(genome, stored=stored), turned=self.facts["turned"])
-        return model.eval()
+        ready: PreTrainedModel = model.eval()
+        return ready
 
     def weights(self, genome: SqueezeGenome | None, *, stored: bool) -> dict[str, torch.Tensor]:
         """The float32 tensors of a squeezed model by name, matrices as `[outputs, inputs]`."""

@@ -133,7 +133,15 @@ def _healed(
 
     def on_point(point: Mapping[str, float], share: float) -> None:
         bits = point["loss"] / math.log(2) / tokens.bytes_per_token
-        told(CurvePoint(int(point["step"]), int(point["tokens"]), point["seconds"], bits, share))
+        told(
+            CurvePoint(
+                step=int(point["step"]),
+                tokens=int(point["tokens"]),
+                seconds=point["seconds"],
+                bits_per_byte=bits,
+                share=share,
+            )
+        )
 
     result = evaluator.healed(
         model, genome, Rung(0, budget), folder=state, state=resume, accelerator=accelerator, on_point=on_point

@@ -86,9 +86,10 @@ def moving(model: nn.Module, what: Moves, *, rank: int = 8, seed: int = 0) -> It
         parameter.requires_grad_(what == "all" or vector or (what != "norms" and id(parameter) in tables))
     if what == "low_rank":
         generator = torch.Generator().manual_seed(seed)
-        corrected = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tables]
-        for module in corrected:
-            parametrize.register_parametrization(module, "weight", _LowRank(module.weight, rank, generator))
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tables]
+        corrected += linear
+        for layer in linear:
+            parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank, generator))
     try:
         yield
     finally:
