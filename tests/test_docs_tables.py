@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -9,6 +10,7 @@ from codenas_hf.cli.main import main
 from codenas_hf.compression.formats import BLOCKS, FORMATS
 from codenas_hf.jobs.policies import POLICIES
 from codenas_hf.jobs.settings import RunSettings
+from codenas_hf.jobs.wanted import LadderSettings
 from codenas_hf.release.targets import TARGETS
 from codenas_hf.strict_yaml import SettingsError
 
@@ -17,7 +19,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def test_every_policy_is_told_and_others_are_refused() -> None:
     text = (DOCS / "search.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)`", text, flags=re.M)) == set(POLICIES)
+    stages = set(get_args(get_type_hints(LadderSettings)["stages"]))
+    assert set(re.findall(r"^\| `(\w+)`", text, flags=re.M)) == {*POLICIES, *stages}
     assert f"`{RunSettings().search.policy}` (default)" in text
     with pytest.raises(SettingsError, match=r"`policy` must be one of guided, .*, got 'gided'"):
         RunSettings.of("search.policy=gided")

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -387,6 +389,33 @@ def test_checks_may_import_installed_packages(level):
     assert "pip install no_such_package_of_anybody" in outcome.reason
     assert not run_program("x = 1", checks="assert x ==").judged
     assert run_program("import no_such_package_of_anybody", checks="assert True").judged
+
+
+def test_installed_packages_may_lie_below_tmp(level, monkeypatch):
+    """As where a virtual environment was made in a temporary folder: program and checks both import from it."""
+    name = f"codenas_probe_{level}"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        site = Path(folder) / "lib" / "site-packages"
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text("VALUE = 7\n")
+        for path in (Path(folder), site.parent, site, site / name):
+            path.chmod(0o755)
+        (site / name / "__init__.py").chmod(0o644)
+        monkeypatch.syspath_prepend(str(site))
+        importlib.invalidate_caches()
+        program = f"import {name}\ndef f():\n    open('x', 'w').close()\n    return {name}.VALUE\n"
+        outcome = run_program(
+            program, checks=f"import {name}\nassert f() == {name}.VALUE == 7", timeout_s=20, level=level
+        )
+        assert outcome.passed, outcome
+
+
+def test_why_a_jail_could_not_be_set_up_is_said(monkeypatch):
+    """The process that fails has no verdict to write, so its words come through its output."""
+    monkeypatch.setattr(judge, "_PAUSES", ())
+    monkeypatch.setattr(judge, "DISK_BYTES", "nonsense")
+    with pytest.raises(SandboxUnavailable, match=r"mount .*: Invalid argument"):
+        run_program("pass", level="namespaces")
 
 
 HANDED_OVER = {

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.initialization import no_init_weights
 
 from ..folders import read_json, whole_file, whole_folder, write_json
-from ..folders.files import CONFIG, TOKENIZER, WEIGHTS
+from ..folders.files import CONFIG, PARENT, TOKENIZER, WEIGHTS
 from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
@@ -34,7 +34,6 @@ from .quantize import Codes, as_stored, quantize, transposed
 from .squeezing import ParentShape, Piece, SqueezeGenome, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, trimmed_tokenizer
 
-FACTS = "parent.json"
 _IMPORTANCE, _KEPT = "importance.npz", "kept.npy"
 _SIZES = ("intermediate_size", "n_inner"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")
 
@@ -81,7 +80,7 @@ def adopt(
         model.config.save_pretrained(draft)
         _save_tokenizer(words, draft, special=special, chat_template=chat_template)
         write_json(
-            draft / FACTS, {**facts, "shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
+            draft / PARENT, {**facts, "shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
         )
     return ParentFolder(folder)
 
@@ -95,7 +94,7 @@ class ParentFolder:
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """Name, licence, digest and shape."""
-        return read_json(self.folder / FACTS)
+        return read_json(self.folder / PARENT)
 
     @functools.cached_property
     def shape(self) -> ParentShape:
@@ -405,4 +404,4 @@ def _save_tokenizer(
     write_json(path, value)
 
 
-__all__ = ["CONFIG", "FACTS", "ParentFolder", "adopt", "fill"]
+__all__ = ["CONFIG", "ParentFolder", "adopt", "fill"]

@@ -17,7 +17,7 @@ from ..data import PreparedData
 from ..data.storage import content_key, file_sha256
 from ..data.tokenizer import SPECIAL_TOKENS
 from ..folders import Release, read_json
-from ..folders.files import CONFIG, TOKENIZER
+from ..folders.files import CONFIG, PARENT, TOKENIZER
 from ..generation.loading import HUB_ID, load_model
 from ..measure.squeezed import ARCHITECTURES, ParentFolder, adopt, check_tokenizer, count_tokens, tokenizer_of
 
@@ -88,7 +88,7 @@ def prepare_parent(source: Source, *, folder: Path, say: Say = lambda line: None
         say: told what takes time.
     """
     place = folder / content_key([1, source.digest, list(SPECIAL_TOKENS)])[:12]
-    if not (place / "parent.json").is_file():
+    if not (place / PARENT).is_file():
         say(f"parent    reading {source.name}")
         loaded = load_model(source.place)
         state = tokenizer_of(loaded.tokenizer)

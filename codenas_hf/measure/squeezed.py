@@ -31,6 +31,7 @@ from ..data.tokenizer import load_backend
 from ..data.tokens import Tokens, build_tokens
 from ..engine.records import Budget, Evaluation, Rung
 from ..folders import whole_folder
+from ..folders.files import TOKENIZER
 from ..folders.ranges import check_range
 from ..hardware import DeviceName
 from ..training import TrainResult, TrainSettings, train
@@ -122,8 +123,7 @@ def tokenizer_of(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise VocabularyError(
-            f"the tokenizer is a {type(tokenizer).__name__} without tokenizer.json; only byte-level BPE can lose "
-            "entries"
+            f"the tokenizer is a {type(tokenizer).__name__} without {TOKENIZER}; only byte-level BPE can lose entries"
         )
     state: dict[str, Any] = json.loads(backend.to_str())
     check_tokenizer(state)

@@ -181,7 +181,7 @@ def enter_new_root(root: str, *, readable: Iterable[str] = (), disk_bytes: int, 
             _bind_read_only(path, target)
             shown.append(path)
     for folder in ("/proc", "/dev", "/tmp"):
-        os.mkdir(root + folder)
+        os.makedirs(root + folder, exist_ok=True)  # an environment that is shown may lie below /tmp
     for device in ("null", "zero", "random", "urandom"):
         open(f"{root}/dev/{device}", "x").close()
         _mount(f"/dev/{device}", f"{root}/dev/{device}", None, _BIND)
@@ -189,7 +189,7 @@ def enter_new_root(root: str, *, readable: Iterable[str] = (), disk_bytes: int, 
         _mount("proc", root + "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
     except ConfinementError:
         pass  # containers often forbid it; without it nothing can be read there at all
-    os.chmod(root + "/tmp", 0o700)
+    os.chmod(root + "/tmp", 0o711)  # the judge, another user in the same tree, may pass to what is shown below it
     if owner is not None:
         os.chown(root + "/tmp", owner, owner)
     os.chdir(root)

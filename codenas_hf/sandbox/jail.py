@@ -253,7 +253,11 @@ def main() -> None:
         _open_sites(config["sites"])
         link.on_many = lambda: os.write(_VERDICT, b'{"busy": true}\n')
     except BaseException as error:
-        os.write(_VERDICT, json.dumps({"unavailable": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            os.write(_VERDICT, json.dumps({"unavailable": reason}).encode() + b"\n")
+        except OSError:  # warden and runner have no verdict to write: their output says why
+            os.write(1, reason.encode() + b"\n")
         os._exit(1)
     os.write(_VERDICT, b'{"started": true}\n')
     with open(0, "rb", closefd=False) as file:
