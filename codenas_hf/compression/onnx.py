@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..folders import whole_file
-from .formats import BLOCKS, ONNX_FORMS, Block
+from .formats import BLOCKS, ONNX_FORMS, Block, is_positions
 from .quantize import quantize
 
 _OPSET = 21  # the first whose DequantizeLinear takes blocks
@@ -146,7 +146,7 @@ def _store(graph: Any, block: Block) -> None:
         found = uses.get(tensor.name, [])
         table = any(node.op_type == "Gather" and at == 0 for node, at in found)
         factor = any(node.op_type in ("MatMul", "Gemm") and at == 1 for node, at in found)
-        if len(tensor.dims) != 2 or not (table or factor):
+        if len(tensor.dims) != 2 or not (table or factor) or is_positions(tensor.name):
             continue
         values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         own = BLOCKS["q8_0"] if table or _is_head(found) else block
