@@ -17,12 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,6 +33,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.pool import work_off
 from benchmarks.quality import interval
 from benchmarks.recipe import SHAPE, fresh
 from benchmarks.results_file import protocol, target, write
@@ -314,27 +313,15 @@ def search_rows(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list
 
 def run_decays(options: argparse.Namespace, *, folder: Path) -> None:
     """All arms of all seeds, `--workers` at a time, the plain ones first, since the others go on from them."""
+    given = [word for word in sys.argv[1:] if word != "--run"]
     for plain in (True, False):
-        missing = [
-            (arm, seed)
-            for seed in range(options.seeds)
-            for arm in arms(options.shares)
-            if (arm == PLAIN) is plain and not (folder / f"seed{seed}" / f"{arm}.json").is_file()
-        ]
-        active: list[tuple[tuple[str, int], subprocess.Popen[bytes]]] = []
-        while missing or active:
-            while missing and len(active) < options.workers:
-                run = missing.pop(0)
-                (folder / f"seed{run[1]}").mkdir(parents=True, exist_ok=True)
-                words = [word for word in sys.argv[1:] if word != "--run"] + ["--run", json.dumps(run)]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-                command = [sys.executable, "-m", "benchmarks.formats", *words]
-                active.append((run, subprocess.Popen(command, env=environment)))
-            for run, process in active:
-                if process.poll():
-                    raise SystemExit(f"{run} failed; its traceback is above")
-            active = [(run, process) for run, process in active if process.poll() is None]
-            time.sleep(1)
+        runs = {}
+        for seed in range(options.seeds):
+            (folder / f"seed{seed}").mkdir(parents=True, exist_ok=True)
+            for arm in arms(options.shares):
+                if (arm == PLAIN) is plain:
+                    runs[folder / f"seed{seed}" / f"{arm}.json"] = [*given, "--run", json.dumps([arm, seed])]
+        work_off(partial(dict, runs), module="benchmarks.formats", workers=options.workers)
 
 
 def main() -> None:

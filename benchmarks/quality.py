@@ -18,10 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +30,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks.pool import work_off
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
@@ -324,33 +322,23 @@ def main() -> None:
         return
     data = prepare(arguments)
     note.write_text(json.dumps(data.to_dict(beside=note.parent)), encoding="utf-8")
-    active: dict[str, subprocess.Popen[bytes]] = {}
-    failed: set[str] = set()
-    while True:
-        done = read_done(results)
-        for name, process in list(active.items()):
-            if process.poll() is not None:
-                del active[name]
-                if name not in done:
-                    failed.add(name)
-                print(f"{name}: {done[name]['bits_per_byte'] if name in done else 'failed'}", flush=True)
-        runs = wanted(done, arguments)
-        missing = [r for r in runs if r.name not in done and r.name not in active and r.name not in failed]
-        if not missing and not active:
-            break
-        while missing and len(active) < arguments.workers:
-            run = missing.pop(0)
-            command = [sys.executable, "-m", "benchmarks.quality", "--folder", str(arguments.folder)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-            active[run.name] = subprocess.Popen([*command, "--run", json.dumps(asdict(run))], env=environment)
-        time.sleep(1)
+
+    def runs() -> dict[Path, list[str]]:
+        words = ["--folder", str(arguments.folder), "--run"]
+        return {
+            results / f"{run.name}.json": [*words, json.dumps(asdict(run))]
+            for run in wanted(read_done(results), arguments)
+        }
+
+    failed = work_off(runs, module="benchmarks.quality", workers=arguments.workers, keep_going=True)
+    done = read_done(results)
     wanted_names = {run.name for run in wanted(done, arguments)}
     rows, goals = summarise({name: value for name, value in done.items() if name in wanted_names}, arguments)
     facts = protocol(
         threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
         more_seeds=arguments.more_seeds,
         context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, scored_bytes=SCORE_BYTES, data=data.digest[:16],
-        size=arguments.size, failed_runs=sorted(failed), baselines=list(arguments.baselines),
+        size=arguments.size, failed_runs=sorted(path.stem for path in failed), baselines=list(arguments.baselines),
         note="a search on this machine may have scored its candidates on some of the same held-out projects",
     )  # fmt: skip
     name = f"quality_{arguments.size}_{arguments.minutes_per_arm:g}min"

@@ -15,11 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +23,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.pool import work_off
 from benchmarks.quality import interval
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
+from codenas_hf.folders import read_json, write_json
 from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.measure.score import score_passages
 from codenas_hf.training import DivergenceError, TrainSettings, build_model, resolve_precision, train
@@ -128,9 +126,7 @@ def execute(name: str, seed: int, *, data: PreparedData, steps: int, path: Path)
         "bits_per_byte": bits,
         "seconds": seconds,
     }
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(outcome), encoding="utf-8")
-    draft.rename(path)
+    write_json(path, outcome)
 
 
 def wanted(done: Mapping[tuple[str, int], Any], *, seeds: int, confirm: int) -> list[tuple[str, int]]:
@@ -192,14 +188,14 @@ def main() -> None:
     note = options.folder / "data.json"
     if options.run:
         name, seed, path = json.loads(options.run)
-        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")), beside=options.folder)
+        data = PreparedData.from_dict(read_json(note), beside=options.folder)
         execute(name, seed, data=data, steps=options.steps, path=Path(path))
         return
     data = prepare_data(
         corpus=CorpusSettings(max_bytes=options.data_bytes), tokenizer=TokenizerSettings(),
         vocab_sizes=[SHAPE.vocab_size], folder=options.folder / "data",
     )  # fmt: skip
-    note.write_text(json.dumps(data.to_dict(beside=options.folder)), encoding="utf-8")
+    write_json(note, data.to_dict(beside=options.folder))
     about = protocol(
         threads=1, parameters=SHAPE.num_parameters(), steps=options.steps, scored_bytes=SCORE_BYTES,
         data=data.digest[:16], text="search text",
@@ -207,34 +203,21 @@ def main() -> None:
     )  # fmt: skip
     results = options.folder / f"{options.steps}-{data.digest[:12]}-{about['commit']}"
     results.mkdir(exist_ok=True)
-    active: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    while True:
-        stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-        done = {(run["variant"], run["seed"]): run for run in stored}
-        for run, process in list(active.items()):
-            if process.poll() is not None:
-                del active[run]
-                if run not in done:
-                    raise SystemExit(f"{run} failed; its traceback is above")
-                print(f"{run[0]}, seed {run[1]}: {done[run]['bits_per_byte']}", flush=True)
-        missing = [r for r in wanted(done, seeds=options.seeds, confirm=options.confirm) if r not in {*done, *active}]
-        if not missing and not active:
-            break
-        while missing and len(active) < options.workers:
-            run = missing.pop(0)
-            path = results / f"{run[0].replace(' ', '_').replace(',', '')}-seed{run[1]}.json"
-            words = [
-                "--folder",
-                str(options.folder),
-                "--steps",
-                str(options.steps),
-                "--run",
-                json.dumps([*run, str(path)]),
-            ]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-            active[run] = subprocess.Popen([sys.executable, "-m", "benchmarks.recipe", *words], env=environment)
-        time.sleep(1)
-    rows = rows_of(done)
+
+    def done() -> dict[tuple[str, int], Any]:
+        stored = [read_json(path) for path in sorted(results.glob("*.json"))]
+        return {(run["variant"], run["seed"]): run for run in stored}
+
+    def runs() -> dict[Path, list[str]]:
+        found = {}
+        for name, seed in wanted(done(), seeds=options.seeds, confirm=options.confirm):
+            path = results / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
+            words = ["--folder", str(options.folder), "--steps", str(options.steps)]
+            found[path] = [*words, "--run", json.dumps([name, seed, str(path)])]
+        return found
+
+    work_off(runs, module="benchmarks.recipe", workers=options.workers)
+    rows = rows_of(done())
     together = [row for row in rows if " + " in row["setting"]]
     goals = []
     if together and together[0]["interval"]:

@@ -19,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +29,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from benchmarks.pool import work_off
 from benchmarks.quality import interval
 from benchmarks.results_file import protocol, write
 from codenas_hf.architecture.genome import Genome
@@ -210,35 +208,20 @@ def main() -> None:
     def place(*words: Any) -> Path:
         return runs / ("-".join(map(str, words)).replace(" ", "_") + ".json")
 
+    def run_all(jobs: Sequence[Sequence[Any]], *, workers: int) -> None:
+        words = {Path(job[0]): ["--folder", str(options.folder), "--run", json.dumps(job)] for job in jobs}
+        work_off(lambda: words, module="benchmarks.rungs", workers=workers)
+
     # One at a time: costs are ratios between shapes, and neighbours would disturb some of them more than others.
-    work_off([[str(place("cost", n)), n] for n in SHAPES], workers=1, folder=options.folder)
+    run_all([[str(place("cost", n)), n] for n in SHAPES], workers=1)
     costs = {name: read_json(place("cost", name))["seconds"] for name in SHAPES}
     steps = ladders(costs, data=data, levels=options.levels, final_s=options.final)
     jobs = [[str(place(n, seed)), n, seed, steps[n]] for seed in range(options.seeds) for n in SHAPES]
-    work_off(jobs, workers=options.workers, folder=options.folder)
+    run_all(jobs, workers=options.workers)
     found = [read_json(Path(job[0])) for job in jobs]
     rows = rows_of(found, levels=options.levels)
     about |= {"shapes": shape_rows(found, costs=costs)}
     print(write("rungs", protocol=about, rows=rows))
-
-
-def work_off(jobs: Sequence[Sequence[Any]], *, workers: int, folder: Path) -> None:
-    """Runs what has no result file yet, so many at a time."""
-    waiting = [job for job in jobs if not Path(job[0]).exists()]
-    active: dict[str, subprocess.Popen[bytes]] = {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    while waiting or active:
-        for path, process in list(active.items()):
-            if process.poll() is not None:
-                del active[path]
-                if not Path(path).exists():
-                    raise SystemExit(f"{path} failed; its traceback is above")
-                print(Path(path).stem, flush=True)
-        while waiting and len(active) < workers:
-            job = waiting.pop(0)
-            words = ["--folder", str(folder), "--run", json.dumps(job)]
-            active[job[0]] = subprocess.Popen([sys.executable, "-m", "benchmarks.rungs", *words], env=environment)
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

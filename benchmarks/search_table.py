@@ -20,11 +20,8 @@ import argparse
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -36,11 +33,13 @@ import torch
 from accelerate import Accelerator
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.pool import work_off
 from benchmarks.results_file import protocol, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
+from codenas_hf.engine.intervals import paired_ratio
 from codenas_hf.engine.result import RankCorrelation
 from codenas_hf.folders import read_json, whole_file, write_json
 from codenas_hf.generation import llama_cpp
@@ -231,23 +230,11 @@ def train_all(runs: Path, *, folder: Path, workers: int) -> None:
     def place(values: Mapping[str, Any], seed: int) -> Path:
         return runs / f"{genome_of(values).genome_id}-{seed}.json"
 
-    every = wanted()
-    active: dict[Path, subprocess.Popen[bytes]] = {}
-    waiting = [run for run in every if not place(*run).exists()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    while waiting or active:
-        for path, process in list(active.items()):
-            if process.poll() is not None:
-                del active[path]
-                if not path.exists():
-                    raise SystemExit(f"{path.name} failed; its traceback is above")
-                print(f"{len(every) - len(waiting) - len(active)} of {len(every)}: {path.name}", flush=True)
-        while waiting and len(active) < workers:
-            values, seed = waiting.pop(0)
-            path = place(values, seed)
-            words = ["--folder", str(folder), "--run", json.dumps([values, seed, str(path)])]
-            active[path] = subprocess.Popen([sys.executable, "-m", "benchmarks.search_table", *words], env=environment)
-        time.sleep(0.5)
+    def words(values: Mapping[str, Any], seed: int, path: Path) -> list[str]:
+        return ["--folder", str(folder), "--run", json.dumps([values, seed, str(path)])]
+
+    jobs = {place(*run): words(*run, place(*run)) for run in wanted()}
+    work_off(lambda: jobs, module="benchmarks.search_table", workers=workers)
 
 
 def assemble(runs: Path, *, data: PreparedData) -> Path:
@@ -275,12 +262,16 @@ def assemble(runs: Path, *, data: PreparedData) -> Path:
             cpu_hours=sum(point["cpu_seconds"] for row in rows for point in row["budgets"]) / 3600,
             statistic="standard deviation between seeds of one genome, pooled; bits per byte of the search text",
         ),
-        rows=summary(rows),
+        rows=summary(rows, texts["search"]["bytes"]),
     )  # fmt: skip
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each budget: what it costs, how far seeds lie apart, and how well its order is that of the largest."""
+def summary(rows: Sequence[Mapping[str, Any]], project_bytes: Sequence[int]) -> list[dict[str, Any]]:
+    """Of each budget: what it costs, how far seeds lie apart, and how well its order is that of the largest.
+
+    `text_error` is the standard error of the paired difference between neighbours on the front of bits per byte and
+    bytes, from resampling the projects of the search text; `text_error_share` is relative to the median difference.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["genome_id"], []).append(row)
@@ -303,9 +294,27 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "seed_deviation": statistics.fmean(spread) ** 0.5 if spread else None,
                 "genomes_with_seeds": len(spread),
                 "tau_with_last": None if tau is None or number == len(BUDGETS) - 1 else tau.tau,
+                **text_error([group[0]["budgets"][number] for group in groups.values()], project_bytes),
             }
         )
     return found
+
+
+def text_error(points: Sequence[Mapping[str, Any]], project_bytes: Sequence[int]) -> dict[str, float]:
+    """What the text resolves between neighbours on the front: a standard error, and its share of a difference."""
+    front: list[Mapping[str, Any]] = []
+    for point in sorted(points, key=lambda point: (point["artifact_bytes"], point["search"]["bits_per_byte"])):
+        if not front or point["search"]["bits_per_byte"] < front[-1]["search"]["bits_per_byte"]:
+            front.append(point)
+    errors, gaps = [], []
+    for first, second in itertools.pairwise(front):
+        parts = [{"bits": each["search"]["bits"], "bytes": project_bytes} for each in (second, first)]
+        found = paired_ratio(*parts)
+        assert found is not None
+        errors.append((found.high - found.low) / 2 / 1.96)
+        gaps.append(-found.value)
+    error, gap = statistics.median(errors), statistics.median(gaps)
+    return {"front": len(front), "text_error": error, "text_error_share": error / gap}
 
 
 def load() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.results_file import RESULTS, read
 from benchmarks.search_table import BUDGETS, SEEDS, TEXTS, genome_of, load, summary, wanted
 
 
@@ -25,7 +26,11 @@ def test_every_run_is_there_once_and_adds_up() -> None:
 def test_the_noise_floor_is_that_of_the_genomes_with_seeds() -> None:
     rows = load()
     repeated = {row["genome_id"] for row in rows if row["seed"]}
-    for line in summary(rows):
+    texts = json.loads(TEXTS.read_text(encoding="utf-8"))
+    stored = read(RESULTS / "search_table.json")["rows"]
+    found = summary(rows, texts["search"]["bytes"])
+    assert found == [pytest.approx(line) for line in stored], "the result file is that of the table"
+    for line in found:
         assert line["genomes_with_seeds"] == len(repeated)
         assert 0 < line["seed_deviation"] < 0.1
     assert SEEDS * len(repeated) == sum(row["genome_id"] in repeated for row in rows)

@@ -11,6 +11,8 @@ from small_parents import TEXTS, edit, small_parent
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.cli.main import main
+from codenas_hf.compression.squeezing import SqueezeGenome
+from codenas_hf.compression.vocabulary import VocabularyError
 from codenas_hf.folders import Release, StudyFolder
 from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.jobs import parents, squeeze_prepare
@@ -19,7 +21,6 @@ from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.squeeze import read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
 from codenas_hf.jobs.study import open_study
-from codenas_hf.measure.squeezed import SqueezeGenome, VocabularyError
 from codenas_hf.strict_yaml import SettingsError
 
 SPACE = """\

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from integer_space import Evaluate, IntegerSpace, Point
 from optuna.storages import InMemoryStorage
-from test_study import SETTINGS, Dies, Dying, searched, study_in, without_workers
+from test_study import SETTINGS, dies_between_writes, searched, study_in, without_workers
 
 from codenas_hf.engine.gaussian import GaussianProcess
-from codenas_hf.engine.journal import GuardedJournal
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.progress import Progress
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
@@ -165,20 +164,7 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(rungs: tup
 
 @pytest.mark.parametrize("writes", [7, 23])
 def test_a_restart_between_any_two_writes_changes_nothing(writes: int, tmp_path: Path) -> None:
-    small = dataclasses.replace(ADAPTIVE, generations=4, lag=(1, 2))
-    expected = without_workers(searched(study_in(InMemoryStorage(), small), small, workers=2, order=0))
-    for attempt in range(200):
-        storage = Dying(GuardedJournal(tmp_path / "j"))
-        study = study_in(storage, small)
-        study.recover(lambda trial: True)
-        storage.left = writes + attempt
-        try:
-            snapshot = searched(study, small, workers=2, order=attempt)
-            break
-        except Dies:
-            continue
-    assert attempt > 5
-    assert without_workers(snapshot) == expected
+    dies_between_writes(dataclasses.replace(ADAPTIVE, generations=4, lag=(1, 2)), writes, tmp_path / "j")
 
 
 def test_raising_the_generations_goes_on_as_if_it_had_been_so_from_the_start() -> None:

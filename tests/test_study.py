@@ -350,15 +350,19 @@ class Dying(JournalStorage):
 @pytest.mark.parametrize("writes", [7, 10, 23])
 def test_a_restart_between_any_two_writes_changes_nothing(writes: int, tmp_path: Path) -> None:
     """The leader dies after a number of writes that grows each time; the next takes over what is on the disk."""
-    small = dataclasses.replace(SETTINGS, generations=4)
-    expected = without_workers(searched(study_in(InMemoryStorage(), small), small, workers=2, order=0))
+    dies_between_writes(dataclasses.replace(SETTINGS, generations=4), writes, tmp_path / "j")
+
+
+def dies_between_writes(settings: SearchSettings, writes: int, journal: Path) -> None:
+    """A search whose leaders die one after the other ends as one that nobody disturbed."""
+    expected = without_workers(searched(study_in(InMemoryStorage(), settings), settings, workers=2, order=0))
     for attempt in range(200):
-        storage = Dying(GuardedJournal(tmp_path / "j"))
-        study = study_in(storage, small)
+        storage = Dying(GuardedJournal(journal))
+        study = study_in(storage, settings)
         study.recover(lambda trial: True)
         storage.left = writes + attempt
         try:
-            snapshot = searched(study, small, workers=2, order=attempt)
+            snapshot = searched(study, settings, workers=2, order=attempt)
             break
         except Dies:
             continue

@@ -17,7 +17,7 @@ from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
-from codenas_hf.jobs.train import _points, find_genome, train, train_genome
+from codenas_hf.jobs.train import find_genome, told_points, train, train_genome
 from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
@@ -149,7 +149,7 @@ def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: 
 
 def test_the_curve_is_said_in_bits_per_byte_and_not_too_often() -> None:
     said: list[str] = []
-    on_point = _points(2.0, watch=curve_lines(said.append))
+    on_point = told_points(2.0, watch=curve_lines(said.append))
     for second in range(1, 301):
         on_point({"step": second, "tokens": 100 * second, "seconds": float(second), "loss": 1.3862944}, second / 300)
     assert 5 < len(said) < 40

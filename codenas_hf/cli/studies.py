@@ -126,8 +126,7 @@ def launch_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--submit", action="store_true", help="also run the commands that are printed")
 
     def job(options: argparse.Namespace, settings: RunSettings) -> int:
-        from ..folders import StudyFolder
-        from ..jobs.launch import WHERE, Wanted  # loads torch
+        from ..jobs.launch import WHERE, Wanted, launch_folder  # loads torch
 
         wanted = Wanted(
             workers=options.workers,
@@ -138,7 +137,7 @@ def launch_verb(verb: argparse.ArgumentParser) -> Run:
             flavor=options.flavor,
             package=options.package,
         )
-        folder = options.out or StudyFolder(settings.folder / settings.study).launch
+        folder = options.out or launch_folder(settings)
         launch = WHERE[options.where](wanted, folder)
         for path in launch.write(folder):
             print(f"wrote     {path}")

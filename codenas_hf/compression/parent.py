@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +19,18 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..folders import read_json, whole_file, whole_folder, write_json
-from ..folders.files import CONFIG, PARENT, TOKENIZER, WEIGHTS
+from ..folders.files import PARENT, TOKENIZER, WEIGHTS
 from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
 from .quantize import Codes, as_stored, quantize, transposed
 from .squeezing import ParentShape, Piece, SqueezeGenome, mixed_format, pieces
-from .vocabulary import adopted, kept_entries, trimmed_tokenizer
+from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
 _IMPORTANCE, _KEPT = "importance.npz", "kept.npy"
 _SIZES = ("intermediate_size", "n_inner"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")
@@ -78,7 +76,7 @@ def adopt(
     with whole_folder(folder) as draft:
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         model.config.save_pretrained(draft)
-        _save_tokenizer(words, draft, special=special, chat_template=chat_template)
+        save_tokenizer(words, draft, special=special, chat_template=chat_template)
         write_json(
             draft / PARENT, {**facts, "shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
         )
@@ -126,7 +124,7 @@ class ParentFolder:
             kept = list(range(everything)) if size == everything else kept_entries(state, counts, keep=size)
             template = read_json(self.folder / "tokenizer_config.json").get("chat_template")
             with whole_folder(folder) as draft:
-                _save_tokenizer(
+                save_tokenizer(
                     trimmed_tokenizer(state, kept), draft, special=self.facts["special"], chat_template=template
                 )
                 np.save(draft / _KEPT, np.array(kept, np.int64))
@@ -382,26 +380,3 @@ def _shape(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], *, prunab
         base=".".join(base[:at]),
         prunable=prunable,
     )
-
-
-def _save_tokenizer(
-    state: Mapping[str, Any], folder: Path, *, special: Sequence[str], chat_template: str | None
-) -> None:
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        bos_token=special[0],
-        eos_token=special[0],
-        pad_token=special[-1],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        extra_special_tokens={f"{text.strip('<|>')}_token": text for text in special[1:-1]},
-    )
-    fast.save_pretrained(str(folder))
-    path = folder / "tokenizer_config.json"
-    value = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if chat_template is not None:
-        value["chat_template"] = chat_template
-    write_json(path, value)
-
-
-__all__ = ["CONFIG", "ParentFolder", "adopt", "fill"]

@@ -193,7 +193,7 @@ class SqueezeSpace:
         if {len(genome.attention), len(genome.feed_forward)} != {sections}:
             return f"attention and feed_forward must have a format for each of {sections} sections"
         if not {len(genome.neurons), len(genome.groups)} <= ({1} if self.choices.equal_layers else {1, sections}):
-            return "neurons and groups differ between layers; `squeeze_free` has such genomes"
+            return "neurons and groups differ between layers; the choices want equal ones"
         flat = self._flat(genome)
         for name, value in flat.items():
             if value not in self.genes[name]:

@@ -8,7 +8,9 @@ with the two parts that merge into it, so each kept merge still happens in its o
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ..folders import read_json, write_json
 
 _NUM_BYTES = 256
 _TOKENS_PER_ENTRY = 20  # of the corpus, below which counts are mostly chance
@@ -261,3 +265,31 @@ def _renumber(node: Any, ids: Mapping[str, int]) -> None:
     elif isinstance(node, list):
         for value in node:
             _renumber(value, ids)
+
+
+def save_tokenizer(
+    state: Mapping[str, Any], folder: Path, *, special: Sequence[str], chat_template: str | None
+) -> None:
+    """Writes a tokenizer under a class that all versions of transformers know.
+
+    Args:
+        state: what `tokenizer.json` holds.
+        folder: where to.
+        special: start (and end) of text first, padding last, between them what else is special.
+        chat_template: None for none.
+    """
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=special[0],
+        eos_token=special[0],
+        pad_token=special[-1],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={f"{text.strip('<|>')}_token": text for text in special[1:-1]},
+    )
+    fast.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    value = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat_template is not None:
+        value["chat_template"] = chat_template
+    write_json(path, value)

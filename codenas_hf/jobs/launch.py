@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..engine.storage import shown_url
-from ..folders import whole_file
+from ..folders import StudyFolder, whole_file
 from ..hardware import Hardware
 from ..strict_yaml import SettingsError
 from .settings import RunSettings
@@ -145,6 +145,11 @@ class Launch:
         for line in self.submit:
             status = status or subprocess.run(shlex.split(line), check=False).returncode
         return status
+
+
+def launch_folder(settings: RunSettings) -> Path:
+    """Where the files of a study's launch go unless something else is said."""
+    return StudyFolder(settings.folder / settings.study).launch
 
 
 def local(wanted: Wanted, folder: Path) -> Launch:

@@ -13,13 +13,16 @@ from typing import Any
 import yaml
 from huggingface_hub import hf_hub_download, model_info
 
+from ..compression.gguf import ARCHITECTURES
+from ..compression.parent import ParentFolder, adopt
+from ..compression.vocabulary import check_tokenizer
 from ..data import PreparedData
 from ..data.storage import content_key, file_sha256
 from ..data.tokenizer import SPECIAL_TOKENS
 from ..folders import Release, read_json
 from ..folders.files import CONFIG, PARENT, TOKENIZER
 from ..generation.loading import HUB_ID, load_model
-from ..measure.squeezed import ARCHITECTURES, ParentFolder, adopt, check_tokenizer, count_tokens, tokenizer_of
+from ..measure.squeezed import count_tokens, tokenizer_of
 
 Say = Callable[[str], None]
 

@@ -150,29 +150,16 @@ def search(
         return SearchOutcome(result, folder)
     winner = None
     if result.winner is not None:
-        assert result.winner.evaluation is not None
-        problem = brought(result.winner.evaluation, share=evaluator.share)
-        if problem is not None:
-            say(f"again     the winner's weights are not here and are trained again: {problem}")
-        seconds = finish_seconds(
+        winner = _finished(
             result,
-            settings,
-            plan=read_plan(folder) if settings.search.time is not None else None,
-            elapsed_s=time.monotonic() - started,
-            workers=settings.search.workers_per_rank or hardware.count,
+            evaluator,
+            settings=settings,
+            folder=folder,
+            hardware=hardware,
+            started=started,
+            say=say,
+            watch=watch,
         )
-        if seconds:
-            winner = finish_winner(
-                result.winner,
-                folder=folder,
-                settings=settings,
-                seconds=seconds,
-                hardware=hardware,
-                say=say,
-                watch=watch,
-            )
-        else:
-            winner = _released(result, folder, settings=settings, evaluator=evaluator, say=say)
     flattery = Flattery.of(StudyView(name=settings.study, result=result))
     if flattery is not None:
         say(f"texts     {flattery.line()}")
@@ -181,6 +168,38 @@ def search(
     if winner is not None and settings.publish.repo_id is not None:
         published = tuple(publish(folder, **to_mapping(settings.publish)))
     return SearchOutcome(result, folder, winner, report, published)
+
+
+def _finished(
+    result: SearchResult,
+    evaluator: CandidateEvaluator,
+    *,
+    settings: RunSettings,
+    folder: Path,
+    hardware: Hardware,
+    started: float,
+    say: Say,
+    watch: Watch | None,
+) -> Path:
+    """The release of the winner, trained on for as long as the settings say."""
+    winner = result.winner
+    assert winner is not None
+    assert winner.evaluation is not None
+    problem = brought(winner.evaluation, share=evaluator.share)
+    if problem is not None:
+        say(f"again     the winner's weights are not here and are trained again: {problem}")
+    seconds = finish_seconds(
+        result,
+        settings,
+        plan=read_plan(folder) if settings.search.time is not None else None,
+        elapsed_s=time.monotonic() - started,
+        workers=settings.search.workers_per_rank or hardware.count,
+    )
+    if not seconds:
+        return _released(result, folder, settings=settings, evaluator=evaluator, say=say)
+    return finish_winner(
+        winner, folder=folder, settings=settings, seconds=seconds, hardware=hardware, say=say, watch=watch
+    )
 
 
 def _released(

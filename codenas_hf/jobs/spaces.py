@@ -9,8 +9,8 @@ import numpy as np
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
+from ..compression.squeezing import SqueezeGenome
 from ..hardware import Hardware
-from ..measure.squeezed import SqueezeGenome
 from ..report.cells import format_value
 from ..strict_yaml import read_yaml
 from .settings import RunSettings, config_path

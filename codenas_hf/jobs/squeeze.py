@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..compression.squeeze_space import SqueezeSpace
+from ..compression.squeezing import SqueezeGenome
 from ..engine import IdentityError, Objectives, SearchResult, Seeded, run_search
 from ..folders import keep_sockets_short
 from ..hardware import Hardware, is_main_process
-from ..measure.squeezed import SqueezeGenome, SqueezeSpace
 from ..report.curve import Watch
 from ..strict_yaml import SettingsError, read_yaml, to_mapping
 from .parents import find_parent
@@ -83,7 +84,9 @@ def squeeze(
         raise SettingsError("a squeeze is not planned by `search.time`: set search.generations and search.population")
     choices = load_choices(settings.space)
     if not choices.equal_layers:
-        raise SettingsError(f"`space` {settings.space} has unequal layers, which cannot be written yet: take squeeze")
+        raise SettingsError(
+            f"`space` {settings.space} has unequal layers, which no release holds yet: set equal_layers: true in it"
+        )
     applied = None if genome is None else read_squeeze_genome(genome)
     source = find_parent(settings.squeeze.parent)
     hardware = Hardware.discover(settings.device)

@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..compression.formats import BLOCKS
+from ..compression.gguf import write_gguf
+from ..compression.parent import ParentFolder
+from ..compression.squeeze_space import SqueezeChoices
+from ..compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
 from ..folders import read_json
 from ..generation.llama_cpp import LlamaCppRuntime, is_installed
 from ..measure.latency import default_protocol, device_fingerprint, non_negative_least_squares
-from ..measure.squeezed import (
-    BLOCKS,
-    ParentFolder,
-    ParentShape,
-    SqueezeChoices,
-    SqueezeGenome,
-    mixed_format,
-    pieces,
-    write_gguf,
-)
 from ..measure.timing import TimingProtocol, measure_latency
 from .files import time_runtime
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..compression.parent import ParentFolder
+from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace
 from ..data import PreparedData
 from ..data.tokenizer import load_backend
 from ..folders import StudyFolder, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.score import score_passages
-from ..measure.squeezed import ParentFolder, SqueezeChoices, SqueezeEvaluator, SqueezeSpace
+from ..measure.squeezed import SqueezeEvaluator
 from ..strict_yaml import SettingsError, dump, from_mapping, read_yaml, to_mapping
 from .parents import Source, prepare_parent, training_texts, vocabularies
 from .settings import RunSettings, config_path
@@ -63,7 +65,7 @@ def load_choices(name: str) -> SqueezeChoices:
     values = read_yaml(path)
     if "genes" in values:
         raise SettingsError(
-            f"`space` {name} is of architectures; a squeeze wants squeeze, squeeze_free or such a file"
+            f"`space` {name} is of architectures; a squeeze wants one like configs/spaces/squeeze.yaml"
         )
     return from_mapping(SqueezeChoices, values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
+from ..compression.quantize import store_in
+from ..compression.squeezing import SqueezeGenome, mixed_format, pieces
 from ..engine import Budget, Rung, TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import (
@@ -33,16 +35,17 @@ from ..hardware import Hardware, is_main_process
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
-from ..measure.squeezed import SqueezeGenome, mixed_format, pieces, store_in
 from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
-from ..report.curve import CurvePoint, Watch, curve_lines
+from ..report.curve import Watch, curve_lines
 from ..strict_yaml import dump, to_mapping
 from ..training import TrainResult, latest_checkpoint
 from .files import measure_gguf
+from .release import trial_origin
 from .settings import RunSettings
 from .squeeze_prepare import Prepared
+from .train import told_points, training_facts
 from .wanted import objective_limits
 
 Say = Callable[[str], None]
@@ -86,9 +89,12 @@ def heal_and_release(
     started = time.perf_counter()
     model = torch.nn.Module.to(evaluator.model(genome), device)
     leak_gate(model, vocab_size=genome.vocab_size)
-    trained = None
+    trained, training = None, Training()
     if budget is not None and budget.amount:
-        trained = _healed(model, genome, ready, settings=settings, folder=study, budget=budget, say=say, watch=watch)
+        trained, processes = _healed(
+            model, genome, ready, settings=settings, folder=study, budget=budget, say=say, watch=watch
+        )
+        training = training_facts(trained, budget=budget, settings=settings, processes=processes)
     if not is_main_process():
         return release.folder
     seconds = {"train": time.perf_counter() - started}
@@ -100,7 +106,7 @@ def heal_and_release(
         ready,
         settings=settings,
         release=release,
-        trained=trained,
+        training=training,
         trial=trial,
         seconds=seconds,
         say=say,
@@ -117,8 +123,8 @@ def _healed(
     budget: Budget,
     say: Say,
     watch: Watch | None,
-) -> TrainResult:
-    """Trains the model in place, on every process of the launcher."""
+) -> tuple[TrainResult, int]:
+    """Trains the model in place, on every process of the launcher; what it did, and how many they were."""
     evaluator = ready.evaluator
     device = next(model.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
@@ -129,26 +135,18 @@ def _healed(
     tokens = evaluator.tokens(genome.vocab_size)
     heal = settings.squeeze.heal
     say(f"heal      {heal.moves} of {genome.genome_id} for {budget} on {accelerator.num_processes} x {device.type}")
-    told = watch or curve_lines(say)
-
-    def on_point(point: Mapping[str, float], share: float) -> None:
-        bits = point["loss"] / math.log(2) / tokens.bytes_per_token
-        told(
-            CurvePoint(
-                step=int(point["step"]),
-                tokens=int(point["tokens"]),
-                seconds=point["seconds"],
-                bits_per_byte=bits,
-                share=share,
-            )
-        )
-
     result = evaluator.healed(
-        model, genome, Rung(0, budget), folder=state, state=resume, accelerator=accelerator, on_point=on_point
+        model,
+        genome,
+        Rung(0, budget),
+        folder=state,
+        state=resume,
+        accelerator=accelerator,
+        on_point=told_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
     )
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return result
+    return result, accelerator.num_processes
 
 
 def _released(
@@ -158,7 +156,7 @@ def _released(
     *,
     settings: RunSettings,
     release: Release,
-    trained: TrainResult | None,
+    training: Training,
     trial: TrialRecord | None,
     seconds: dict[str, float],
     say: Say,
@@ -183,7 +181,9 @@ def _released(
     )
     record = Record(
         genome=_architecture(model),
-        origin=_origin(trial, settings=settings),
+        origin=Origin(kind="file", name="squeeze genome", limits=objective_limits(settings.limits))
+        if trial is None
+        else trial_origin(trial, settings=settings),
         trial=None if trial is None else Trial(rung=trial.rung, number=trial.number, **known),
         squeezed=Squeezed(
             parent=ready.source.name,
@@ -193,14 +193,15 @@ def _released(
             genome_id=genome.genome_id,
             parent_bits_per_byte=parent_score.bits_per_byte,
             parent_parameters=sum(math.prod(shape) for shape in ready.parent.shape.shapes.values()),
-            healing=None if trained is None else f"{words}, {trained.tokens:,} tokens",
+            healing=None if training.tokens is None else f"{words}, {training.tokens:,} tokens",
         ),
-        training=_training(trained, settings=settings),
+        training=training,
         measured=Measured(
             **score.facts(),  # type: ignore[arg-type]  # its names are fields
             window_tokens=settings.candidate.window_tokens or settings.train.sequence_length,
             context_tokens=context_tokens(model),
             bytes_per_token=score.num_bytes / score.num_tokens,
+            bits_by_project=score.bits_by_project,
             latency=LatencyFacts(**latency.to_dict()),
         ),
         seconds=seconds,
@@ -234,36 +235,6 @@ def _parent_score(ready: Prepared, *, settings: RunSettings, device: torch.devic
     passages = evaluator.passages(parent.shape.vocab_size, "report", max_bytes=settings.final_score_bytes)
     model = torch.nn.Module.to(parent.model(None), device)
     return score_passages(model, passages, batch_size=settings.candidate.batch_windows)
-
-
-def _training(trained: TrainResult | None, *, settings: RunSettings) -> Training:
-    if trained is None:
-        return Training()
-    return Training(
-        budget=str(settings.squeeze.heal_budget),
-        steps=trained.steps,
-        tokens=trained.tokens,
-        bytes=trained.bytes,
-        seconds=trained.seconds,
-        tokens_per_second=trained.tokens_per_second if math.isfinite(trained.tokens_per_second) else None,
-        precision=trained.precision,
-        fim_rate=settings.train.fim_rate,
-        curve=tuple(dict(point) for point in trained.curve),
-    )
-
-
-def _origin(trial: TrialRecord | None, *, settings: RunSettings) -> Origin:
-    limits = objective_limits(settings.limits)
-    if trial is None:
-        return Origin(kind="file", name="squeeze genome", limits=limits)
-    return Origin(
-        kind="study",
-        name=settings.study,
-        rung=trial.rung,
-        number=trial.number,
-        policy=settings.search.policy,
-        limits=limits,
-    )
 
 
 def _architecture(model: PreTrainedModel) -> dict[str, Any] | None:

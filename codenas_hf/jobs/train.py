@@ -229,7 +229,7 @@ def train_genome(
         folder=state,
         resume_from=resume,
         accelerator=accelerator,
-        on_point=_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
+        on_point=told_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
         stored=lambda trained: as_shipped(trained, settings.ship),
     )
     accelerator.wait_for_everyone()
@@ -243,10 +243,9 @@ def train_genome(
     model = accelerator.unwrap_model(model)
     if start is not None and settings.train.sequence_length > (context_tokens(model) or math.inf):
         model.config.max_position_embeddings = settings.train.sequence_length
-    training = _facts(result, budget=budget, settings=settings, processes=accelerator.num_processes)
-    record = Record(
-        origin=origin or found, start=known, trial=trial, training=training, seconds={"train": result.seconds}
-    )
+    facts = training_facts(result, budget=budget, settings=settings, processes=accelerator.num_processes)
+    seconds = {"train": result.seconds}
+    record = Record(origin=origin or found, start=known, trial=trial, training=facts, seconds=seconds)
     return _measured_release(model, genome, folder=folder, settings=settings, data=data, record=record, say=say)
 
 
@@ -271,7 +270,7 @@ def _measured_release(
     return release_model(model, genome, folder=folder, settings=settings, data=data, record=record)
 
 
-def _facts(result: TrainResult, *, budget: Budget, settings: RunSettings, processes: int) -> Training:
+def training_facts(result: TrainResult, *, budget: Budget, settings: RunSettings, processes: int) -> Training:
     """What the record says of a training."""
     return Training(
         budget=str(budget),
@@ -315,7 +314,7 @@ def _trackers(settings: RunSettings) -> list[str] | None:
     return list(settings.log_with) or None
 
 
-def _points(bytes_per_token: float, *, watch: Watch) -> Callable[[Mapping[str, float], float], None]:
+def told_points(bytes_per_token: float, *, watch: Watch) -> Callable[[Mapping[str, float], float], None]:
     """The points of the loop, whose loss is in nats per token, as `watch` takes them."""
 
     def on_point(point: Mapping[str, float], share: float) -> None:

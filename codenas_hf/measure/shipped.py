@@ -21,7 +21,7 @@ from ..architecture.genome import Genome
 from ..architecture.space import stock_view
 from ..architecture.stock import StockRow, find_row
 from ..compression.formats import FORMATS, Format
-from ..compression.formats import SHIPPED as SHIPPED
+from ..compression.formats import SHIPPED as SHIPPED  # what a study can ship is asked here
 from ..compression.gguf import Layout, check_architecture, file_layout
 from ..compression.quantize import stored_bytes, stored_weights
 from ..folders import folder_bytes

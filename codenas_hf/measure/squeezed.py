@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ..compression.formats import BLOCKS
-from ..compression.gguf import ARCHITECTURES, write_gguf
-from ..compression.parent import ParentFolder, adopt
+from ..compression.parent import ParentFolder
 from ..compression.quantize import store_in
-from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace
-from ..compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
+from ..compression.squeeze_space import SqueezeSpace
+from ..compression.squeezing import SqueezeGenome, mixed_format, pieces
 from ..compression.vocabulary import VocabularyError, check_tokenizer
 from ..compression.vocabulary import count_tokens as count_in
 from ..data import PreparedData
@@ -40,27 +38,6 @@ from .candidate import CandidateSettings, Stopwatch, unstarted_device
 from .checkpoints import ARTIFACT, TRAINING, training_state
 from .provenance import provenance
 from .score import leak_gate, score_passages
-
-__all__ = [
-    "ARCHITECTURES",
-    "BLOCKS",
-    "ParentFolder",
-    "ParentShape",
-    "SqueezeChoices",
-    "SqueezeEvaluator",
-    "SqueezeGenome",
-    "SqueezeSettings",
-    "SqueezeSpace",
-    "VocabularyError",
-    "adopt",
-    "check_tokenizer",
-    "count_tokens",
-    "mixed_format",
-    "pieces",
-    "store_in",
-    "tokenizer_of",
-    "write_gguf",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +154,7 @@ class SqueezeEvaluator:
         measurements: dict[str, Any] = {"decode_ms_predicted": known["decode_ms"]}
         with watch.on("build"):
             model = self.model(genome)
-            nn_to(model, device)
+            torch.nn.Module.to(model, device)
             passages = self.passages(genome.vocab_size, "search", max_bytes=self.settings.score_bytes)
         with watch.on("gate"):
             leak_gate(model, vocab_size=genome.vocab_size)
@@ -204,6 +181,7 @@ class SqueezeEvaluator:
         with watch.on("evaluate"):
             score = score_passages(model, passages, batch_size=self.settings.batch_windows)
         measurements |= {name: value for name, value in score.facts().items() if name != "bits_per_byte"}
+        measurements["bits_by_project"] = score.bits_by_project
         measurements["num_parameters"] = model.num_parameters()
         return Evaluation(
             objectives={"bits_per_byte": score.bits_per_byte, **known},
@@ -267,7 +245,7 @@ class SqueezeEvaluator:
             stack.enter_context(moving(model, self.heal.moves, rank=self.heal.rank, seed=self.train.seed))
             if self.heal.distil:
                 teacher = self.parent.model(None)
-                nn_to(teacher, device)
+                torch.nn.Module.to(teacher, device)  # transformers' own method has another signature
                 kept = torch.from_numpy(self.parent.kept(genome.vocab_size))
                 cache = self.data.folder / "teacher" / self.parent.facts["digest"][:12]
                 stack.enter_context(taught(model, teacher, settings=self.heal.teach, kept=kept, cache=cache))
@@ -287,8 +265,3 @@ class SqueezeEvaluator:
         path = evaluation.checkpoint
         if path is not None and path.parent.resolve() == self.folder.resolve():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def nn_to(model: torch.nn.Module, device: torch.device) -> None:
-    """Moves a model; transformers' own method has another signature."""
-    torch.nn.Module.to(model, device)

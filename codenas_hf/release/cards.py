@@ -40,15 +40,7 @@ TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 # What the tokenizer calls the pieces of a gap to be filled.
 FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 # Of an evaluation's many numbers those that a card shows; the others stand in the evaluation's file beside it.
-SUITE_METRICS = (
-    "bits_per_byte",
-    "pass@1",
-    "pass@10",
-    "collapse_rate",
-    "parse_rate",
-    "line_exact_match",
-    "exact_match",
-)
+SUITE_METRICS = "bits_per_byte pass@1 pass@10 collapse_rate parse_rate line_exact_match exact_match".split()
 RESULTS = Table(
     "evaluation",
     "Evaluation",

@@ -100,8 +100,7 @@ def write_release(
             f"`vocab_size` {model.config.vocab_size}; build it with that `vocab_size`"
         )
     released, reasons = _to_release(model, words, stock=stock)
-    folder = Path(folder)
-    name = form.name if isinstance(form, Format) else form
+    folder, name = Path(folder), form.name if isinstance(form, Format) else form
     with whole_folder(folder) as draft:
         written = Release(draft)
         if form is not None and name is not None:
