@@ -1,16 +1,18 @@
-"""Bits per byte at equal bytes and equal training time: `python -m benchmarks.quality`.
+"""Bits per byte at equal bytes and equal processor time: `python -m benchmarks.quality`.
 
 Three kinds of arms, on one machine, with one data set, each with `--seeds` seeds:
-(a) `trainer`: each baseline shape with `transformers.Trainer`, AdamW, cosine over the wall clock, its learning rate
-    swept over at least five values (wider where the best lies at the edge); the best is used, the sweep is published;
-(b) `loop`: the same shapes with the package's loop, and at fractions of the time, for the time to (a)'s result
+(a) `trainer`: each baseline shape with `transformers.Trainer`, AdamW, cosine over the steps, its learning rate swept
+    over at least five values (wider where the best lies at the edge) with one seed, then the best and its two
+    neighbours with all seeds; the best mean is used, the sweep is published;
+(b) `loop`: the same shapes with the package's loop, and at fractions of the steps, for the time to (a)'s result
     (`--swept` names the baselines that get (a) and the fractions, where all of them would take too long);
 (c) `ours`: genomes from a search under the same byte limit (`--ours FILE ...`) with the package's loop.
 
-Each run is a process of its own with one thread; `--workers` run at a time. What is finished is found again: stop it
-and start it as you like. The result file is written at the end, from all runs asked for. Example, about
-nine hours on two cores:
-`python -m benchmarks.quality --size 2mb --minutes-per-arm 15 --ours configs/genomes/searched_2mb.yaml`
+An arm's minutes become steps once, by the seconds that a step of its shape takes in its trainer, alone on one core
+(measured first; nothing else may run then). So a busy machine delays the table and does not change it. Each run is a
+process of its own with one thread; `--workers` run at a time. What is finished is found again, by code and data: stop
+it and start it as you like. The result file is written at the end, from all runs asked for. Example:
+`python -m benchmarks.quality --minutes-per-arm 10 --ours configs/genomes/searched_4mb.yaml`
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.pool import work_off
 from benchmarks.results_file import protocol, target, write
@@ -36,6 +38,8 @@ from codenas_hf.architecture.genome import Genome
 from codenas_hf.data import CorpusSettings, PreparedData, Tokens, prepare_data
 from codenas_hf.data.tokenizer import TokenizerSettings
 from codenas_hf.engine import Budget
+from codenas_hf.engine.intervals import t_quantile
+from codenas_hf.folders import read_json, write_json
 from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.measure.candidate import round_weights, save_artifact
 from codenas_hf.measure.score import score_passages
@@ -46,8 +50,7 @@ FAMILIES = ("llama_l8h512", "gpt2_scaled", "mobilellm_scaled", "golf_baseline")
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 FRACTIONS = (0.2, 0.4)
 LENGTH, SEQUENCES, SCORE_BYTES = 256, 4, 500_000
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+TIMED_STEPS, TIMED_REPEATS = 12, 3
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Run:
         rate = "" if self.rate is None else f"-rate{self.rate:g}"
         return f"{self.kind}-{Path(self.genome).stem}-{self.minutes:g}min{rate}-seed{self.seed}"
 
+    @property
+    def speed(self) -> str:
+        """What has its own speed: a shape in a trainer."""
+        return f"{'trainer' if self.kind == 'trainer' else 'loop'} {Path(self.genome).stem}"
+
 
 class Rows(IterableDataset[dict[str, Any]]):
     """The same packed rows, in the same order, as the package's loop takes them."""
@@ -82,70 +90,63 @@ class Rows(IterableDataset[dict[str, Any]]):
             step += 1
 
 
-class StopByClock(TrainerCallback):
-    """Ends the training when its time is over."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.start = seconds, time.perf_counter()
-
-    def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
-        """Starts the clock where the training starts."""
-        self.start = time.perf_counter()
-
-    def share(self) -> float:
-        """Share of the time that is over."""
-        return (time.perf_counter() - self.start) / self.seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stops at the end."""
-        control.should_training_stop = self.share() >= 1
-
-
-def with_trainer(model: CodeNASForCausalLM, tokens: Tokens, run: Run) -> tuple[int, float]:
-    """Trains with `Trainer` for the run's minutes; returns steps and seconds."""
+def with_trainer(model: CodeNASForCausalLM, tokens: Tokens, run: Run, *, steps: int) -> float:
+    """Trains with `Trainer`; returns seconds."""
     assert run.rate is not None
-    clock = StopByClock(60 * run.minutes)
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=run.rate, betas=(0.9, 0.95), fused=True)
 
     def factor(step: int) -> float:
-        share = min(1.0, clock.share()) if step else 0.0
-        return min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+        return min(1.0, (step + 1) / 50) * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     half = resolve_precision("auto", device=torch.device("cpu")) is torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=10**9, per_device_train_batch_size=SEQUENCES, report_to=[], bf16=half,
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=SEQUENCES, report_to=[], bf16=half,
             save_strategy="no", disable_tqdm=True, logging_steps=1000, use_cpu=True, max_grad_norm=1.0, seed=run.seed,
         )  # fmt: skip
         trainer = Trainer(
             model=model, args=arguments, train_dataset=Rows(tokens, run.seed), optimizers=(optimizer, schedule),
-            callbacks=[clock],
         )  # fmt: skip
+        started = time.perf_counter()
         trainer.train()
-    return int(trainer.state.global_step), time.perf_counter() - clock.start
+        return time.perf_counter() - started
 
 
-def execute(run: Run, *, data: PreparedData, folder: Path) -> None:
-    """Trains, rounds to bfloat16, weighs, scores on held-out projects; writes the run's result."""
-    torch.set_num_threads(1)
+def trained(run: Run, *, data: PreparedData, steps: int) -> tuple[CodeNASForCausalLM, float]:
+    """A run's model after so many steps, and the seconds that they took."""
     genome = Genome.from_yaml(run.genome)
     tokens = data.tokens(genome.vocab_size, "train")
     config = genome.to_config(bos_token_id=0, eos_token_id=0, pad_token_id=7)
     if run.kind == "trainer":
         torch.manual_seed(run.seed)
         model = CodeNASForCausalLM(config)
-        steps, seconds = with_trainer(model, tokens, run)
-    else:
-        settings = TrainSettings(sequence_length=LENGTH, tokens_per_step=LENGTH * SEQUENCES, seed=run.seed)
-        built = build_model(CodeNASForCausalLM, config, settings=settings.optim, seed=run.seed)
-        assert isinstance(built, CodeNASForCausalLM)
-        model = built
-        result = train(model, tokens, Budget("seconds", 60 * run.minutes), settings=settings)
-        steps, seconds = result.steps, result.seconds
+        return model, with_trainer(model, tokens, run, steps=steps)
+    settings = TrainSettings(sequence_length=LENGTH, tokens_per_step=LENGTH * SEQUENCES, seed=run.seed)
+    built = build_model(CodeNASForCausalLM, config, settings=settings.optim, seed=run.seed)
+    assert isinstance(built, CodeNASForCausalLM)
+    return built, train(built, tokens, Budget("steps", steps), settings=settings).seconds
+
+
+def seconds_a_step(run: Run, *, data: PreparedData) -> float:
+    """The fastest of some short trainings, their beginnings left out."""
+    torch.set_num_threads(1)
+    found = []
+    for _ in range(TIMED_REPEATS):
+        short, long = (trained(run, data=data, steps=steps)[1] for steps in (2, 2 + TIMED_STEPS))
+        found.append((long - short) / TIMED_STEPS)
+    return min(found)
+
+
+def execute(run: Run, *, data: PreparedData, folder: Path, step_seconds: float) -> None:
+    """Trains, rounds to bfloat16, weighs, scores on held-out projects; writes the run's result."""
+    torch.set_num_threads(1)
+    steps = max(1, round(60 * run.minutes / step_seconds))
+    model, seconds = trained(run, data=data, steps=steps)
+    genome = Genome.from_yaml(run.genome)
     round_weights(model, torch.bfloat16)
     with tempfile.TemporaryDirectory() as temporary:
         size = save_artifact(model, tokenizer=data.tokenizer(genome.vocab_size), folder=Path(temporary))
@@ -155,9 +156,7 @@ def execute(run: Run, *, data: PreparedData, folder: Path) -> None:
     except ValueError:  # a rate of the sweep under which it diverged
         bits = None
     outcome = asdict(run) | {"bits_per_byte": bits, "artifact_bytes": size, "steps": steps, "train_seconds": seconds}
-    temporary_file = folder / f".{run.name}.json"
-    temporary_file.write_text(json.dumps(outcome), encoding="utf-8")
-    temporary_file.rename(folder / f"{run.name}.json")
+    write_json(folder / f"{run.name}.json", outcome)
 
 
 def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
@@ -181,7 +180,11 @@ def wanted(done: Mapping[str, Any], arguments: argparse.Namespace) -> list[Run]:
                 elif best == rates[-1]:
                     rates = [*rates, best * 2]
                 else:
-                    runs += [Run("trainer", genome, seed, minutes, best) for seed in range(1, arguments.seeds)]
+                    place = rates.index(best)
+                    near = rates[place - 1 : place + 2]
+                    runs += [
+                        Run("trainer", genome, seed, minutes, r) for seed in range(1, arguments.seeds) for r in near
+                    ]
                     break
         if "loop" in arguments.arms:
             runs += [Run("loop", genome, seed, minutes) for seed in range(arguments.seeds + arguments.more_seeds)]
@@ -198,7 +201,7 @@ def interval(values: list[float]) -> tuple[float, float | None, float | None]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
-    half = T95.get(len(values) - 1, 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
@@ -220,7 +223,6 @@ def summarise(done: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[l
                 "arm": key[0], "genome": key[1], "minutes": key[2], "learning_rate": key[3], "seeds": len(outcomes),
                 "bits_per_byte": mean, "interval": None if low is None else [low, high],
                 "artifact_bytes": first["artifact_bytes"], "steps": first["steps"],
-                # A clock gives each seed the steps that the machine had time for.
                 "by_seed": {
                     str(seed): {"steps": o["steps"], "bits_per_byte": o["bits_per_byte"]}
                     for seed, o in sorted(outcomes.items())
@@ -292,14 +294,25 @@ def prepare(arguments: argparse.Namespace) -> PreparedData:
     )
 
 
+def step_speeds(runs: list[Run], *, data: PreparedData, kept: Path) -> dict[str, float]:
+    """Seconds a step of each shape in its trainer, measured once."""
+    known: dict[str, float] = read_json(kept) if kept.exists() else {}
+    for run in runs:
+        if run.speed not in known:
+            known[run.speed] = seconds_a_step(run, data=data)
+            print(f"{run.speed}: {1000 * known[run.speed]:.0f} ms a step", flush=True)
+            write_json(kept, known)
+    return known
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes-per-arm", type=float, default=15.0)
+    parser.add_argument("--minutes-per-arm", type=float, default=10.0)
     parser.add_argument("--arms", nargs="+", default=["trainer", "loop", "ours"], choices=["trainer", "loop", "ours"])
     parser.add_argument("--baselines", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--swept", nargs="*", choices=FAMILIES, help="baselines with a Trainer sweep; default: all")
-    parser.add_argument("--size", default="2mb", choices=["1mb", "2mb", "4mb", "55mb"])
+    parser.add_argument("--size", default="4mb", choices=["1mb", "2mb", "4mb", "55mb"])
     parser.add_argument("--ours", nargs="*", type=Path, default=[], help="genome files from a search of that size")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--more-seeds", type=int, default=0, help="more for whole loop and ours: narrower intervals")
@@ -313,36 +326,39 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Works through the runs, `--workers` at a time, then writes the result file."""
     arguments = parse()
-    results = arguments.folder / "results"
-    results.mkdir(parents=True, exist_ok=True)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     note = arguments.folder / "data.json"
     if arguments.run:
-        data = PreparedData.from_dict(json.loads(note.read_text(encoding="utf-8")), beside=note.parent)
-        execute(Run(**json.loads(arguments.run)), data=data, folder=results)
+        data = PreparedData.from_dict(read_json(note), beside=note.parent)
+        asked, folder, step_seconds = json.loads(arguments.run)
+        execute(Run(**asked), data=data, folder=Path(folder), step_seconds=step_seconds)
         return
     data = prepare(arguments)
-    note.write_text(json.dumps(data.to_dict(beside=note.parent)), encoding="utf-8")
+    write_json(note, data.to_dict(beside=note.parent))
+    facts = protocol(
+        threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
+        more_seeds=arguments.more_seeds, context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, text="report text",
+        scored_bytes=SCORE_BYTES, data=data.digest[:16], size=arguments.size, baselines=list(arguments.baselines),
+        note="ours may come from a search on the same training and search texts, never on this report text",
+    )  # fmt: skip
+    results = arguments.folder / f"{data.digest[:12]}-{facts['commit']}"
+    results.mkdir(exist_ok=True)
+    speeds = step_speeds(wanted({}, arguments), data=data, kept=results / "step_seconds.json")
 
     def runs() -> dict[Path, list[str]]:
-        words = ["--folder", str(arguments.folder), "--run"]
-        return {
-            results / f"{run.name}.json": [*words, json.dumps(asdict(run))]
-            for run in wanted(read_done(results), arguments)
-        }
+        found = {}
+        for run in wanted(read_done(results), arguments):
+            about = json.dumps([asdict(run), str(results), speeds[run.speed]])
+            found[results / f"{run.name}.json"] = ["--folder", str(arguments.folder), "--run", about]
+        return found
 
     failed = work_off(runs, module="benchmarks.quality", workers=arguments.workers, keep_going=True)
     done = read_done(results)
     wanted_names = {run.name for run in wanted(done, arguments)}
     rows, goals = summarise({name: value for name, value in done.items() if name in wanted_names}, arguments)
-    facts = protocol(
-        threads=1, workers=arguments.workers, minutes=arguments.minutes_per_arm, seeds=arguments.seeds,
-        more_seeds=arguments.more_seeds,
-        context=LENGTH, tokens_per_step=LENGTH * SEQUENCES, scored_bytes=SCORE_BYTES, data=data.digest[:16],
-        size=arguments.size, failed_runs=sorted(path.stem for path in failed), baselines=list(arguments.baselines),
-        note="a search on this machine may have scored its candidates on some of the same held-out projects",
-    )  # fmt: skip
-    name = f"quality_{arguments.size}_{arguments.minutes_per_arm:g}min"
-    print(write(name, protocol=facts, rows=rows, targets=goals))
+    facts |= {"step_ms": {name: round(1000 * value, 1) for name, value in speeds.items()}}
+    facts |= {"failed_runs": sorted(path.stem for path in failed)}
+    print(write(f"quality_{arguments.size}", protocol=facts, rows=rows, targets=goals))
 
 
 if __name__ == "__main__":

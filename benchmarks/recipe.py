@@ -7,7 +7,8 @@ table and does not change it. Arms share batches and initial weights by seed, so
 is how much lower bits per byte are than with the defaults of the same seed.
 
 Each run is a process of its own with one thread, `--workers` at a time; what is finished is found again. First one
-seed of everything, then `--seeds` of the defaults and of the `--confirm` best, and of all of those together.
+seed of everything (or of what `--only` names), then `--seeds` of the defaults and of the `--confirm` best, and of all
+of those together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "decay_share 0.4": ({}, {"decay_share": 0.4}),
     "decay_share 0.6": ({}, {"decay_share": 0.6}),
     "decay_share 0.6, floor 0.1": ({}, {"decay_share": 0.6, "decay_floor": 0.1}),
+    "decay_share 0.8, floor 0.1": ({}, {"decay_share": 0.8, "decay_floor": 0.1}),
     "decay_floor 0.05": ({}, {"decay_floor": 0.05}),
     "tokens_per_step 512": ({"tokens_per_step": 512}, {}),
     "tokens_per_step 2048": ({"tokens_per_step": 2048}, {}),
@@ -129,13 +131,15 @@ def execute(name: str, seed: int, *, data: PreparedData, steps: int, path: Path)
     write_json(path, outcome)
 
 
-def wanted(done: Mapping[tuple[str, int], Any], *, seeds: int, confirm: int) -> list[tuple[str, int]]:
-    """All runs that are known to be needed so far: the best follow from what is done."""
-    runs = [(name, 0) for name in VARIANTS]
+def wanted(
+    done: Mapping[tuple[str, int], Any], *, names: Sequence[str], seeds: int, confirm: int
+) -> list[tuple[str, int]]:
+    """All runs that are known to be needed so far: the best of `names` follow from what is done."""
+    runs = [(name, 0) for name in (DEFAULTS, *names)]
     if any(run not in done for run in runs):
         return runs
     base = done[DEFAULTS, 0]["bits_per_byte"]
-    gains = {name: base - (done[name, 0]["bits_per_byte"] or math.inf) for name in VARIANTS if name != DEFAULTS}
+    gains = {name: base - (done[name, 0]["bits_per_byte"] or math.inf) for name in names}
     ranked = sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])[:confirm]
     runs += [(name, seed) for seed in range(1, seeds) for name in (DEFAULTS, *ranked)]
     if len(ranked) > 1:
@@ -179,6 +183,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the defaults: four minutes on one core")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--confirm", type=int, default=4)
+    others = [name for name in VARIANTS if name != DEFAULTS]
+    parser.add_argument("--only", nargs="+", default=others, choices=others, metavar="SETTING", help="; ".join(others))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data-bytes", type=int, default=40_000_000)
     parser.add_argument("--folder", type=Path, default=Path("runs/recipe"))
@@ -198,7 +204,7 @@ def main() -> None:
     write_json(note, data.to_dict(beside=options.folder))
     about = protocol(
         threads=1, parameters=SHAPE.num_parameters(), steps=options.steps, scored_bytes=SCORE_BYTES,
-        data=data.digest[:16], text="search text",
+        data=data.digest[:16], text="search text", of=f"{len(options.only)} of {len(others)} settings",
         precision=str(resolve_precision("auto", device=torch.device("cpu"))),
     )  # fmt: skip
     results = options.folder / f"{options.steps}-{data.digest[:12]}-{about['commit']}"
@@ -210,7 +216,7 @@ def main() -> None:
 
     def runs() -> dict[Path, list[str]]:
         found = {}
-        for name, seed in wanted(done(), seeds=options.seeds, confirm=options.confirm):
+        for name, seed in wanted(done(), names=options.only, seeds=options.seeds, confirm=options.confirm):
             path = results / f"{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
             words = ["--folder", str(options.folder), "--steps", str(options.steps)]
             found[path] = [*words, "--run", json.dumps([name, seed, str(path)])]

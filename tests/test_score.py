@@ -11,7 +11,7 @@ from evaluation_models import TEXT, tiny_tokenizer
 from evaluation_models import tiny_model as text_model
 from training_fakes import VOCAB, tiny_model
 
-from codenas_hf.engine.intervals import _t_quantile, ratio_interval
+from codenas_hf.engine.intervals import ratio_interval, t_quantile
 from codenas_hf.folders.record import Measured
 from codenas_hf.measure import rows as summing
 from codenas_hf.measure.rows import copied_tokens, sum_rows
@@ -230,6 +230,8 @@ def test_what_cannot_be_compared_or_estimated() -> None:
     assert sum_rows(tiny_model(), empty, empty).nats.shape == (0,)
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(2, 4.3027), (3, 3.1824), (5, 2.5706), (9, 2.2622), (30, 2.0423)])
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (5, 2.5706), (9, 2.2622), (30, 2.0423)]
+)
 def test_quantiles_of_students_t(freedom: int, quantile: float) -> None:
-    assert _t_quantile(freedom) == pytest.approx(quantile, rel=0.01)
+    assert t_quantile(freedom) == pytest.approx(quantile, rel=0.01)

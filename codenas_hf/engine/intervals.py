@@ -67,15 +67,15 @@ def ratio_interval(amounts: Floats, sizes: Floats) -> Interval | None:
     rng = np.random.default_rng(SEED)
     drawn = rng.multinomial(parts, np.full(parts, 1 / parts), size=RESAMPLES).astype(np.float64)
     ratios = (drawn @ amounts) / (drawn @ sizes)
-    tail = _normal_tail(math.sqrt(parts / (parts - 1)) * _t_quantile(parts - 1))
+    tail = _normal_tail(math.sqrt(parts / (parts - 1)) * t_quantile(parts - 1))
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Interval(float(amounts.sum() / sizes.sum()), float(low), float(high))
 
 
-def _t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by the Cornish-Fisher expansion (exact for 2)."""
-    if freedom == 2:
-        return 4.302652730
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by the Cornish-Fisher expansion (exact for 1 and 2)."""
+    if freedom <= 2:
+        return 12.706204736 if freedom == 1 else 4.302652730
     z, n = _Z, freedom
     terms: tuple[float, ...] = (
         (z**3 + z) / 4,
