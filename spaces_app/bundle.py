@@ -1,7 +1,8 @@
 """Builds the folder of a Hub Space: `python spaces_app/bundle.py FOLDER --model owner/model`.
 
 The folder runs with its `requirements.txt` alone: the playground's own files, and of `codenas_hf` just the modules
-that it uses, copied as they are. Upload it with `hf upload OWNER/SPACE FOLDER --repo-type space`.
+that it uses, copied as they are. With `--web` it is a page for any static host instead, and needs no server
+(`web_page.py`). Upload either with `hf upload OWNER/SPACE FOLDER --repo-type space`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PACKAGE = "codenas_hf"
 COPIED = {".py", ".json", ".css", ".txt", ".md"}
-LEFT_OUT = {"bundle.py", "models.json"}
+LEFT_OUT = {"bundle.py", "models.json", "web_page.py"}
 PACKAGE_DOC = '"""The part of codenas_hf that the playground uses."""\n'
 
 
@@ -106,9 +107,28 @@ def _place(model: str, folder: Path) -> str:
     return f"models/{name}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Builds the folder of a Hub Space.")
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--model", action="append", default=[], help="a Hub id, or a model folder to copy in")
+    parser.add_argument(
+        "--web", action="store_true", help="a page for any static host, with one release folder's model"
+    )
+    parser.add_argument("--hub-id", help="with --web: the model's Hub id, for a link to its card")
     options = parser.parse_args()
-    print(bundle(options.folder, models=options.model))
+    try:
+        if options.web:
+            from web_page import web_page  # loads transformers
+
+            if len(options.model) != 1:
+                raise ValueError("a page has one model: name its folder with --model")
+            print(web_page(options.folder, model=options.model[0], hub_id=options.hub_id))
+        else:
+            print(bundle(options.folder, models=options.model))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"bundle.py: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
