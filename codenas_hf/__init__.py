@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         CodeNASForTokenClassification,
         CodeNASModel,
     )
-    from .jobs.models import complete, evaluate
+    from .jobs.complete import complete
+    from .jobs.models import evaluate
     from .jobs.search import search
     from .jobs.settings import RunSettings
     from .jobs.study import open_study
@@ -41,7 +42,8 @@ _HOMES = {
     "architecture.genome": ("Genome",),
     "architecture.space": ("SearchSpace",),
     "engine": ("Budget", "Evaluation", "Rung", "SearchResult", "SearchSettings", "run_search"),
-    "jobs.models": ("complete", "evaluate"),
+    "jobs.complete": ("complete",),
+    "jobs.models": ("evaluate",),
     "jobs.search": ("search",),
     "jobs.settings": ("RunSettings",),
     "jobs.study": ("open_study",),

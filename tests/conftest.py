@@ -46,6 +46,12 @@ def python_module(rng: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Copies of models for other runtimes stay with the tests."""
+    os.environ["CODENAS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some dozens of small Python files in eight projects."""

@@ -32,7 +32,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_verb_of_the_plan_is_there() -> None:
     assert set(VERBS) == set(
-        "corpus tokenizer search launch squeeze train evaluate complete status winner compare plot show".split()
+        "corpus tokenizer search launch squeeze train evaluate complete serve status winner compare plot show".split()
         + "export publish".split()
     )
     assert build_parser().prog == "codenas"
@@ -231,7 +231,7 @@ class _Stdin(io.TextIOWrapper):
 def test_what_comes_on_stdin(
     given: bytes, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codenas_hf.jobs.models.open_model", lambda *words, **options: None)
+    monkeypatch.setattr("codenas_hf.jobs.opening.open_runtime", lambda *words, **options: None)
     for words in (["complete", "a model"], ["complete", "a model", "-"]):
         monkeypatch.setattr("sys.stdin", _Stdin(io.BytesIO(given)))
         assert main(words) == 2

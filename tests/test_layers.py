@@ -47,7 +47,9 @@ INSIDE = {
         *("formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"),
         *("squeezing", "squeeze_space", "parent"),
     ],
-    "generation": ["token_text", "loading", "sampling", "runtimes", "torch_runtime", "llama_cpp", "decode"],
+    "generation": [
+        *("token_text", "loading", "sampling", "runtimes", "straight", "torch_runtime", "llama_cpp", "decode"),
+    ],
     "measure": [
         *(
             "timing",
@@ -98,7 +100,8 @@ INSIDE = {
             "cost",
             "plan",
         ),
-        *("launch", "status", "winner", "files", "release", "train", "finish", "search", "models"),
+        *("launch", "status", "winner", "files", "opening", "complete", "asked", "serve"),
+        *("release", "train", "finish", "search", "models"),
         *("parents", "squeeze_latency", "squeeze_prepare", "squeeze_release", "squeeze"),
     ],
     "cli": ["words", "models", "studies", "main"],

@@ -69,7 +69,9 @@ def prompts_of(ids: torch.Tensor) -> list[list[int]]:
     return [ids[at : at + 12 + at % 16].tolist() for at in starts]
 
 
-def disagreements(ours: PreTrainedModel, theirs: Any, prompts: list[list[int]], *, count: int = 32) -> tuple[int, int]:
+def disagreements(
+    ours: PreTrainedModel, theirs: Any, prompts: list[list[int]], *, count: int = 32, tie: float | None = None
+) -> tuple[int, int]:
     """Prompts whose greedy tokens differ, and those of them where the first difference is no near tie of ours."""
     different = wrong = 0
     for prompt in prompts:
@@ -83,7 +85,7 @@ def disagreements(ours: PreTrainedModel, theirs: Any, prompts: list[list[int]], 
         if len(places):
             first = logits[int(places[0])]
             different += 1
-            wrong += float(first.max() - first[found[int(places[0])]]) > TIE
+            wrong += float(first.max() - first[found[int(places[0])]]) > (TIE if tie is None else tie)
     return different, wrong
 
 

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "train": (models.train_verb, "train one genome and write a release folder"),
     "evaluate": (models.evaluate_verb, "evaluate any model: one JSON, one table"),
     "complete": (models.complete_verb, "complete code: interactive, or one prompt from an argument or stdin"),
+    "serve": (models.serve_verb, "answer editors and programs as OpenAI's completions API does, on this machine"),
     "status": (studies.status, "show how the studies stand"),
     "winner": (studies.winner_verb, "name the winner of a study under other limits or weights"),
     "compare": (models.compare_verb, "put models side by side"),

@@ -1,4 +1,4 @@
-"""Verbs about models: train, evaluate, complete, compare, show, export."""
+"""Verbs about models: train, evaluate, complete, serve, compare, show, export."""
 
 from __future__ import annotations
 
@@ -115,18 +115,19 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--top-p", type=float, help="with a temperature (default: 0.95)")
     verb.add_argument("--repetition-penalty", type=float, help="1 is off (default: 1.1)")
     verb.add_argument("--seed", type=int, help="of sampling (default: 0)")
-    verb.add_argument("--trust-remote-code", action="store_true", help="run code that a Hub model brings")
+    _add_runtime(verb)
 
     def run(options: argparse.Namespace) -> int:
-        from ..jobs.models import open_model, stream  # loads torch
+        from ..jobs.complete import stream
+        from ..jobs.opening import open_runtime
 
         quiet()
         names = ("suffix", "max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-        trust = options.trust_remote_code
+        how = {"runtime": options.runtime, "trust_remote_code": options.trust_remote_code}
 
         def answer(model: Any, prompt: str, *, echo: str = "") -> None:
-            pieces = stream(model, prompt, trust_remote_code=trust, **given)
+            pieces = stream(model, prompt, **how, **given)
             first = next(pieces, "")  # whatever is refused is refused by now, before anything is printed
             print(echo, first, sep="", end="", flush=True)
             for piece in pieces:
@@ -136,13 +137,44 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
         if options.prompt not in (None, "-"):
             answer(options.model, options.prompt, echo=options.prompt)
             return 0
-        model = open_model(options.model, trust_remote_code=trust)
+        model = open_runtime(options.model, **how)
         if options.prompt == "-" or not sys.stdin.isatty():
             answer(model, _stdin_text())
         else:
             print("Write or paste code; an empty line completes it, Ctrl-D leaves.")
             while (prompt := _read_lines()) is not None:
                 answer(model, prompt)
+        return 0
+
+    return run
+
+
+def _add_runtime(verb: argparse.ArgumentParser) -> None:
+    """Adds what a model is opened with."""
+    text = "auto, torch or llama.cpp (default: auto, the faster one that is here and reads the model)"
+    verb.add_argument(
+        "--runtime", choices=["auto", "torch", "llama.cpp"], default="auto", metavar="RUNTIME", help=text
+    )
+    verb.add_argument("--trust-remote-code", action="store_true", help="run code that a Hub model brings")
+
+
+def serve_verb(verb: argparse.ArgumentParser) -> Run:
+    """`codenas serve`."""
+    verb.add_argument("model", help="folder, study (its winner), GGUF file or Hub id")
+    verb.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default: 8000)")
+    verb.add_argument("--name", help="what requests call the model (default: by its folder or file)")
+    verb.add_argument("--max-new-tokens", type=int, default=512, help="most that may be asked for (default: 512)")
+    verb.add_argument("--max-waiting", type=int, default=64, help="requests in the queue before a 429 (default: 64)")
+    _add_runtime(verb)
+
+    def run(options: argparse.Namespace) -> int:
+        from ..jobs.opening import open_runtime
+        from ..jobs.serve import ServeSettings, serve
+
+        quiet()
+        settings = ServeSettings(max_new_tokens=options.max_new_tokens, max_waiting=options.max_waiting)
+        model = open_runtime(options.model, runtime=options.runtime, trust_remote_code=options.trust_remote_code)
+        serve(model, name=options.name, port=options.port, settings=settings, say=say)
         return 0
 
     return run

@@ -39,6 +39,7 @@ __all__ = [
     "DecodeSettings",
     "complete",
     "complete_many",
+    "split_gap",
     "start_tokens",
     "stream",
     "supports_infilling",
@@ -112,6 +113,20 @@ def supports_infilling(tokenizer: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def split_gap(tokenizer: Any, prompt: str) -> tuple[str, str | None]:
+    """Prompt and suffix of a text that a client has put in the order for a gap already, its special tokens as text.
+
+    Any other text is returned whole, without a suffix.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for prefix, suffix, middle in _FIM_TOKENS:
+        ordered = prompt.startswith(prefix) and prompt.endswith(middle) and prompt.count(suffix) == 1
+        if ordered and middle in vocabulary:
+            before, _, after = prompt.removeprefix(prefix).removesuffix(middle).partition(suffix)
+            return before, after
+    return prompt, None
 
 
 def _runtime_of(model: PreTrainedModel | Runtime) -> Runtime:
@@ -344,10 +359,12 @@ def stream(
     *,
     settings: DecodeSettings = GREEDY,
     suffix: str | None = None,
+    sample: int = 0,
 ) -> Generator[str, None, Completion]:
     """Completes one prompt and yields text as soon as no stop string can take it back.
 
-    The pieces joined are exactly the text of `complete`. Closing the generator ends the decoding.
+    The pieces joined are exactly the text of `complete`, or of the completion number `sample` of `complete_many`.
+    Closing the generator ends the decoding.
 
     Returns:
         The completion, as the generator's return value.
@@ -356,7 +373,7 @@ def stream(
         ValueError: `suffix` is given and the tokenizer cannot fill in the middle.
     """
     runtime = _runtime_of(model)
-    row = _prepare(runtime.context_tokens, tokenizer, prompt, suffix=suffix, sample=0, settings=settings)
+    row = _prepare(runtime.context_tokens, tokenizer, prompt, suffix=suffix, sample=sample, settings=settings)
     clock, sent = _Clock(settings), 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for _ in _tokens(runtime, row, TokenText.of(tokenizer), clock=clock):

@@ -115,7 +115,7 @@ class LlamaCppRuntime(Runtime):
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
         for start in range(0, len(ids), _BATCH):
             self._decode(ids[start : start + _BATCH])
-        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (self.vocab_size,))
+        return np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (self.vocab_size,)).copy()
 
     def _decode(self, ids: Sequence[int], *, flags: NDArray[np.int8] | None = None) -> None:
         part = np.array(ids, np.int32)

@@ -6,6 +6,7 @@ like the one before (the next token, an editor's next keystroke, the same few-sh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,10 +24,11 @@ class Runtime:
     def __init__(self, name: str, *, context_tokens: int | None) -> None:
         self.name, self.context_tokens = name, context_tokens
         self._kept: list[int] = []
+        self._lock = threading.Lock()
         self.computed_tokens = 0
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The logits `[vocabulary]` behind the last of some tokens; valid until the next call.
+        """The logits `[vocabulary]` behind the last of some tokens. Any thread may ask.
 
         Raises:
             ValueError: no token, or more than the context holds.
@@ -36,20 +38,21 @@ class Runtime:
             raise ValueError("`token_ids` is empty: there is nothing to continue")
         if self.context_tokens is not None and len(ids) > self.context_tokens:
             raise ValueError(f"{len(ids)} tokens do not fit a context of {self.context_tokens}; give fewer")
-        same = _common(self._kept, ids)
-        same = min(same, len(ids) - 1)  # the last one is computed again where all are known: its logits are asked for
-        if same < len(self._kept):
-            same = self._forget(same)
-            del self._kept[same:]
-        try:
-            found = self._compute(ids[same:])
-        except BaseException:
-            self._kept.clear()  # nobody knows how far it came
-            self._forget(0)
-            raise
-        self._kept = ids
-        self.computed_tokens += len(ids) - same
-        return found
+        with self._lock:
+            # The last one is computed again where all are known: its logits are asked for.
+            same = min(_common(self._kept, ids), len(ids) - 1)
+            if same < len(self._kept):
+                same = self._forget(same)
+                del self._kept[same:]
+            try:
+                found = self._compute(ids[same:])
+            except BaseException:
+                self._kept.clear()  # nobody knows how far it came
+                self._forget(0)
+                raise
+            self._kept = ids
+            self.computed_tokens += len(ids) - same
+            return found
 
     def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits `[tokens, vocabulary]` behind each of some tokens, for scoring.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -21,7 +22,10 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from .runtimes import Runtime
+from .straight import StraightDecoder
 
+_TRIED_TOKENS = 16
+_SAME = 1e-4  # of the largest logit: sums in another order move float32 by a hundredth of that
 _CACHE: WeakKeyDictionary[Any, TorchRuntime] = WeakKeyDictionary()
 
 
@@ -42,14 +46,16 @@ class TorchRuntime(Runtime):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__("torch", context_tokens=context_tokens(model))
         self.model = model
-        self._cache: Any = None
+        self._cache: Any = None  # transformers' or, where the model is of a kind that it knows, a straight decoder
+        self._straight: bool | None = None  # not asked yet
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> TorchRuntime:
-        """The runtime of a model, made once and kept as long as the model lives."""
+        """The runtime of a model, made once and kept as long as the model lives, which whoever asks must hold."""
         found = _CACHE.get(model)
         if found is None:
-            found = _CACHE[model] = cls(model)
+            proxy = cast(PreTrainedModel, weakref.proxy(model))  # a reference from here would keep it for good
+            found = _CACHE[model] = cls(proxy)
         return found
 
     def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -61,6 +67,12 @@ class TorchRuntime(Runtime):
         return found
 
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            if self._cache is None and self._straight is not False:
+                self._cache = self._made_straight()
+            if isinstance(self._cache, StraightDecoder):
+                straight: NDArray[np.float32] = self._cache(ids).cpu().numpy()
+                return straight
         tokens = torch.tensor([ids], device=self.model.device)
         with torch.inference_mode():
             output = cast(Any, self.model)(
@@ -70,7 +82,24 @@ class TorchRuntime(Runtime):
         found: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
         return found
 
+    def _made_straight(self) -> StraightDecoder | None:
+        """A decoder for a new sequence; it is tried once against the model's own answer."""
+        try:
+            made = StraightDecoder(self.model)
+            if self._straight is None:
+                ids = list(range(min(_TRIED_TOKENS, self.model.config.vocab_size)))
+                wanted = self.all_logits(ids)[-1]
+                found = made(ids).cpu().numpy()
+                made.length = 0
+                self._straight = bool(np.abs(found - wanted).max() <= _SAME * (1 + np.abs(wanted).max()))
+        except (ValueError, AttributeError, RuntimeError):  # another kind of model
+            self._straight = False
+        return made if self._straight else None
+
     def _forget(self, length: int) -> int:
+        if isinstance(self._cache, StraightDecoder) and length:
+            self._cache.length = length
+            return length
         plain = isinstance(self._cache, DynamicCache) and all(type(x) is DynamicLayer for x in self._cache.layers)
         if not plain or not length:  # windows and convolutions keep no way back
             self._cache = None

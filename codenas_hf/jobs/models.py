@@ -1,21 +1,21 @@
-"""What a finished model is asked for: a completion, an evaluation, its record, another form."""
+"""What a finished model is asked for: an evaluation, another form."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..folders import Release, StudyFolder, whole_file
-from ..generation import decode
+from ..folders import Release, whole_file
 from ..generation.loading import LoadedModel, load_model
 from ..hardware import Hardware
 from ..release.targets import export_model
 from ..suite.evaluation import SUITES, evaluate_model, format_table
+from .opening import folder_of
 
-__all__ = ["complete", "evaluate", "export", "format_table", "open_model", "stream"]
+__all__ = ["evaluate", "export", "format_table", "open_model"]
 
 
 def open_model(
@@ -34,100 +34,8 @@ def open_model(
     """
     if isinstance(model, LoadedModel):
         return model
-    winner = StudyFolder(Path(model)).winner
-    if winner.config.is_file() and not Release(Path(model)).config.is_file():
-        model = winner.folder
-    return load_model(model, device=device or Hardware.discover().device, trust_remote_code=trust_remote_code)
-
-
-def stream(
-    model: str | Path | LoadedModel,
-    prompt: str,
-    *,
-    suffix: str | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = decode.SHIPPED.temperature,
-    top_p: float = decode.SHIPPED.top_p,
-    repetition_penalty: float = decode.SHIPPED.repetition_penalty,
-    seed: int = 0,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> Iterator[str]:
-    """The text of `complete`, piece by piece as it comes. The arguments and errors are those of `complete`.
-
-    A setting out of range raises here, before the model is loaded; what the model cannot do raises at the first piece.
-    """
-    _check_text(prompt=prompt, suffix=suffix or "")
-    settings = replace(
-        decode.SHIPPED,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p if temperature else 1.0,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
-    return decode.stream(loaded.model, loaded.tokenizer, prompt, settings=settings, suffix=suffix)
-
-
-def _check_text(**texts: str) -> None:
-    """Refuses what no tokenizer takes: a lone surrogate, as a command line holds it for bytes that are not UTF-8."""
-    for name, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"`{name}` is not text: character {error.start + 1} is {text[error.start]!a}") from error
-
-
-def complete(
-    model: str | Path | LoadedModel,
-    prompt: str,
-    *,
-    suffix: str | None = None,
-    max_new_tokens: int = 128,
-    temperature: float = decode.SHIPPED.temperature,
-    top_p: float = decode.SHIPPED.top_p,
-    repetition_penalty: float = decode.SHIPPED.repetition_penalty,
-    seed: int = 0,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> str:
-    """Continues code, or fills the gap between `prompt` and `suffix`.
-
-    Args:
-        model: folder, GGUF file or Hub id; or what `open_model` returned, for more than one prompt.
-        prompt: the text to continue, or what stands before the gap; an empty one begins a file.
-        suffix: what stands after the gap.
-        max_new_tokens: upper bound.
-        temperature: 0 is greedy.
-        top_p: nucleus that is sampled from, with a temperature.
-        repetition_penalty: 1 is off.
-        seed: of sampling; the same call gives the same text.
-        device: such as `cuda`; None takes what there is.
-        trust_remote_code: run code that a model brings.
-
-    Returns:
-        The new text, without the prompt.
-
-    Raises:
-        FileNotFoundError: a path that holds no model.
-        ValueError: a setting out of range; a suffix for a model that cannot fill gaps; an empty prompt for a
-            tokenizer without a start token; a text that is not Unicode.
-    """
-    return "".join(
-        stream(
-            model,
-            prompt,
-            suffix=suffix,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-    )
+    device = device or Hardware.discover().device
+    return load_model(folder_of(model), device=device, trust_remote_code=trust_remote_code)
 
 
 def evaluate(

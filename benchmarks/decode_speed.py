@@ -1,0 +1,262 @@
+"""A token, a keystroke, a cold start: stock `generate` against our runtimes: `python -m benchmarks.decode_speed`.
+
+Random llamas of three sizes, one thread, batch 1, greedy. `generate` is transformers' own; the others are what
+`codenas complete` does, sampling in Python included. Within a repeat all runtimes of a size take turns, and a speed-up
+is the median of the repeats' own ratios, with an interval that 95 of 100 resamples of the repeats keep to. A keystroke
+is the first token of a prompt that is three tokens longer than the one before, as a share of the first token of that
+one. A cold start is the whole process of `codenas`, from its start to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.results_file import protocol, target, write
+from codenas_hf.generation.decode import DecodeSettings, complete
+from codenas_hf.generation.llama_cpp import LlamaCppRuntime
+from codenas_hf.generation.runtimes import Runtime
+from codenas_hf.generation.torch_runtime import TorchRuntime
+from codenas_hf.release.targets import export_model
+
+SIZES: dict[str, dict[str, Any]] = {
+    "1M": {"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352},
+    "6M": {"vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 768},
+    "30M": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 9, "intermediate_size": 1408},
+}
+FORMATS = ("bf16", "q8_0", "q4_0")
+PROMPT, NEW, PREFIX, TYPED = 64, 64, 512, 3
+STARTS = {
+    "complete, llama.cpp": ["complete", "{gguf}", "def f(", "--max-new-tokens", "1"],
+    "complete, torch": ["complete", "{folder}", "def f(", "--max-new-tokens", "1", "--runtime", "torch"],
+    "--help": ["--help"],
+    "show": ["show", "{folder}"],
+    "status": ["status", "{runs}"],
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to complete.
+
+    Args:
+        name: runtime and format.
+        time_token: milliseconds of each further token behind a prompt of its own.
+        runtime: for keystrokes; None has no kept prefix.
+    """
+
+    name: str
+    time_token: Callable[[list[int]], float]
+    runtime: Runtime | None
+
+
+def make(size: str, folder: Path) -> PreTrainedModel:
+    """A random model of a size with a tokenizer, saved in `folder`."""
+    shape = SIZES[size]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>"]
+    trainer = trainers.BpeTrainer(vocab_size=shape["vocab_size"], special_tokens=special, initial_alphabet=letters)
+    own = sorted((Path(__file__).parents[1] / "codenas_hf").rglob("*.py"))
+    words.train_from_iterator((path.read_text(encoding="utf-8") for path in own), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=special[0], eos_token=special[0]).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **shape,
+        num_attention_heads=shape["hidden_size"] // 32,
+        num_key_value_heads=shape["hidden_size"] // 64,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=None,  # a random model must not end its text
+        pad_token_id=0,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    found: PreTrainedModel = model.float().eval()
+    return found
+
+
+def stock_generate(model: Any) -> Callable[[list[int]], float]:
+    """Transformers' `generate`: a long text less a text of one token."""
+
+    def seconds(ids: list[int], new: int) -> float:
+        tokens = torch.tensor([ids])
+        mask = torch.ones_like(tokens)
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            found: Any = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False)
+        spent = time.perf_counter() - begin
+        assert found.shape[1] == len(ids) + new
+        return spent
+
+    return lambda ids: 1e3 * (seconds(ids, NEW) - seconds(ids, 1)) / (NEW - 1)
+
+
+def ours(runtime: Runtime, tokenizer: Any) -> Callable[[list[int]], float]:
+    """What `codenas complete` does, from the first token on."""
+    settings = DecodeSettings(max_new_tokens=NEW, boundary="keep", start="never")
+
+    def time_token(ids: list[int]) -> float:
+        done = complete(runtime, tokenizer, tokenizer.decode(ids), settings=settings)
+        assert len(done.token_ids) > NEW // 2, "the text ended too early to be timed"
+        return 1e3 * (done.seconds - done.first_token_seconds) / (len(done.token_ids) - 1)
+
+    return time_token
+
+
+def prompt(tokenizer: Any, count: int, number: int) -> list[int]:
+    """Some tokens of code, others for each number."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    ids: list[int] = tokenizer(text)["input_ids"]
+    begin = 7 * number % (len(ids) - count)
+    return ids[begin : begin + count]
+
+
+def keystroke(runtime: Runtime, ids: Sequence[int]) -> tuple[float, float]:
+    """Milliseconds to the first token of a prompt that nothing is known of, and of the same with some more typed."""
+    runtime.logits([ids[-1]])  # forgets
+    times = []
+    for known in (ids[:-TYPED], ids):
+        begin = time.perf_counter()
+        runtime.logits(known).argmax()
+        times.append(1e3 * (time.perf_counter() - begin))
+    return times[0], times[1]
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Of the median: what 95 of 100 resamples keep to."""
+    draws = np.random.default_rng(0).choice(np.array(values), size=(2000, len(values)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return [round(float(low), 3), round(float(high), 3)]
+
+
+def measure(size: str, folder: Path, *, repeats: int) -> list[dict[str, Any]]:
+    """The rows of one size."""
+    model = make(size, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    straight = TorchRuntime(model)
+    contenders = [
+        Contender("generate", stock_generate(model), None),
+        Contender("torch", ours(straight, tokenizer), straight),
+    ]
+    for form in FORMATS:
+        path = export_model(model, tokenizer=folder, out=folder / f"{form}.gguf", to="gguf", form=form)
+        runtime = LlamaCppRuntime(path)
+        contenders.append(Contender(f"llama.cpp {form}", ours(runtime, tokenizer), runtime))
+    times: dict[str, list[float]] = {one.name: [] for one in contenders}
+    strokes: dict[str, list[tuple[float, float]]] = {one.name: [] for one in contenders}
+    for repeat in range(repeats + 2):
+        for one in contenders:
+            ms = one.time_token(prompt(tokenizer, PROMPT, repeat))
+            stroke = keystroke(one.runtime, prompt(tokenizer, PREFIX + TYPED, repeat)) if one.runtime else None
+            if repeat >= 2:  # warm
+                times[one.name].append(ms)
+                strokes[one.name] += [] if stroke is None else [stroke]
+    rows = []
+    for one in contenders:
+        ratios = [base / own for base, own in zip(times["generate"], times[one.name], strict=True)]
+        shares = [100 * second / first for first, second in strokes[one.name]]
+        row = {
+            "size": size,
+            "runtime": one.name,
+            "parameters": model.num_parameters(),
+            "decode_ms": round(statistics.median(times[one.name]), 3),
+            "decode_ms_interval": interval(times[one.name]),
+            "times_generate": round(statistics.median(ratios), 2),
+            "times_generate_interval": interval(ratios),
+        }
+        if shares:
+            row |= {
+                "first_ms": round(statistics.median(first for first, _ in strokes[one.name]), 2),
+                "keystroke_ms": round(statistics.median(second for _, second in strokes[one.name]), 2),
+                "keystroke_percent": round(statistics.median(shares), 2),
+                "keystroke_percent_interval": interval(shares),
+            }
+        rows.append(row)
+    return rows
+
+
+def cold_starts(folder: Path, *, repeats: int) -> list[dict[str, Any]]:
+    """Seconds of whole processes, taking turns."""
+    places = {"gguf": folder / "q8_0.gguf", "folder": folder, "runs": folder.parent / "runs"}
+    places["runs"].mkdir()
+    times: dict[str, list[float]] = {name: [] for name in STARTS}
+    for repeat in range(repeats + 1):
+        for name, words in STARTS.items():
+            command = [sys.executable, "-m", "codenas_hf.cli.main", *(word.format(**places) for word in words)]
+            begin = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            spent = time.perf_counter() - begin
+            if done.returncode not in (0, 2) or "Traceback" in done.stderr:  # 2: no studies there
+                raise RuntimeError(f"codenas {' '.join(words)}: {done.stderr}")
+            if repeat:  # the first fills the file cache
+                times[name].append(spent)
+    return [
+        {"cold_start": name, "seconds": round(statistics.median(found), 3), "seconds_interval": interval(found)}
+        for name, found in times.items()
+    ]
+
+
+def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was aimed at."""
+    speed = {(row["size"], row["runtime"]): row["times_generate"] for row in rows if "size" in row}
+    seconds = {row["cold_start"]: row["seconds"] for row in rows if "cold_start" in row}
+    found = []
+    for size, goal in (("1M", 2.5), ("6M", 2.0), ("30M", 1.0)):
+        if (size, "torch") in speed:
+            found.append(target(f"{size}, torch, times generate", speed[size, "torch"], goal, better="higher"))
+    for size, goal in (("1M", 7.0), ("6M", 5.0)):
+        if (size, "llama.cpp q8_0") in speed:
+            best = speed[size, "llama.cpp q8_0"]
+            found.append(target(f"{size}, llama.cpp q8_0, times generate", best, goal, better="higher"))
+    worst = max(row["keystroke_percent"] for row in rows if "keystroke_percent" in row)
+    found.append(target("second keystroke, % of the first, worst runtime", worst, 15.0, better="lower"))
+    found.append(target("first token from a cold start, s", seconds["complete, llama.cpp"], 2.0, better="lower"))
+    verbs = max(seconds[name] for name in ("--help", "status", "show"))
+    found.append(target("--help, status, show: the slowest, s", verbs, 1.0, better="lower"))
+    return found
+
+
+def main() -> None:
+    """Measures and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        for size in arguments.sizes:
+            rows += measure(size, Path(name) / size, repeats=arguments.repeats)
+        rows += cold_starts(Path(name) / arguments.sizes[0], repeats=5)
+    facts = protocol(
+        threads=1,
+        repeats=arguments.repeats,
+        statistic="median; intervals by resampling the repeats, 95 %",
+        prompt_tokens=PROMPT,
+        new_tokens=NEW,
+        prefix_tokens=PREFIX,
+        typed_tokens=TYPED,
+    )
+    write("decode_speed", protocol=facts, rows=rows, targets=targets(rows))
+
+
+if __name__ == "__main__":
+    main()
