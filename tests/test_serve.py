@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from evaluation_models import SPECIAL, TEXT, learn, tiny_model, tiny_tokenizer
 
 from codenas_hf.cli.main import main
@@ -23,7 +24,6 @@ from codenas_hf.generation.torch_runtime import TorchRuntime
 from codenas_hf.jobs.opening import OpenModel
 from codenas_hf.jobs.serve import ServeSettings, make_app, served_name
 
-uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'codenas-hf[serve]'")
 PATIENCE_S = 60.0
 
 
