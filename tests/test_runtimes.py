@@ -82,9 +82,8 @@ def test_every_runtime_gives_the_same_greedy_tokens_at_equal_weights(kind: str, 
     model = trained(kind, ids, tie_word_embeddings=kind != "qwen3")
     path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form="f32")
     prompts = many_prompts(ids)
-    for runtime in (TorchRuntime(model), plain(model)):
-        assert disagreements(model, runtime, prompts, count=24, tie=1e-3)[1] == 0
-    different, wrong = disagreements(model, LlamaCppRuntime(path), prompts, count=24, tie=TIE)
+    assert disagreements(model, TorchRuntime(model), prompts, count=16, tie=1e-3)[1] == 0
+    different, wrong = disagreements(model, LlamaCppRuntime(path), prompts, count=16, tie=TIE)
     assert wrong == 0
     assert different <= len(prompts) // 20, "near ties are rare"
 
