@@ -32,10 +32,18 @@ def protocol(**more: Any) -> dict[str, Any]:
     }
 
 
-def target(name: str, value: float, goal: float, *, better: Literal["higher", "lower"]) -> dict[str, Any]:
-    """One target; `met` is computed here and nowhere else."""
+def target(
+    name: str,
+    value: float,
+    goal: float,
+    *,
+    better: Literal["higher", "lower"],
+    interval: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """One target, with the 95 % interval of its value where there is one; `met` is computed here and nowhere else."""
     met = value >= goal if better == "higher" else value <= goal
-    return {"name": name, "value": value, "target": goal, "better": better, "met": bool(met)}
+    found = {"name": name, "value": value, "target": goal, "better": better, "met": bool(met)}
+    return found if interval is None else {**found, "interval": list(interval)}
 
 
 def write(

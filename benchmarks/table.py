@@ -42,7 +42,7 @@ def section(data: dict[str, Any]) -> str:
     columns = data.get("columns") or list(dict.fromkeys(key for row in rows for key in row))
     lines = [f"#### {data['name']}", "", *table(columns, rows)]
     if data["targets"]:
-        goals = [f"{t['name']} {cell(t['value'])} (target {goal(t)}: {met(t)})" for t in data["targets"]]
+        goals = [f"{t['name']} {came(t)} (target {goal(t)}: {met(t)})" for t in data["targets"]]
         lines += ["", "Targets: " + "; ".join(goals) + "."]
     shown = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python")}
     versions = data["protocol"].get("versions", {})
@@ -56,6 +56,12 @@ def goal(target: Mapping[str, Any]) -> str:
     return f"{'>=' if target['better'] == 'higher' else '<='} {cell(target['target'])}"
 
 
+def came(target: Mapping[str, Any]) -> str:
+    """What was measured, with its interval where there is one."""
+    interval = target.get("interval")
+    return cell(target["value"]) + (f" [{cell(interval)}]" if interval else "")
+
+
 def met(target: Mapping[str, Any]) -> str:
     """Whether it was reached."""
     return "met" if target["met"] else "**not met**"
@@ -67,18 +73,21 @@ def results() -> list[dict[str, Any]]:
 
 
 def region() -> str:
-    """README's part: the tables wanted first, then the other benchmarks' targets in one table."""
+    """README's part: the tables wanted first, then the other benchmarks' targets, a line each."""
     first = [data for data in results() if data["name"].startswith(IN_README)]
     first.sort(key=lambda data: next(i for i, name in enumerate(IN_README) if data["name"].startswith(name)))
     rest = [
-        {"benchmark": data["name"], "what": t["name"], "measured": t["value"], "target": goal(t), "": met(t)}
+        {
+            "benchmark": data["name"],
+            "met": f"{sum(t['met'] for t in data['targets'])} of {len(data['targets'])}",
+            "targets": "; ".join(f"{t['name']} {came(t)} ({goal(t)}: {met(t)})" for t in data["targets"]),
+        }
         for data in results()
-        if data not in first
-        for t in data["targets"]
+        if data not in first and data["targets"]
     ]
     parts = [section(data) for data in first]
     if rest:
-        others = table(["benchmark", "what", "measured", "target", ""], rest)
+        others = table(["benchmark", "met", "targets"], rest)
         parts.append(
             "\n".join(["#### the others, in full in [docs/benchmarks.md](docs/benchmarks.md)", "", *others, ""])
         )

@@ -67,7 +67,7 @@ class GuidedPolicy:
         known = [record for record in records if record.rung == 0 and record.evaluation is not None]
         if len(known) < max(self.least, 3):
             return self._spread(records, space=space, n=n, rng=rng)
-        model = _Model.fit(records, space=space, objectives=self.objectives)
+        model = Model.fit(records, space=space, objectives=self.objectives)
         pool = self._evolved(model, records, space=space, rng=rng)
         free = int(rng.binomial(n, self.explore))
         chosen = self._batch(model, pool, records, n=n - free)
@@ -97,7 +97,7 @@ class GuidedPolicy:
         return [drawn[at] for at in chosen]
 
     def _evolved(
-        self, model: _Model, records: Sequence[TrialRecord], *, space: Any, rng: np.random.Generator
+        self, model: Model, records: Sequence[TrialRecord], *, space: Any, rng: np.random.Generator
     ) -> list[Genome]:
         """Genomes that no record has, the best that an evolution inside the model comes across."""
         met = {record.genome.genome_id: record.genome for record in records if record.evaluation is not None}
@@ -122,7 +122,7 @@ class GuidedPolicy:
         taken = {record.genome.genome_id for record in records}
         return [genome for key, genome in met.items() if key not in taken and space.validate(genome) is None]
 
-    def _batch(self, model: _Model, pool: Sequence[Genome], records: Sequence[TrialRecord], *, n: int) -> list[Genome]:
+    def _batch(self, model: Model, pool: Sequence[Genome], records: Sequence[TrialRecord], *, n: int) -> list[Genome]:
         """Greedily the genomes that add most; what was chosen counts as if it came out as predicted."""
         if not pool or n < 1:
             return []
@@ -158,7 +158,7 @@ class GuidedPolicy:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """Scaled objectives of any genome, the one that is least certain first."""
 
     space: Any
@@ -169,7 +169,7 @@ class _Model:
     seen: Floats  # of what was evaluated, without its noise: [k, m] in `order`
 
     @classmethod
-    def fit(cls, records: Sequence[TrialRecord], *, space: Any, objectives: Objectives) -> _Model:
+    def fit(cls, records: Sequence[TrialRecord], *, space: Any, objectives: Objectives) -> Model:
         trials = [record for record in records if record.rung == 0 and record.evaluation is not None]
         if len(trials) > _MOST_RECORDS:
             best = set(survival_order(_matrix(trials, objectives))[: _MOST_RECORDS // 2].tolist())
