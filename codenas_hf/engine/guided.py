@@ -170,6 +170,7 @@ class Model:
 
     @classmethod
     def fit(cls, records: Sequence[TrialRecord], *, space: Any, objectives: Objectives) -> Model:
+        """Of all evaluated trials; where there are very many, of the best and the latest."""
         trials = [record for record in records if record.rung == 0 and record.evaluation is not None]
         if len(trials) > _MOST_RECORDS:
             best = set(survival_order(_matrix(trials, objectives))[: _MOST_RECORDS // 2].tolist())
