@@ -145,7 +145,8 @@ def test_the_whole_benchmark_at_its_smallest(monkeypatch: pytest.MonkeyPatch) ->
     ]
     for row in half["rows"]:
         assert row["cost"] is None or 0 < row["cost"] <= 1
-        assert 0 < row["at_quarter"] <= 1
+        assert 0 <= row["at_quarter"] <= 1
+        assert 0.5 < row["at_full"] <= 1
         assert (row["covered"] is not None) == (row["stages"] == "adaptive")
     found = model_correlation(seeds=2)
     assert 0.5 < found["tau"]["value"] < found["share"]["value"] <= 1.1
