@@ -1,7 +1,9 @@
 """Publishing with the real client to a Hub on this computer: complete or reported, the same twice, never a leak."""
 
+import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -323,9 +325,44 @@ def test_a_space_that_cannot_be_bundled_is_told(monkeypatch: pytest.MonkeyPatch,
         publish(run, repo_id="alice/demo", what=("space",), dry_run=True)
 
 
+def test_a_page_goes_up_as_a_static_space(
+    server: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "README.md").write_text("---\nsdk: static\n---\n")
+    (tmp_path / "model.json").write_text("{}")
+    asked = []
+
+    def bundled(folder: Path, *words: str) -> dict[str, Path | bytes]:
+        asked.append(words)
+        return {path.name: path for path in tmp_path.iterdir()}
+
+    monkeypatch.setattr(parcels, "_bundled", bundled)
+    done = publish(run, repo_id="alice/demo", what=("web", "collection"))
+    assert next((p.what, p.repo_id) for p in done) == ("web", "alice/demo-web")
+    assert asked == [("--web", "--model", str(run / "winner"), "--hub-id", "alice/demo")]
+    assert server.repos["space", "alice/demo-web"].sdk == "static"
+    (collection,) = server.collections.values()
+    assert [item["type"] for item in collection["items"]] == ["space"]
+
+
+@pytest.mark.node
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm fetches the page's engine; install Node.js 20 or newer")
+def test_the_page_on_the_hub_is_whole(server: HubServer, run: Path) -> None:
+    (page,) = publish(run, repo_id="alice/demo", what=("web",))
+    assert page.url == f"{server.url}/spaces/alice/demo-web"
+    files = server.files("space", "alice/demo-web")
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (front["sdk"], front["app_file"], front["models"]) == ("static", "index.html", ["alice/demo"])
+    facts = json.loads(files["model.json"])
+    for part in (facts, *facts["engine"].values()):
+        assert hashlib.sha256(files[part["file"]]).hexdigest() == part["sha256"]
+    assert files[facts["file"]].startswith(b"GGUF")
+    assert not publish(run, repo_id="alice/demo", what=("web",))[0].changed
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="`repo_id` must read like owner/name"):
         PublishSettings(repo_id="a/b/c")
-    with pytest.raises(ValueError, match="`what` must be some of dataset, study, model, space, collection"):
+    with pytest.raises(ValueError, match="`what` must be some of dataset, study, model, space, web, collection"):
         PublishSettings(what=("models",))
     assert PublishSettings().repo_id is None

@@ -264,8 +264,9 @@ def publish_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--repo-id", required=True, help="owner/name of the model on the Hub, or only name")
     verb.add_argument("--private", action="store_true", help="create the repositories private")
     verb.add_argument("--create-pr", action="store_true", help="open pull requests in place of commits to main")
-    verb.add_argument("--dry-run", action="store_true", help="prepare and check everything, touch no network")
-    verb.add_argument("--what", default="model", help="any of model,space,dataset,study,collection (comma between)")
+    verb.add_argument("--dry-run", action="store_true", help="prepare and check everything, send nothing")
+    kinds = "any of model,space,web,dataset,study,collection (comma between)"
+    verb.add_argument("--what", default="model", help=kinds)
     verb.add_argument(
         "--license",
         default="mit",

@@ -1,4 +1,4 @@
-"""From `runs/` to the Hub: model, study, corpus, playground, each complete in one commit, or not at all."""
+"""From `runs/` to the Hub: model, study, corpus, playground, page, each complete in one commit, or not at all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from codenas_hf.folders import Release, StudyFolder
 from codenas_hf.release.hub_licences import check_licence
-from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, space_parcel, study_parcel
+from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, space_parcel, study_parcel, web_parcel
 
 _log = logging.getLogger(__name__)
 
 # The order of publication: a card links only to what is there already.
-KINDS = ("dataset", "study", "model", "space", "collection")
+KINDS = ("dataset", "study", "model", "space", "web", "collection")
 MAX_FILE_BYTES = 50_000_000_000
 ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -44,7 +44,7 @@ class PublishSettings:
         repo_id: `owner/name` of the model on the Hub; None publishes nothing.
         private: create the repositories private.
         create_pr: open pull requests instead of committing to the main branch.
-        what: any of model, space, dataset, study, collection.
+        what: any of model, space, web, dataset, study, collection.
         license: of the weights, one that the Hub knows (`HUB_LICENCES`).
 
     Raises:
@@ -71,7 +71,7 @@ class Published:
     """What became of one repository.
 
     Args:
-        what: model, space, dataset, study or collection.
+        what: model, space, web, dataset, study or collection.
         repo_id: its id on the Hub; the slug of a collection.
         url: where people open it.
         files: paths in the repository.
@@ -112,11 +112,11 @@ def publish(
     Args:
         folder: a release folder (`runs/<study>/winner`), or the run around it.
         repo_id: `owner/name` of the model, or `name` for the token's own account; the study goes to `<repo_id>-study`,
-            the corpus to `<repo_id>-corpus`, the Space to `<repo_id>-playground`.
+            the corpus to `<repo_id>-corpus`, the Space to `<repo_id>-playground`, the page to `<repo_id>-web`.
         private: create repositories private; those that exist keep their visibility.
         create_pr: open a pull request instead of committing to the main branch.
-        dry_run: prepare everything, touch no network.
-        what: any of model, space, dataset, study, collection.
+        dry_run: prepare everything, send nothing; only npm may fetch the engine of a page, once.
+        what: any of model, space, web (a page that needs no server), dataset, study, collection.
         license: of the weights, as the Hub spells it.
         token: None takes it from the usual places (`HF_TOKEN`, `hf auth login`); it is never printed.
 
@@ -167,6 +167,8 @@ def _parcels(folder: Path, *, repo_id: str, asked: PublishSettings, work: Path) 
             parcels.append(model_parcel(release, repo_id=repo_id, work=place, **known))
         elif kind == "space":
             parcels.append(space_parcel(repo_id=f"{repo_id}-playground", model_id=repo_id, work=place))
+        elif kind == "web":
+            parcels.append(web_parcel(release, repo_id=f"{repo_id}-web", model_id=repo_id, work=place))
     for parcel in parcels:
         for path in parcel.files:
             if parcel.size(path) > MAX_FILE_BYTES:
@@ -237,7 +239,7 @@ class _Hub:
         def collected() -> Any:
             made = self._api.create_collection(name, namespace=owner, private=private, exists_ok=True)
             for item in done:
-                kind: Any = {"study": "dataset"}.get(item.what, item.what)
+                kind: Any = {"study": "dataset", "web": "space"}.get(item.what, item.what)
                 made = self._api.add_collection_item(made.slug, item.repo_id, kind, exists_ok=True)
             return made
 
@@ -252,7 +254,7 @@ class _Hub:
         try:
             return self._api.repo_info(**known)
         except RepositoryNotFoundError:
-            sdk = "gradio" if parcel.repo_type == "space" else None
+            sdk = {"space": "gradio", "web": "static"}.get(parcel.what)
             self._api.create_repo(**known, space_sdk=sdk, private=private)
             return self._api.repo_info(**known)
 

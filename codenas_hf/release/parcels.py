@@ -173,20 +173,38 @@ def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
         FileNotFoundError: the playground's files are not installed.
         BundleError: its bundle could not be made.
     """
+    files = _bundled(work / "space", "--model", model_id)
+    return Parcel(
+        what="space", repo_id=repo_id, repo_type="space", files=files, marker="models.json", stale=("codenas_hf/*",)
+    )
+
+
+def web_parcel(release: Release, *, repo_id: str, model_id: str, work: Path) -> Parcel:
+    """The playground as a static Space: a page that runs a release in the browser.
+
+    Raises:
+        FileNotFoundError: the playground's files are not installed.
+        BundleError: the page could not be made; for one, llama.cpp does not know the architecture.
+    """
+    files = _bundled(work / "web", "--web", "--model", str(release.folder), "--hub-id", model_id)
+    return Parcel(
+        what="web", repo_id=repo_id, repo_type="space", files=files, marker="model.json", stale=("*.gguf", "engine/*")
+    )
+
+
+def _bundled(folder: Path, *arguments: str) -> dict[str, Path | bytes]:
+    """The files of a Space that `bundle.py` makes in `folder`."""
     script = bundled_folder("spaces_app") / "bundle.py"
-    folder = work / "space"
-    command = [sys.executable, str(script), str(folder), "--model", model_id]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise BundleError(f"the Space could not be bundled: {done.stderr.strip().splitlines()[-1]}")
-    files: dict[str, Path | bytes] = {
+    return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    return Parcel(
-        what="space", repo_id=repo_id, repo_type="space", files=files, marker="models.json", stale=("codenas_hf/*",)
-    )
 
 
 def corpus_of(study: StudyFolder) -> Corpus | None:

@@ -231,10 +231,12 @@ async function main() {
         at("progress-text").textContent = `Fetching the model and its engine: ${size(got)} of ${size(all)}`;
       },
       onStart: () => {
+        performance.mark("bytes");
         at("progress").removeAttribute("value");
         at("progress-text").textContent = "Starting the model";
       },
     });
+    performance.mark("ready");
     showFacts(model);
     at("loading").hidden = true;
     at("gap").hidden = !page.engine.canFill;
