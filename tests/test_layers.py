@@ -101,7 +101,7 @@ INSIDE = {
             "plan",
         ),
         *("launch", "status", "winner", "files", "opening", "complete", "asked", "serve"),
-        *("release", "train", "finish", "search", "models"),
+        *("release", "train", "prune", "finish", "search", "models"),
         *("parents", "squeeze_latency", "squeeze_prepare", "squeeze_release", "squeeze"),
     ],
     "cli": ["words", "models", "studies", "main"],

@@ -1,5 +1,6 @@
 """What does nothing is cut without a trace; what is left is an ordinary model that loads from its folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,26 @@ def test_the_least_important_go_first() -> None:
     importance = measure_importance(model, IDS)
     before = logits(model)
     best = pruned(model, importance, neurons=64)
-    flipped = type(importance)(-importance.neurons, importance.groups, importance.layers, importance.num_tokens)
+    flipped = replace(importance, neurons=-importance.neurons)
     worst = pruned(model, flipped, neurons=64)
     assert (logits(best) - before).norm() < (logits(worst) - before).norm()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "arcee"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_idle_dimensions_leave_without_a_trace_though_norms_divide_by_fewer(kind: str, tied: bool) -> None:
+    model = stock(kind, tie_word_embeddings=tied, rms_norm_eps=1e-12)  # it would divide by more where little is
+    idle = torch.arange(1, 64, 2)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, idle] = 0
+        model.model.norm.weight[::4] = 0  # a norm that leaves a dimension out
+        for layer in model.model.layers:
+            layer.input_layernorm.weight.mul_(1.7)
+            layer.self_attn.o_proj.weight[idle] = 0
+            layer.mlp.down_proj.weight[idle] = 0
+    smaller = pruned(model, measure_importance(model, IDS), width=32)
+    assert smaller.config.hidden_size == 32
+    assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
 
 
 def test_a_layer_that_changes_nothing_is_the_least_important_and_leaves_without_a_trace() -> None:
@@ -82,6 +100,8 @@ def test_what_cannot_be_done_is_refused() -> None:
         pruned(model, importance, neurons=97)
     with pytest.raises(ValueError, match=r"`neurons` 48 leaves rows of 48, which 4- and 8-bit formats cannot store"):
         pruned(model, importance, neurons=48)
+    with pytest.raises(ValueError, match=r"`width` 40 leaves rows of 40"):
+        pruned(model, importance, width=40)
     with pytest.raises(ValueError, match=r"`without_layers` must leave some of 2 layers"):
         pruned(model, importance, without_layers=[0, 1])
     with pytest.raises(ValueError, match=r"`batches` holds no text"):

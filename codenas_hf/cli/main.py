@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "compare": (models.compare_verb, "put models side by side"),
     "plot": (studies.plot, "write the report of a study, finished or not: tables, pictures, one page"),
     "show": (models.show_verb, "show an architecture as text and picture"),
+    "prune": (models.prune_verb, "cut a release to a share of its parameters and train what is left"),
     "export": (models.export_verb, f"write a model in another form: {', '.join(TARGETS)}"),
     "publish": (studies.publish_verb, "push a winner, its card and what belongs to it to the Hub"),
 }

@@ -268,3 +268,36 @@ def export_verb(verb: argparse.ArgumentParser) -> Run:
         return 0
 
     return run
+
+
+def prune_verb(verb: argparse.ArgumentParser) -> Run:
+    """`codenas prune`."""
+    verb.add_argument("model", help="release folder, or a study (its winner)")
+    add_settings(verb)
+    verb.add_argument("--to", type=_share, required=True, metavar="SHARE", help="of the parameters, such as 50%%")
+    verb.add_argument("--budget", default="300 seconds", help="of all training afterwards (default: 300 seconds)")
+    verb.add_argument("--out", type=Path, help="release folder (default: runs/<genome id of it>-pruned<percent>)")
+
+    def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..hardware import is_main_process
+        from ..jobs.prune import prune  # loads torch
+
+        with curve_watch(as_json=False) as watch:
+            folder = prune(
+                options.model,
+                options.to,
+                budget=options.budget,
+                settings=settings,
+                out=options.out,
+                say=say,
+                watch=watch if is_main_process() else lambda point: None,
+            )
+        say(f"released  {folder}")
+        return 0
+
+    return with_settings(job, study=lambda options: Path(options.model))
+
+
+def _share(text: str) -> float:
+    """A share such as `50%` or `0.5`."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)

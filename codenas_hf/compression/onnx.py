@@ -135,8 +135,13 @@ def _rename(graph: Any, *, layers: int) -> None:
 
 
 def _store(graph: Any, block: Block) -> None:
-    """Replaces constant matrices by integers behind `DequantizeLinear`."""
-    from onnx import helper, numpy_helper
+    """Replaces constant matrices by integers that every use decodes for itself.
+
+    What is read of a table are the rows looked up: they are decoded after that, not the table before it. A tied head
+    turns the integers, which readers do once: ONNX Runtime fuses decoding and product only where the one feeds the
+    other.
+    """
+    from onnx import numpy_helper
 
     uses: dict[str, list[tuple[Any, int]]] = {}
     for node in graph.graph.node:
@@ -159,26 +164,52 @@ def _store(graph: Any, block: Block) -> None:
         scales = stored.scales.numpy()
         if not table:
             codes, scales = codes.T, scales.T
-        name = tensor.name
         graph.graph.initializer.remove(tensor)
         graph.graph.initializer.extend(
             [
-                _integers(f"{name}.codes", codes, bits=8 if own.name == "q8_0" else 4),
-                numpy_helper.from_array(np.ascontiguousarray(scales), f"{name}.scales"),
+                _integers(f"{tensor.name}.codes", codes, bits=8 if own.name == "q8_0" else 4),
+                numpy_helper.from_array(np.ascontiguousarray(scales), f"{tensor.name}.scales"),
             ]
         )
-        nodes = [
-            helper.make_node("Cast", [f"{name}.scales"], [f"{name}.scales32"], to=1),
-            helper.make_node(
-                "DequantizeLinear",
-                [f"{name}.codes", f"{name}.scales32"],
-                [name],
-                axis=1 if table else 0,
-                block_size=own.size,
-            ),
-        ]
-        for at, node in enumerate(nodes):
-            graph.graph.node.insert(at, node)
+        inner = [node for node, _ in found if node.op_type in ("Gather", "Transpose")] if table else []
+        if len(inner) < len(found):
+            _decode_before(graph, tensor.name, axis=1 if table else 0, size=own.size)
+        for node in inner:
+            _decode_after(graph, node, axis=-1 if node.op_type == "Gather" else 0, size=own.size)
+
+
+def _decode_before(graph: Any, name: str, *, axis: int, size: int) -> None:
+    """Decodes a matrix under its own name at the beginning of the graph."""
+    for node in reversed(_decoding(f"{name}.codes", f"{name}.scales", name, axis=axis, size=size)):
+        graph.graph.node.insert(0, node)
+
+
+def _decode_after(graph: Any, node: Any, *, axis: int, size: int) -> None:
+    """A node that picks or turns numbers of a matrix does so with integers and scales, and what comes is decoded."""
+    import onnx
+
+    at = next(place for place, other in enumerate(graph.graph.node) if other is node)
+    name, result = node.input[0], node.output[0]
+    pairs = []
+    for part in ("codes", "scales"):
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name, twin.input[0], twin.output[0] = f"{node.name}.{part}", f"{name}.{part}", f"{result}.{part}"
+        pairs.append(twin)
+    graph.graph.node.remove(node)
+    decoding = _decoding(f"{result}.codes", f"{result}.scales", result, axis=axis, size=size)
+    for place, new in enumerate([*pairs, *decoding]):
+        graph.graph.node.insert(at + place, new)
+
+
+def _decoding(codes: str, scales: str, result: str, *, axis: int, size: int) -> list[Any]:
+    from onnx import helper
+
+    wide = f"{scales}32"
+    return [
+        helper.make_node("Cast", [scales], [wide], to=1),
+        helper.make_node("DequantizeLinear", [codes, wide], [result], axis=axis, block_size=size),
+    ]
 
 
 def _is_head(found: list[tuple[Any, int]]) -> bool:

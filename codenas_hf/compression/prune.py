@@ -1,8 +1,9 @@
-"""Structured pruning: feed-forward neurons, groups of heads and layers leave a model, by what they do on real text.
+"""Structured pruning: neurons, groups of heads, layers and width leave a model, by what they do on real text.
 
 A neuron's importance is the energy of what it adds to the residual stream: the mean square of its activation times
-the squared norm of its output weights; a group of heads (one key-value head and its queries) likewise. It takes
-forward passes only (cf. Molchanov et al. 2019, https://arxiv.org/abs/1906.10771, and Muralidharan et al. 2024,
+the squared norm of its output weights; a group of heads (one key-value head and its queries) likewise. A dimension of
+the residual stream counts by what the normed stream brings through it into matrices and head. It takes forward passes
+only (cf. Molchanov et al. 2019, https://arxiv.org/abs/1906.10771, and Muralidharan et al. 2024,
 https://arxiv.org/abs/2407.14679). What is left is an ordinary model of the same architecture, in smaller matrices.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _PARTS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+_NORMS = ("input_layernorm", "post_attention_layernorm")  # of the residual stream, before attention and network
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ class Importance:
         groups: of each key-value head with its queries, `[layers, key-value heads]`.
         layers: of each layer: 1 less the cosine between what goes in and what comes out, `[layers]`.
         num_tokens: of the text.
+        stream: mean square of the normed residual stream where matrices take it in: attention and network of each
+            layer, then the head, `[2 * layers + 1, hidden size]`.
     """
 
     neurons: Floats
     groups: Floats
     layers: Floats
     num_tokens: int
+    stream: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def check_prunable(model: PreTrainedModel) -> None:
@@ -80,6 +85,8 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[torch.Tensor]) 
     neurons = torch.zeros(len(layers), int(config.intermediate_size), dtype=torch.float64)
     heads = torch.zeros(len(layers), int(config.num_attention_heads), dtype=torch.float64)
     turned = torch.zeros(len(layers), dtype=torch.float64)
+    readers = [together for together, _ in _readers(model)]
+    taken = torch.zeros(len(readers), int(config.hidden_size), dtype=torch.float64)
 
     def neurons_of(at: int) -> Any:
         def hook(module: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -103,7 +110,13 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[torch.Tensor]) 
 
         return hook
 
-    hooks = []
+    def taken_by(at: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            taken[at] += inputs[0].float().square().flatten(0, -2).sum(dim=0).double().cpu()
+
+        return hook
+
+    hooks = [together[0].register_forward_pre_hook(taken_by(at)) for at, together in enumerate(readers)]
     for at, layer in enumerate(layers):
         hooks.append(layer.mlp.down_proj.register_forward_pre_hook(neurons_of(at)))
         hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(heads_of(at)))
@@ -126,7 +139,11 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[torch.Tensor]) 
     groups = heads.view(len(layers), int(config.num_key_value_heads), -1).sum(dim=2)
     scale = 1.0 / counts["tokens"]
     return Importance(
-        (neurons * out * scale).numpy(), (groups * scale).numpy(), (turned * scale).numpy(), counts["tokens"]
+        (neurons * out * scale).numpy(),
+        (groups * scale).numpy(),
+        (turned * scale).numpy(),
+        counts["tokens"],
+        (taken * scale).numpy(),
     )
 
 
@@ -137,6 +154,7 @@ def pruned(
     *,
     neurons: int | None = None,
     groups: int | None = None,
+    width: int | None = None,
     without_layers: Sequence[int] = (),
 ) -> PreTrainedModel:
     """A smaller model of the same architecture: in each layer the most important parts, in their old order.
@@ -146,6 +164,7 @@ def pruned(
         importance: measured on it.
         neurons: feed-forward neurons that stay in each layer; None keeps all.
         groups: key-value heads, with their queries, that stay in each layer; None keeps all.
+        width: dimensions of the residual stream that stay; None keeps all.
         without_layers: layers that are left out.
 
     Raises:
@@ -159,35 +178,47 @@ def pruned(
     neurons = int(config.intermediate_size) if neurons is None else neurons
     groups = int(config.num_key_value_heads) if groups is None else groups
     _check("neurons", neurons, int(config.intermediate_size), width=neurons)
+    width = int(config.hidden_size) if width is None else width
     _check("groups", groups, int(config.num_key_value_heads), width=groups * per_group * size)
+    _check("width", width, int(config.hidden_size), width=width)
     stay = [at for at in range(len(layers)) if at not in without_layers]
     if not stay or any(not 0 <= at < len(layers) for at in without_layers):
         raise ValueError(f"`without_layers` must leave some of {len(layers)} layers, got {list(without_layers)}")
     config.intermediate_size, config.num_hidden_layers = neurons, len(stay)
     config.num_key_value_heads, config.num_attention_heads = groups, groups * per_group
-    config.head_dim = size
+    config.head_dim, config.hidden_size = size, width
     for name in ("layer_types", "no_rope_layers"):  # a value for each layer
         if getattr(config, name, None):
             setattr(config, name, [getattr(config, name)[at] for at in stay])
     state = model.state_dict()
     base = _layers_name(model)
-    result: dict[str, torch.Tensor] = {n: w for n, w in state.items() if not n.startswith(f"{base}.")}
+    wide = torch.arange(width)
+    if width < int(model.config.hidden_size):
+        wide = torch.from_numpy(_best(_width(model, importance.stream), width))
+    outside = {name: weight for name, weight in state.items() if not name.startswith(f"{base}.")}
+    result = {name: weight[..., wide.to(weight.device)] for name, weight in outside.items()}
+    factors = _norm_factors(model, importance.stream, wide) if width < int(model.config.hidden_size) else {}
     for new, old in enumerate(stay):
         chosen = torch.from_numpy(_best(importance.neurons[old], neurons))
         kept = torch.from_numpy(_best(importance.groups[old], groups))
         keys = (kept[:, None] * size + torch.arange(size)).flatten()
         queries = (kept[:, None] * per_group * size + torch.arange(per_group * size)).flatten()
         rows = {"gate_proj": chosen, "up_proj": chosen, "q_proj": queries, "k_proj": keys, "v_proj": keys}
+        rows |= dict.fromkeys(("down_proj", "o_proj", *_NORMS), wide)
         columns = {"down_proj": chosen, "o_proj": queries}
+        columns |= dict.fromkeys(("gate_proj", "up_proj", "q_proj", "k_proj", "v_proj"), wide)
         for name, weight in state.items():
             if not name.startswith(f"{base}.{old}."):
                 continue
             owner = name.split(".")[-2]
             if owner in rows:
                 weight = weight[rows[owner].to(weight.device)]
-            elif owner in columns and weight.dim() == 2:
+            if owner in columns and weight.dim() == 2:
                 weight = weight[:, columns[owner].to(weight.device)]
+            weight = weight * factors.get(name, 1.0)
             result[name.replace(f"{base}.{old}.", f"{base}.{new}.", 1)] = weight
+    last = f"{model.base_model_prefix}.norm.weight"
+    result[last] = result[last] * factors.get(last, 1.0)
     smaller: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     smaller.load_state_dict({name: weight.clone() for name, weight in result.items()}, strict=False)
     smaller.tie_weights()
@@ -217,6 +248,39 @@ def _layers_name(model: PreTrainedModel) -> str:
 def _layers(model: PreTrainedModel) -> Any:
     base = getattr(model, model.base_model_prefix, None)
     return getattr(base, "layers", ())
+
+
+def _readers(model: PreTrainedModel) -> list[tuple[tuple[nn.Module, ...], str]]:
+    """The matrices that take in the residual stream, those of one place together, and the norm before them."""
+    found: list[tuple[tuple[nn.Module, ...], str]] = []
+    for at, layer in enumerate(_layers(model)):
+        attention, network = layer.self_attn, layer.mlp
+        networks = tuple(getattr(network, name) for name in ("up_proj", "gate_proj") if hasattr(network, name))
+        for together, norm in zip(
+            ((attention.q_proj, attention.k_proj, attention.v_proj), networks), _NORMS, strict=True
+        ):
+            found.append((together, f"{_layers_name(model)}.{at}.{norm}.weight"))
+    return [*found, ((model.get_output_embeddings(),), f"{model.base_model_prefix}.norm.weight")]
+
+
+def _width(model: PreTrainedModel, stream: Floats) -> Floats:
+    """Of each dimension of the residual stream its share in what the matrices take in, summed over these."""
+    total = np.zeros(stream.shape[1])
+    for (together, _), taken in zip(_readers(model), stream, strict=True):
+        weights = torch.cat([module.get_parameter("weight").detach() for module in together])
+        energy = taken * weights.float().square().sum(dim=0).double().cpu().numpy()
+        total += energy / energy.sum()
+    return total
+
+
+def _norm_factors(model: PreTrainedModel, stream: Floats, wide: torch.Tensor) -> dict[str, float]:
+    """What norms are multiplied by, so that dividing by the size of fewer dimensions changes nothing on average."""
+    found, state = {}, model.state_dict()
+    for (_, norm), taken in zip(_readers(model), stream, strict=True):
+        gain = state[norm].double().square().cpu().numpy()
+        size = np.divide(taken, gain, out=np.zeros_like(taken), where=gain > 0)
+        found[norm] = float(np.sqrt(size[wide.numpy()].mean() / size.mean()))
+    return found
 
 
 def _has(layer: nn.Module, part: str) -> bool:

@@ -135,6 +135,7 @@ class Start:
         bits_per_byte: of it on the held-out part of the new text.
         data: that it was trained on.
         start: the release that it was itself fine-tuned from.
+        kept: share of its parameters that stayed, where it was cut before.
     """
 
     folder: str
@@ -142,6 +143,7 @@ class Start:
     bits_per_byte: float | None = None
     data: DataFacts | None = None
     start: Start | None = None
+    kept: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

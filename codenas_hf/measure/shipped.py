@@ -20,10 +20,13 @@ from transformers import AutoConfig
 from ..architecture.genome import Genome
 from ..architecture.space import stock_view
 from ..architecture.stock import StockRow, find_row
-from ..compression.formats import FORMATS, Format
-from ..compression.formats import SHIPPED as SHIPPED  # what a study can ship is asked here
+from ..compression.formats import BLOCKS as BLOCKS  # what a study can ship, and in which blocks, is asked here
+from ..compression.formats import FORMATS as FORMATS
+from ..compression.formats import SHIPPED as SHIPPED
+from ..compression.formats import Format as Format
 from ..compression.gguf import Layout, check_architecture, file_layout
-from ..compression.quantize import stored_bytes, stored_weights
+from ..compression.quantize import stored_bytes as stored_bytes
+from ..compression.quantize import stored_weights as stored_weights
 from ..folders import folder_bytes
 
 
