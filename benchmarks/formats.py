@@ -109,10 +109,10 @@ class Setup:
         study = self.options.study
         return study and winner_state(StudyFolder(study), self.genome, settings=self.seeded(seed), data=self.data)
 
-    def report(self) -> Passages:
+    def report(self, max_bytes: int = SCORED) -> Passages:
         """The text that everything here is scored on."""
         length = self.settings.train.sequence_length
-        return self.data.passages(self.genome.vocab_size, "report", length=length, max_bytes=SCORED)
+        return self.data.passages(self.genome.vocab_size, "report", length=length, max_bytes=max_bytes)
 
 
 def _own_data(options: argparse.Namespace) -> PreparedData:
@@ -285,7 +285,7 @@ def run_readers(setup: Setup) -> None:
     """Scores every form of the first seed's plain model in its reader."""
     torch.set_num_threads(1)
     work = setup.folder / "files"
-    rows, passages = readers(setup, work=work), setup.report()
+    rows, passages = readers(setup, work=work), setup.report(setup.options.reader_bytes)
     for row in rows:
         runtime = opened(row, work=work)
         row["bits_per_byte"] = score_runtime(runtime, passages, vocab_size=setup.genome.vocab_size).bits_per_byte
@@ -360,6 +360,7 @@ def main() -> None:
     add_words(parser)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the decay, quantised")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--reader-bytes", type=int, default=SCORED, help="that readers are scored on")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -376,7 +377,8 @@ def main() -> None:
         about = protocol(
             threads=1, genome=setup.genome.to_dict(), parameters=setup.genome.num_parameters(), steps=options.steps,
             tokens_per_step=setup.settings.train.tokens_per_step, seeds=options.seeds, scored_bytes=SCORED,
-            data=setup.data.digest[:16], decode=default_protocol("cpu").to_dict(), rounds=options.rounds,
+            reader_bytes=options.reader_bytes, data=setup.data.digest[:16], rounds=options.rounds,
+            decode=default_protocol("cpu").to_dict(),
             interval="of the cost: 95 % over seeds, or over the projects of the text where there is one seed",
             begin="the state of a study's winner before its decay" if setup.begin(0) else "new weights",
         )  # fmt: skip
