@@ -4,12 +4,14 @@ Random llamas of three sizes, one thread, batch 1, greedy. `generate` is transfo
 `codenas complete` does, sampling in Python included. Within a repeat all runtimes of a size take turns, and a speed-up
 is the median of the repeats' own ratios, with an interval that 95 of 100 resamples of the repeats keep to. A keystroke
 is the first token of a prompt that is three tokens longer than the one before, as a share of the first token of that
-one. A cold start is the whole process of `codenas`, from its start to its end.
+one. A cold start is the whole process of `codenas`, from its start to its end. `--clock processor` counts the time of
+the processor in place of the wall's, where other programs cannot be stopped; the result says which it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from codenas_hf.generation.decode import DecodeSettings, complete
 from codenas_hf.generation.llama_cpp import LlamaCppRuntime
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.torch_runtime import TorchRuntime
+from codenas_hf.measure.timing import device_noise
 from codenas_hf.release.targets import export_model
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -63,6 +66,21 @@ class Contender:
     runtime: Runtime | None
 
 
+class Clock:
+    """Seconds on the wall, or of the processor: of this process, or of the children that have ended."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.now = time.perf_counter if kind == "wall" else time.process_time
+
+    def children(self) -> float:
+        """As `now`, for what is started."""
+        if self.kind == "wall":
+            return time.perf_counter()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+
 def make(size: str, folder: Path) -> PreTrainedModel:
     """A random model of a size with a tokenizer, saved in `folder`."""
     shape = SIZES[size]
@@ -71,7 +89,7 @@ def make(size: str, folder: Path) -> PreTrainedModel:
     words.decoder = decoders.ByteLevel()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|endoftext|>"]
-    trainer = trainers.BpeTrainer(vocab_size=shape["vocab_size"], special_tokens=special, initial_alphabet=letters)
+    trainer = trainers.BpeTrainer(vocab_size=2048, special_tokens=special, initial_alphabet=letters)
     own = sorted((Path(__file__).parents[1] / "codenas_hf").rglob("*.py"))
     words.train_from_iterator((path.read_text(encoding="utf-8") for path in own), trainer)
     PreTrainedTokenizerFast(tokenizer_object=words, bos_token=special[0], eos_token=special[0]).save_pretrained(folder)
@@ -93,30 +111,34 @@ def make(size: str, folder: Path) -> PreTrainedModel:
     return found
 
 
-def stock_generate(model: Any) -> Callable[[list[int]], float]:
+def stock_generate(model: Any, clock: Clock) -> Callable[[list[int]], float]:
     """Transformers' `generate`: a long text less a text of one token."""
 
     def seconds(ids: list[int], new: int) -> float:
         tokens = torch.tensor([ids])
         mask = torch.ones_like(tokens)
-        begin = time.perf_counter()
+        begin = clock.now()
         with torch.inference_mode():
             found: Any = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False)
-        spent = time.perf_counter() - begin
+        spent = clock.now() - begin
         assert found.shape[1] == len(ids) + new
         return spent
 
     return lambda ids: 1e3 * (seconds(ids, NEW) - seconds(ids, 1)) / (NEW - 1)
 
 
-def ours(runtime: Runtime, tokenizer: Any) -> Callable[[list[int]], float]:
-    """What `codenas complete` does, from the first token on."""
-    settings = DecodeSettings(max_new_tokens=NEW, boundary="keep", start="never")
+def ours(runtime: Runtime, tokenizer: Any, clock: Clock) -> Callable[[list[int]], float]:
+    """What `codenas complete` does behind a prompt that it knows."""
+    first, all_of_it = (DecodeSettings(max_new_tokens=n, boundary="keep", start="never") for n in (1, NEW))
 
     def time_token(ids: list[int]) -> float:
-        done = complete(runtime, tokenizer, tokenizer.decode(ids), settings=settings)
+        text = tokenizer.decode(ids)
+        complete(runtime, tokenizer, text, settings=first)
+        begin = clock.now()
+        done = complete(runtime, tokenizer, text, settings=all_of_it)
+        spent = clock.now() - begin
         assert len(done.token_ids) > NEW // 2, "the text ended too early to be timed"
-        return 1e3 * (done.seconds - done.first_token_seconds) / (len(done.token_ids) - 1)
+        return 1e3 * spent / len(done.token_ids)
 
     return time_token
 
@@ -129,14 +151,14 @@ def prompt(tokenizer: Any, count: int, number: int) -> list[int]:
     return ids[begin : begin + count]
 
 
-def keystroke(runtime: Runtime, ids: Sequence[int]) -> tuple[float, float]:
+def keystroke(runtime: Runtime, ids: Sequence[int], clock: Clock) -> tuple[float, float]:
     """Milliseconds to the first token of a prompt that nothing is known of, and of the same with some more typed."""
     runtime.logits([ids[-1]])  # forgets
     times = []
     for known in (ids[:-TYPED], ids):
-        begin = time.perf_counter()
+        begin = clock.now()
         runtime.logits(known).argmax()
-        times.append(1e3 * (time.perf_counter() - begin))
+        times.append(1e3 * (clock.now() - begin))
     return times[0], times[1]
 
 
@@ -147,25 +169,26 @@ def interval(values: Sequence[float]) -> list[float]:
     return [round(float(low), 3), round(float(high), 3)]
 
 
-def measure(size: str, folder: Path, *, repeats: int) -> list[dict[str, Any]]:
+def measure(size: str, folder: Path, *, repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """The rows of one size."""
     model = make(size, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     straight = TorchRuntime(model)
     contenders = [
-        Contender("generate", stock_generate(model), None),
-        Contender("torch", ours(straight, tokenizer), straight),
+        Contender("generate", stock_generate(model, clock), None),
+        Contender("torch", ours(straight, tokenizer, clock), straight),
     ]
     for form in FORMATS:
         path = export_model(model, tokenizer=folder, out=folder / f"{form}.gguf", to="gguf", form=form)
         runtime = LlamaCppRuntime(path)
-        contenders.append(Contender(f"llama.cpp {form}", ours(runtime, tokenizer), runtime))
+        contenders.append(Contender(f"llama.cpp {form}", ours(runtime, tokenizer, clock), runtime))
     times: dict[str, list[float]] = {one.name: [] for one in contenders}
     strokes: dict[str, list[tuple[float, float]]] = {one.name: [] for one in contenders}
     for repeat in range(repeats + 2):
         for one in contenders:
             ms = one.time_token(prompt(tokenizer, PROMPT, repeat))
-            stroke = keystroke(one.runtime, prompt(tokenizer, PREFIX + TYPED, repeat)) if one.runtime else None
+            typed = prompt(tokenizer, PREFIX + TYPED, repeat)
+            stroke = keystroke(one.runtime, typed, clock) if one.runtime else None
             if repeat >= 2:  # warm
                 times[one.name].append(ms)
                 strokes[one.name] += [] if stroke is None else [stroke]
@@ -193,7 +216,7 @@ def measure(size: str, folder: Path, *, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def cold_starts(folder: Path, *, repeats: int) -> list[dict[str, Any]]:
+def cold_starts(folder: Path, *, repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """Seconds of whole processes, taking turns."""
     places = {"gguf": folder / "q8_0.gguf", "folder": folder, "runs": folder.parent / "runs"}
     places["runs"].mkdir()
@@ -201,9 +224,9 @@ def cold_starts(folder: Path, *, repeats: int) -> list[dict[str, Any]]:
     for repeat in range(repeats + 1):
         for name, words in STARTS.items():
             command = [sys.executable, "-m", "codenas_hf.cli.main", *(word.format(**places) for word in words)]
-            begin = time.perf_counter()
+            begin = clock.children()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            spent = time.perf_counter() - begin
+            spent = clock.children() - begin
             if done.returncode not in (0, 2) or "Traceback" in done.stderr:  # 2: no studies there
                 raise RuntimeError(f"codenas {' '.join(words)}: {done.stderr}")
             if repeat:  # the first fills the file cache
@@ -239,14 +262,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     arguments = parser.parse_args()
+    clock = Clock(arguments.clock)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    noise = [device_noise(torch.device("cpu"))]
     with tempfile.TemporaryDirectory() as name:
         for size in arguments.sizes:
-            rows += measure(size, Path(name) / size, repeats=arguments.repeats)
-        rows += cold_starts(Path(name) / arguments.sizes[0], repeats=5)
+            rows += measure(size, Path(name) / size, repeats=arguments.repeats, clock=clock)
+        rows += cold_starts(Path(name) / arguments.sizes[0], repeats=min(5, arguments.repeats), clock=clock)
+    noise.append(device_noise(torch.device("cpu")))
     facts = protocol(
+        noise_before_and_after=[round(value, 2) for value in noise],  # 1 where nothing else ran
+        clock=arguments.clock,
         threads=1,
         repeats=arguments.repeats,
         statistic="median; intervals by resampling the repeats, 95 %",
