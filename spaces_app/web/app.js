@@ -42,10 +42,13 @@ function showFacts(model) {
   const wire = read.reduce((sum, entry) => sum + (entry.encodedBodySize || 0), 0);
   const threads = page.engine.threads === 1 ? "one thread" : `${page.engine.threads} threads`;
   const rows = [...model.facts];
-  rows.push(["Came over the wire", `${size(wire)}: model, engine and page`], ["Computes with", `${threads} of this device`]);
+  rows.push(["Came over the wire", `${size(wire)}: model, engine and page`]);
+  rows.push(["Computes with", `${threads} of this device`]);
   at("facts").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
   if (!model.link) return;
-  const link = Object.assign(make("a", model.link), { href: model.link, rel: "noreferrer" });
+  // In a new page: the Hub shows a Space in a frame, where its own pages refuse to load.
+  const opened = { href: model.link, rel: "noopener noreferrer", target: "_blank" };
+  const link = Object.assign(make("a", model.link), opened);
   const entry = make("dd", "");
   entry.append(link);
   at("facts").append(make("dt", "Card"), entry);
