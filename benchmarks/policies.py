@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib.util
 import os
+import pickle
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -49,10 +51,12 @@ from benchmarks.replay import (
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.engine import RankCorrelation, TrialRecord
 from codenas_hf.engine.guided import Model
+from codenas_hf.folders import whole_file
 from codenas_hf.jobs.policies import POLICIES
 
 SPACES = {"all": TableSpace(), "tuned half": TableSpace({"kind": "gated"}), "half": TableSpace({"kind": "plain"})}
 REPORTED = ("half", "all")
+FOLDER = Path("runs/policies")  # to be emptied when a policy, the stages or the table have changed
 KNOWN, WINDOW = 48, 2.0  # records that the model has seen, and the ratio of bytes within which its order is judged
 RESAMPLES = 2000
 SLOW, SLOW_SEEDS = "Optuna GP", 10
@@ -92,13 +96,18 @@ class Arm:
 
 
 def searches(arms: Sequence[Arm], *, seeds: int) -> dict[Arm, list[Run]]:
-    """All arms with all seeds, on all cores."""
-    jobs = [(a, seed) for a in arms for seed in range(min(seeds, SLOW_SEEDS) if a.policy == SLOW else seeds)]
+    """All arms with all seeds, on all cores; what is finished is kept in `FOLDER` and found again."""
+    found: dict[Arm, list[Run]] = {}
+    FOLDER.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        runs = list(pool.map(_search, jobs, chunksize=2))
-    found: dict[Arm, list[Run]] = {arm: [] for arm in arms}
-    for (arm, _), run in zip(jobs, runs, strict=True):
-        found[arm].append(run)
+        for arm in arms:
+            count = min(seeds, SLOW_SEEDS) if arm.policy == SLOW else seeds
+            place = FOLDER / f"{hashlib.sha256(f'{arm} {count}'.encode()).hexdigest()[:16]}.pickle"
+            if not place.exists():
+                runs = list(pool.map(_search, [(arm, seed) for seed in range(count)]))
+                with whole_file(place) as draft:
+                    draft.write_bytes(pickle.dumps(runs))
+            found[arm] = pickle.loads(place.read_bytes())
     return found
 
 
@@ -227,13 +236,20 @@ def lead(found: Mapping[Arm, Sequence[Run]], *, stages: Stages, seconds: float) 
     return summary(resampled(len(ours), stream=1) @ ours - best)
 
 
-def saved(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Share of the seconds that adaptive stages save the guided policy at random search's hypervolume (two stages)."""
-    reference: Reference = space["references"]["two"]
-    taken = {
-        arm.stages: reference.reaches(curves) for arm, curves in space["curves"].items() if arm.policy == "guided"
-    }
-    return summary(1 - taken["adaptive"] / taken["two"])
+def saved(space: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Share of the seconds that adaptive stages save the guided policy over two, at equal hypervolume.
+
+    Returns:
+        By what sets that hypervolume: the end of the guided search in two stages, or that of random search.
+    """
+    weights = resampled(len(next(iter(space["found"].values()))), stream=1)
+    curves = {arm.stages: curve for arm, curve in space["curves"].items() if arm.policy == "guided"}
+    levels = {"guided with two": curves["two"].mean(weights)[:, -1], "random search": space["references"]["two"].level}
+    found = {}
+    for name, level in levels.items():
+        two, adaptive = (curves[stages].reaches(level, weights) for stages in ("two", "adaptive"))
+        found[name] = summary(1 - np.where(np.isfinite(adaptive), adaptive, curves["adaptive"].grid[-1]) / two)
+    return found
 
 
 def model_correlation(*, seeds: int) -> dict[str, Any]:
@@ -299,11 +315,14 @@ def targets(half: Mapping[str, Any], correlation: Mapping[str, Any]) -> list[dic
         found = lead(half["found"], stages="adaptive", seconds=share * half["ends"]["two"])
         name = f"guided, adaptive: low end of its lead over the best peer at {share:g} of the seconds"
         goals.append(target(name, found["interval"][0], 0, better="higher", interval=found["interval"]))
-    fewer, order = saved(half), correlation["share"]
+    order = correlation["share"]
     return [
         *goals,
-        target("share of seconds that adaptive stages save over two", fewer["value"], 0.3, better="higher",
-               interval=fewer["interval"]),
+        *(
+            target(f"share of the seconds of two stages that adaptive ones save to where {name} ends", fewer["value"],
+                   0.3, better="higher", interval=fewer["interval"])
+            for name, fewer in saved(half).items()
+        ),
         target("model after 48 records: tau over its ceiling", order["value"], 0.9, better="higher",
                interval=order["interval"]),
         target("forecasts that hold what came, at least", row["covered"], 0.80, better="higher"),
@@ -317,17 +336,19 @@ def main() -> Path | None:
     parser.add_argument("--smoke", action="store_true", help="two seeds, few evaluations, nothing is written")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--tuning", action="store_true", help="ours on the half for trying things; nothing is written")
+    parser.add_argument("--without", nargs="+", default=[], help="peers or policies that are left out")
     parser.add_argument("--spaces", nargs="+", choices=REPORTED, default=REPORTED, help="the half is always needed")
     options = parser.parse_args()
     seeds = 2 if options.smoke else options.seeds
     peers = [name for name in PEERS if "MOASHA" not in name or importlib.util.find_spec("syne_tune")]
+    peers, policies = ([name for name in names if name not in options.without] for names in (peers, POLICIES))
     if options.tuning:
         measured("tuned half", policies=["guided"], peers=[], seeds=seeds)
         return None
     found = {
         space: measured(
             space,
-            policies=list(POLICIES),
+            policies=policies,
             peers=[name for name in peers if space == "half" or name != SLOW],
             seeds=seeds,
             cut=2 if options.smoke else 1,
@@ -341,9 +362,9 @@ def main() -> Path | None:
     if options.smoke:
         return None
     about = protocol(
-        objectives=list(objectives().names), seeds=seeds, seeds_of_the_slow=f"{SLOW_SEEDS} of {SLOW}",
+        objectives=list(objectives().names), seeds=seeds, seeds_of_the_slow=f"{min(seeds, SLOW_SEEDS)} of {SLOW}",
         workers=WORKERS, population=POPULATION, budgets=f"{SHORT} and {LONG} steps",
-        absent=[name for name in PEERS if name not in peers],
+        absent=[name for name in (*POLICIES, *PEERS) if name not in (*policies, *peers)],
         random_seconds={name: {s: round(x) for s, x in each["ends"].items()} for name, each in found.items()},
         tau=round(correlation["tau"]["value"], 3),
         statistic="mean of the seeds, 95 % intervals from resampling them; no cost: not as far in that time",
