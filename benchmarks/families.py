@@ -1,6 +1,6 @@
 """Families of architecture search on one slice of the search table: chance, a model, reinforcement, a supernet.
 
-    python -m benchmarks.families --supernet      # trains the supernets (about 7 minutes on two cores), then as below
+    python -m benchmarks.families --supernet      # trains the supernets (two, some 10 minutes each by estimate), then as below
     python -m benchmarks.families                 # replays the others; supernets that are trained are read
 
 The slice has one vocabulary and kind, which is what a supernet can express: 32 genomes. Every family ends with the
@@ -245,7 +245,8 @@ def main() -> Path | None:
     rows += [*supernet_rows(found), row("all trained alone", "slice", [everything_alone()])]
     about = protocol(
         objectives=list(objectives().names), seeds=options.seeds, workers=WORKERS, stages="single",
-        slice=dict(SLICE.fixed), supernet_steps=SUPERNET_STEPS, not_run="a gradient through choices, NePS",
+        slice=dict(SLICE.fixed), supernet_steps=SUPERNET_STEPS,
+        supernets=f"{len(found)} of {SUPERNET_SEEDS} trained", not_run="a gradient through choices, NePS",
         table_data=read(RESULTS / "search_table.json")["protocol"]["data"],
         supernet_data=sorted({each["data"][:16] for each in found}),
         statistic="relative hypervolume on the report text at the end of each search; tau of inherited against "
