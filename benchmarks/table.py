@@ -1,4 +1,4 @@
-"""Tables from benchmarks/results/*.json, in README.md and docs/data.md (marked regions) and docs/benchmarks.md (all):
+"""Tables from benchmarks/results/*.json, in README.md and some docs (marked regions) and docs/benchmarks.md (all):
 `python -m benchmarks.table`.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.results_file import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
-README, DATA, ALL = ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "benchmarks.md"
+README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+OF_ITS_OWN = {ROOT / "docs" / "data.md": "vocabularies", ROOT / "docs" / "squeeze.md": "squeeze"}  # one table each
 # What a reader wants first; the other tables stand in docs/benchmarks.md, their targets here too.
 IN_README = ("main_job", "squeeze", "policies", "formats", "decode_speed", "quality")
 
@@ -101,11 +102,6 @@ def everything() -> str:
     return "\n".join([head, *(section(data) for data in results())])
 
 
-def vocabularies() -> str:
-    """The part of docs/data.md: what each vocabulary buys."""
-    return section(read(RESULTS / "vocabularies.json"))
-
-
 def rewritten(text: str, name: str, content: str) -> str:
     """A page with the region marked `name` replaced.
 
@@ -120,12 +116,11 @@ def rewritten(text: str, name: str, content: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page with tables, as it should read."""
-    readme, data = README.read_text(encoding="utf-8"), DATA.read_text(encoding="utf-8")
-    return {
-        README: rewritten(readme, "benchmarks", region()),
-        DATA: rewritten(data, "vocabularies", vocabularies()),
-        ALL: everything(),
-    }
+    found = {README: rewritten(README.read_text(encoding="utf-8"), "benchmarks", region()), ALL: everything()}
+    for path, name in OF_ITS_OWN.items():
+        shown = section(read(RESULTS / f"{name}.json"))
+        found[path] = rewritten(path.read_text(encoding="utf-8"), name, shown)
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import yaml
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.jobs.settings import RunSettings, config_path
+from codenas_hf.jobs.squeeze import read_squeeze_genome
+from codenas_hf.jobs.squeeze_prepare import load_choices
 from codenas_hf.jobs.wanted import LadderSettings
 from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, read_yaml, to_mapping
 
@@ -46,6 +48,15 @@ def test_every_format_stores_every_member_of_a_shipped_space(path: Path) -> None
     for genome in (space.sample(rng) for _ in range(64)):
         rows = {shape[-1] for shape in genome.parameter_shapes().values() if len(shape) == 2}
         assert not [length for length in rows if length % 32], genome
+
+
+@pytest.mark.parametrize("size", [75, 60, 50])
+def test_squeeze_genomes_are_read_by_name(size: int) -> None:
+    space = load_choices("squeeze")
+    genome = read_squeeze_genome(Path(f"squeezed/{size}mb"))
+    assert genome.vocab_size in space.vocab_sizes
+    assert len(genome.attention) == space.sections
+    assert {*genome.attention, *genome.feed_forward} <= {*space.matrices}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("genomes/*.yaml")), ids=lambda p: p.stem)

@@ -167,7 +167,8 @@ def test_uniform_squeezes_keep_the_limits(place: Path, corpus: Path) -> None:
     found = uniform_squeezes(ready.space)
     assert found
     assert all(ready.space.validate(genome) is None for genome in found)
-    assert len({genome.attention for genome in found[:3]}) == 3
+    assert len({(genome.vocab_size, genome.attention, genome.embedding) for genome in found[:6]}) == 6
+    assert found[0].neurons == max(genome.neurons for genome in found)
 
 
 def refused(folder: Path, *, match: str, error: type[Exception] = ParentError) -> None:

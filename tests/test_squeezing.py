@@ -25,6 +25,7 @@ from codenas_hf.compression.squeezing import ParentShape, SqueezeGenome, mixed_f
 from codenas_hf.compression.vocabulary import adopted, count_tokens
 from codenas_hf.data.tokenizer import SPECIAL_TOKENS
 from codenas_hf.folders.files import TOKENIZER
+from codenas_hf.measure.squeezed import HealSettings
 
 BLOCKS_USED = ("q8_0", "q4_1", "iq4_nl")
 SIZES = (400, 700, 5000)
@@ -127,6 +128,19 @@ def test_a_slice_of_what_was_stored_is_what_is_sliced_and_then_stored(
             assert tuple(weight.shape) == piece.shape
             wanted = weight if weight.dim() < 2 else as_stored(weight, BLOCKS[piece.block])
             assert torch.equal(stored[piece.name], wanted), (piece, genome)
+
+
+def test_what_will_be_trained_begins_in_full_precision(parent: ParentFolder, space: SqueezeSpace) -> None:
+    """A small step from a point of the grid would be rounded back to it; what stays is what its reader has."""
+    genome = replace(drawn(space, 1)[0], embedding="q4_0")
+    stored, full = (parent.weights(genome, stored=flag) for flag in (True, False))
+    for moves, kinds in (("norms", set()), ("embeddings", {"embedding"})):
+        found = parent.weights(genome, stored=True, full=HealSettings(moves=moves).moving)
+        for name, weight in found.items():
+            assert torch.equal(weight, (full if parent.shape.kind_of(name) in kinds else stored)[name]), (moves, name)
+    found = parent.weights(genome, stored=True, full=HealSettings(moves="low_rank").moving)
+    assert all(torch.equal(weight, full[name]) for name, weight in found.items())
+    assert not torch.equal(stored["model.embed_tokens.weight"], full["model.embed_tokens.weight"])
 
 
 def test_pruning_is_that_of_the_pruner(parent: ParentFolder, space: SqueezeSpace) -> None:

@@ -153,7 +153,12 @@ def squeeze_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas squeeze`."""
     add_settings(verb)
     verb.usage = "codenas squeeze [PARENT] [name=value ...] [--genome FILE]"
-    verb.add_argument("--genome", type=Path, metavar="FILE", help="apply this squeeze genome, without any search")
+    verb.add_argument(
+        "--genome",
+        type=Path,
+        metavar="FILE",
+        help="apply this squeeze genome, or one of configs/genomes such as squeezed/60mb, without any search",
+    )
     verb.add_argument("--fresh", action="store_true", help="put an existing study aside and start anew")
     verb.add_argument("--json", action="store_true", help="what happens as lines of JSON, and nothing else on stdout")
 

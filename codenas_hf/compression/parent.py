@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
 from .quantize import Codes, as_stored, quantize, transposed
-from .squeezing import ParentShape, Piece, SqueezeGenome, mixed_format, pieces
+from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
 _IMPORTANCE, _KEPT = "importance.npz", "kept.npy"
@@ -202,26 +202,35 @@ class ParentFolder:
                 setattr(config, name, [getattr(config, name)[at] for at in stay])
         return config
 
-    def model(self, genome: SqueezeGenome | None, *, stored: bool = True) -> PreTrainedModel:
+    def model(
+        self, genome: SqueezeGenome | None, *, stored: bool = True, full: Collection[Kind] = ()
+    ) -> PreTrainedModel:
         """A squeezed model with equal layers, in float32; without a genome the parent itself.
 
         Args:
             genome: what is kept.
             stored: with the weights as its reader has them; else in full precision.
+            full: kinds of matrices that keep full precision all the same.
         """
         config = self.config if genome is None else self.squeezed_config(genome)
         config.dtype = torch.float32
         with no_init_weights():  # all weights are about to be replaced
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        fill(model, self.weights(genome, stored=stored), turned=self.facts["turned"])
+        fill(model, self.weights(genome, stored=stored, full=full), turned=self.facts["turned"])
         ready: PreTrainedModel = model.eval()
         return ready
 
-    def weights(self, genome: SqueezeGenome | None, *, stored: bool) -> dict[str, torch.Tensor]:
-        """The float32 tensors of a squeezed model by name, matrices as `[outputs, inputs]`."""
+    def weights(
+        self, genome: SqueezeGenome | None, *, stored: bool, full: Collection[Kind] = ()
+    ) -> dict[str, torch.Tensor]:
+        """The float32 tensors of a squeezed model by name, matrices as `[outputs, inputs]`; see `model`."""
         if genome is None:
             return {name: self._tensor(WEIGHTS, name) for name in self.shape.shapes}
-        return {piece.name: self._weight(piece, genome, stored=stored) for piece in pieces(genome, self.shape)}
+        found = {}
+        for piece in pieces(genome, self.shape):
+            coded = stored and self.shape.kind_of(piece.source) not in full
+            found[piece.name] = self._weight(piece, genome, stored=coded)
+        return found
 
     def kept(self, size: int) -> NDArray[np.int64]:
         """The parent's entries in a vocabulary of this size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..strict_yaml import SettingsError, read_yaml, to_mapping
 from .parents import find_parent
 from .policies import POLICIES
 from .search import SCALES, Follow, aside, engine_settings, silent
-from .settings import RunSettings
+from .settings import RunSettings, config_path
 from .squeeze_prepare import Prepared, keep_squeeze_facts, load_choices, prepare_squeeze
 from .squeeze_release import heal_and_release
 from .study import report_study
@@ -47,6 +47,7 @@ class SqueezeOutcome:
 
 
 _STARTS = 6  # uniform squeezes that the first generation begins with
+_WORST = 2.0  # times the parent's bits per byte, where quality counts as nothing
 
 
 def squeeze(
@@ -98,7 +99,7 @@ def squeeze(
         say(f"parent    {ready.bits_per_byte:.4f} bits per byte on the search text")
         result = None
         if applied is None:
-            result = _searched(settings, ready, folder=folder, hardware=hardware, follow=follow)
+            result = search_squeezes(settings, ready, folder=folder, hardware=hardware, follow=follow)
             if result.winner is None:
                 return SqueezeOutcome(result, folder)
             assert isinstance(result.winner.genome, SqueezeGenome)
@@ -122,11 +123,14 @@ def squeeze(
 
 
 def read_squeeze_genome(path: Path) -> SqueezeGenome:
-    """A squeeze genome from YAML or JSON; sections may be lists, and one value stands for all.
+    """A squeeze genome from YAML or JSON, by path or by name in configs/genomes, such as `squeezed/60mb`.
+
+    Sections may be lists, and one value stands for all.
 
     Raises:
         SettingsError: no such file, or genes that there are not.
     """
+    path = path if path.is_file() else config_path(Path("genomes") / path)
     try:
         return SqueezeGenome.from_dict(read_yaml(path, kind="squeeze genome"))
     except (ValueError, TypeError, KeyError) as error:
@@ -134,41 +138,53 @@ def read_squeeze_genome(path: Path) -> SqueezeGenome:
 
 
 def uniform_squeezes(space: SqueezeSpace, *, count: int | None = None) -> list[SqueezeGenome]:
-    """Squeezes with one format for all matrices and equal shares, the largest within the limits first.
+    """Squeezes with one format for all matrices and equal shares: who keeps most neurons first, then the largest.
 
     Args:
         space: with its limits.
-        count: at most, one for each vocabulary and format before any second; None takes all.
+        count: at most, one for each vocabulary and formats before any second; None takes all.
     """
     genes, sections = space.genes, space.choices.sections
-    found: dict[tuple[int, str], list[SqueezeGenome]] = {}
-    shapes = itertools.product(genes["vocab_size"], genes["attention.0"], genes["neurons.0"], genes["groups.0"])
-    for size, form, neurons, groups in shapes:
+    found: dict[tuple[int, str, str], list[SqueezeGenome]] = {}
+    names = ("vocab_size", "attention.0", "embedding", "neurons.0", "groups.0")
+    for size, form, table, neurons, groups in itertools.product(*(genes[name] for name in names)):
         genome = SqueezeGenome(
             vocab_size=size,
             neurons=(neurons,),
             groups=(groups,),
-            embedding=space.choices.embedding[0],
+            embedding=table,
             attention=(form,) * sections,
             feed_forward=(form,) * sections,
         )
         if space.validate(genome) is None:
-            found.setdefault((size, form), []).append(genome)
-    order = sorted(found.values(), key=lambda members: -max(map(space.bytes_of, members)))
-    largest = [sorted(members, key=space.bytes_of, reverse=True) for members in order]
+            found.setdefault((size, form, table), []).append(genome)
+    largest = [sorted(members, key=space.bytes_of, reverse=True) for members in found.values()]
+    largest.sort(key=lambda members: (-members[0].neurons[0], -space.bytes_of(members[0])))
     turns = [genome for turn in itertools.zip_longest(*largest) for genome in turn if genome is not None]
     return turns[:count]
 
 
-def _searched(
-    settings: RunSettings, ready: Prepared, *, folder: Path, hardware: Hardware, follow: Follow | None
+def search_squeezes(
+    settings: RunSettings, ready: Prepared, *, folder: Path, hardware: Hardware, follow: Follow | None = None
 ) -> SearchResult:
-    """The record of the finished search."""
+    """Searches, or goes on with it; the record of the finished search.
+
+    Args:
+        settings: of the study.
+        ready: from `prepare_squeeze`.
+        folder: of the study.
+        hardware: that is used.
+        follow: told the figures whenever one more evaluation is finished.
+
+    Raises:
+        SettingsError: a seed outside the space.
+        codenas_hf.engine.IdentityError: the folder holds another study.
+    """
     space, limits = ready.space, objective_limits(settings.limits)
     rng = np.random.default_rng(0)
     drawn = [space.known_objectives(space.sample(rng)) for _ in range(256)]
     corners = {name: (min(d[name] for d in drawn), max(d[name] for d in drawn)) for name in drawn[0]}
-    corners["bits_per_byte"] = (0.95 * ready.bits_per_byte, 1.5 * ready.bits_per_byte)
+    corners["bits_per_byte"] = (0.95 * ready.bits_per_byte, _WORST * ready.bits_per_byte)
     engine = engine_settings(
         settings,
         hardware=hardware,
@@ -181,7 +197,9 @@ def _searched(
         },
     )
     objectives = Objectives(scales=SCALES, weights=to_mapping(settings.weights), limits=limits)
-    policy = POLICIES[settings.search.policy](objectives, engine.reference, settings.search.population)
+    # What keeps its limit is good enough: no evaluation is spent on squeezes that are only smaller than they need be.
+    deciding = replace(objectives, scales={name: SCALES[name] for name in objectives.deciding}, weights={}, limits={})
+    policy = POLICIES[settings.search.policy](deciding, engine.reference, settings.search.population)
     starts = tuple(uniform_squeezes(space, count=min(_STARTS, settings.search.population // 2)))
     seeds = tuple(read_squeeze_genome(path) for path in settings.search.seeds)
     for path, seed in zip(settings.search.seeds, seeds, strict=True):

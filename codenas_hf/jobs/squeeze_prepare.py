@@ -15,6 +15,7 @@ from ..data import PreparedData
 from ..data.tokenizer import load_backend
 from ..folders import StudyFolder, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
+from ..measure.candidate import unstarted_device
 from ..measure.score import score_passages
 from ..measure.squeezed import SqueezeEvaluator
 from ..strict_yaml import SettingsError, dump, from_mapping, read_yaml, to_mapping
@@ -118,7 +119,7 @@ def prepare_squeeze(
         folder=StudyFolder(folder).trials.resolve(),
         device=hardware.device,
     )
-    bits = _parent_bits(evaluator, place=place, say=say)
+    bits = parent_bits(evaluator, "search", max_bytes=settings.candidate.score_bytes, say=say)
     return Prepared(source=source, evaluator=evaluator, latency=latency, bits_per_byte=bits)
 
 
@@ -180,16 +181,17 @@ def _latency(
     return fitted
 
 
-def _parent_bits(evaluator: SqueezeEvaluator, *, place: Path, say: Say) -> float:
-    """Bits per byte of the parent on the search text, measured once."""
+def parent_bits(evaluator: SqueezeEvaluator, which: str, *, max_bytes: int, say: Say) -> float:
+    """Bits per byte of the parent on search or report text, measured once."""
     settings, parent = evaluator.settings, evaluator.parent
     rows = settings.window_tokens or evaluator.train.sequence_length
-    note = place / f"bits-{parent.folder.name}-{settings.score_bytes}-{rows}.json"
+    note = parent.folder.with_name(f"bits-{parent.folder.name}-{which}-{max_bytes}-{rows}.json")
     if note.is_file():
         return float(read_json(note)["bits_per_byte"])
-    say("parent    scoring it on the search text, once")
+    say(f"parent    scoring it on the {which} text, once")
     size = parent.keep_vocabularies(np.zeros(0, np.int64), [parent.shape.vocab_size])[0]
-    passages = evaluator.passages(size, "search", max_bytes=settings.score_bytes)
-    score = score_passages(parent.model(None), passages, batch_size=settings.batch_windows)
+    passages = evaluator.passages(size, which, max_bytes=max_bytes)
+    model = torch.nn.Module.to(parent.model(None), unstarted_device(evaluator.device))
+    score = score_passages(model, passages, batch_size=settings.batch_windows)
     write_json(note, {"bits_per_byte": score.bits_per_byte, "scored_bytes": score.num_bytes})
     return score.bits_per_byte

@@ -34,7 +34,7 @@ from ..generation.torch_runtime import context_tokens
 from ..hardware import Hardware, is_main_process
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
-from ..measure.score import Score, leak_gate, score_passages
+from ..measure.score import leak_gate, score_passages
 from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
@@ -44,7 +44,7 @@ from ..training import TrainResult, latest_checkpoint
 from .files import measure_gguf
 from .release import trial_origin
 from .settings import RunSettings
-from .squeeze_prepare import Prepared
+from .squeeze_prepare import Prepared, parent_bits
 from .train import told_points, training_facts
 from .wanted import objective_limits
 
@@ -87,7 +87,8 @@ def heal_and_release(
             return release.folder
     evaluator, device = ready.evaluator, torch.device(hardware.device)
     started = time.perf_counter()
-    model = torch.nn.Module.to(evaluator.model(genome), device)
+    heals = budget is not None and budget.amount
+    model = torch.nn.Module.to(evaluator.model(genome, full=evaluator.heal.moving if heals else ()), device)
     leak_gate(model, vocab_size=genome.vocab_size)
     trained, training = None, Training()
     if budget is not None and budget.amount:
@@ -165,10 +166,10 @@ def _released(
     device = next(model.parameters()).device
     passages = evaluator.passages(genome.vocab_size, "report", max_bytes=settings.final_score_bytes)
     score = score_passages(model, passages, batch_size=settings.candidate.batch_windows)
-    parent_score = _parent_score(ready, settings=settings, device=device)
+    parent = parent_bits(evaluator, "report", max_bytes=settings.final_score_bytes, say=say)
     say(
         f"quality   {score.bits_per_byte:.4f} bits per byte on {score.num_bytes:,} bytes of report text, "
-        f"the parent {parent_score.bits_per_byte:.4f}"
+        f"the parent {parent:.4f}"
     )
     protocol = settings.candidate.timing or default_protocol(device.type)
     latency = measure_latency(model, protocol)
@@ -191,7 +192,7 @@ def _released(
             digest=ready.source.digest,
             genome=genome.to_dict(),
             genome_id=genome.genome_id,
-            parent_bits_per_byte=parent_score.bits_per_byte,
+            parent_bits_per_byte=parent,
             parent_parameters=sum(math.prod(shape) for shape in ready.parent.shape.shapes.values()),
             healing=None if training.tokens is None else f"{words}, {training.tokens:,} tokens",
         ),
@@ -228,13 +229,6 @@ def _released(
         form=mixed_format(pieces(genome, evaluator.parent.shape)),
         files=files,
     )
-
-
-def _parent_score(ready: Prepared, *, settings: RunSettings, device: torch.device) -> Score:
-    evaluator, parent = ready.evaluator, ready.parent
-    passages = evaluator.passages(parent.shape.vocab_size, "report", max_bytes=settings.final_score_bytes)
-    model = torch.nn.Module.to(parent.model(None), device)
-    return score_passages(model, passages, batch_size=settings.candidate.batch_windows)
 
 
 def _architecture(model: PreTrainedModel) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..compression.parent import ParentFolder
 from ..compression.quantize import store_in
 from ..compression.squeeze_space import SqueezeSpace
-from ..compression.squeezing import SqueezeGenome, mixed_format, pieces
+from ..compression.squeezing import Kind, SqueezeGenome, mixed_format, pieces
 from ..compression.vocabulary import VocabularyError, check_tokenizer
 from ..compression.vocabulary import count_tokens as count_in
 from ..data import PreparedData
@@ -64,6 +65,13 @@ class HealSettings:
 
     def __post_init__(self) -> None:
         check_range(self, "rank", least=1)
+
+    @property
+    def moving(self) -> tuple[Kind, ...]:
+        """Matrices that are trained: a small step from a point of their grid would be rounded back to that point."""
+        if self.moves == "norms":
+            return ()
+        return ("embedding",) if self.moves == "embeddings" else ("embedding", "attention", "feed_forward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +161,7 @@ class SqueezeEvaluator:
         state, problem = training_state(previous) if previous is not None and previous.checkpoint else (None, None)
         measurements: dict[str, Any] = {"decode_ms_predicted": known["decode_ms"]}
         with watch.on("build"):
-            model = self.model(genome)
+            model = self.model(genome, full=self.heal.moving if heals else ())
             torch.nn.Module.to(model, device)
             passages = self.passages(genome.vocab_size, "search", max_bytes=self.settings.score_bytes)
         with watch.on("gate"):
@@ -197,9 +205,9 @@ class SqueezeEvaluator:
             },
         )
 
-    def model(self, genome: SqueezeGenome, *, stored: bool = True) -> PreTrainedModel:
-        """The squeezed model before any healing, with the weights that its reader has, or in full precision."""
-        return self.parent.model(genome, stored=stored)
+    def model(self, genome: SqueezeGenome, *, full: Collection[Kind] = ()) -> PreTrainedModel:
+        """The squeezed model before any healing, with the weights that its reader has but for these matrices."""
+        return self.parent.model(genome, full=full)
 
     def passages(self, vocab_size: int, which: str, *, max_bytes: int) -> Passages:
         """Search or report text in the entries of a vocabulary."""
