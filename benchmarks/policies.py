@@ -313,7 +313,7 @@ def targets(half: Mapping[str, Any], correlation: Mapping[str, Any]) -> list[dic
     ]  # fmt: skip
     for share in SHARES:
         found = lead(half["found"], stages="adaptive", seconds=share * half["ends"]["two"])
-        name = f"guided, adaptive: low end of its lead over the best peer at {share:g} of the seconds"
+        name = f"guided, adaptive: low end of its lead over the best peer that ran, {share:g} of the seconds"
         goals.append(target(name, found["interval"][0], 0, better="higher", interval=found["interval"]))
     order = correlation["share"]
     return [

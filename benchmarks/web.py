@@ -105,7 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "first_token_s": [visit["first_token_s"] for visit in visits],
             "tokens_per_second": [pace for visit in visits for pace in visit["tokens_per_second"]],
         }
-        row = {"model": f"{facts['name']}, {facts['file']}", "model_bytes": weights, "page_and_engine_bytes": rest}
+        row: dict[str, Any] = {
+            "model": f"{facts['name']}, {facts['file']}",
+            "model_bytes": weights,
+            "page_and_engine_bytes": rest,
+        }
         for name, found in values.items():
             row |= {name: statistics.median(found), f"{name}_range": [min(found), max(found)]}
         rows.append(row)
