@@ -224,6 +224,20 @@ def test_a_folder_is_tried_in_both_and_then_read_by_the_faster(
 
 
 @LLAMA_CPP
+def test_without_the_package_that_writes_the_copy_torch_decodes_until_it_is_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODENAS_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "gguf", None)
+        assert open_runtime(folder, device="cpu").runtime.name == "torch"
+        with pytest.raises(ModuleNotFoundError, match="gguf"):
+            open_runtime(folder, runtime="llama.cpp")
+    assert list((tmp_path / "cache").rglob("*.json")) == []
+    assert open_runtime(folder, runtime="llama.cpp").runtime.name == "llama.cpp"
+
+
+@LLAMA_CPP
 def test_what_llama_cpp_does_not_read_is_decoded_in_torch(tmp_path: Path, words: Path) -> None:
     from codenas_hf.architecture.genome import Genome
     from codenas_hf.modeling_codenas import CodeNASForCausalLM

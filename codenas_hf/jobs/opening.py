@@ -211,8 +211,9 @@ def _faster(name: str, folder: Path, *, device: str | None, wanted: bool) -> Ope
         if wanted:
             raise
         _log.info("%s is decoded in torch: %s", name, error)
-        with contextlib.suppress(OSError):
-            copy.keep("torch", why=str(error))
+        if not isinstance(error, ImportError):  # a package may come later
+            with contextlib.suppress(OSError):
+                copy.keep("torch", why=str(error))
         return ours
     times = {found.runtime.name: _milliseconds(found.runtime, loaded) for found in (ours, reader)}
     best = min(times, key=lambda runtime: times[runtime])
