@@ -311,9 +311,11 @@ def targets(half: Mapping[str, Any], correlation: Mapping[str, Any]) -> list[dic
                interval=row[f"{name}_interval"])
         for name, of in [("cost", "the same stages"), ("cost_to_single", "one stage")]
     ]  # fmt: skip
-    for share in SHARES:
-        found = lead(half["found"], stages="adaptive", seconds=share * half["ends"]["two"])
-        name = f"guided, adaptive: low end of its lead over the best peer that ran, {share:g} of the seconds"
+    # With one stage too, as the peers that know no stages: what is the policy's own, and what its stages add.
+    moments: list[tuple[Stages, float]] = [*(("adaptive", share) for share in SHARES), ("single", 1.0)]
+    for stages, share in moments:
+        found = lead(half["found"], stages=stages, seconds=share * half["ends"]["two"])
+        name = f"guided, {stages}: low end of its lead over the best peer that ran, {share:g} of the seconds"
         goals.append(target(name, found["interval"][0], 0, better="higher", interval=found["interval"]))
     order = correlation["share"]
     return [

@@ -151,5 +151,5 @@ def test_the_whole_benchmark_at_its_smallest(monkeypatch: pytest.MonkeyPatch) ->
     found = model_correlation(seeds=2)
     assert 0.5 < found["tau"]["value"] < found["share"]["value"] <= 1.1
     goals = targets(half, found)
-    assert len({goal["name"] for goal in goals}) == len(goals) == 10
+    assert len({goal["name"] for goal in goals}) == len(goals) == 11
     assert all(dataclasses.asdict(arm)["space"] == "half" for arm in half["found"])
