@@ -294,13 +294,13 @@ def run_readers(setup: Setup) -> None:
     base = next(row for row in rows if row["target"] == "gguf" and row["format"] == "f32")
     for row in rows:
         row["cost"] = row["bits_per_byte"] - base["bits_per_byte"]
-    write_json(setup.folder / "readers.json", rows)
+    write_json(setup.folder / "readers.json", {"rows": rows})
 
 
 def run_timing(setup: Setup) -> None:
     """Times every form of the part `readers` in turn."""
     torch.set_num_threads(1)
-    rows: Any = read_json(setup.folder / "readers.json")
+    rows = read_json(setup.folder / "readers.json")["rows"]
     work = setup.folder / "files"
     runtimes = [opened(row, work=work) for row in rows]
     lowest = [math.inf] * len(rows)
@@ -316,7 +316,7 @@ def reader_rows(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     if not (folder / "readers.json").is_file():
         return [], []
     times = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
-    found: Any = read_json(folder / "readers.json")
+    found = read_json(folder / "readers.json")["rows"]
     rows = [{"part": "readers", "decode_ms": times.get(row.pop("path")), **row} for row in found]
     sizes = {row["format"]: row["bytes"] for row in rows if row["target"] == "gguf"}
     goals = [
@@ -356,7 +356,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Works through the parts and writes the result file after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["decay", "readers", "timing"])
+    parser.add_argument("--parts", nargs="+", default=["decay", "readers", "timing"], help="or `write`")
     add_words(parser)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 1.0], help="of the decay, quantised")
     parser.add_argument("--seeds", type=int, default=3)
@@ -371,7 +371,8 @@ def main() -> None:
         return
     parts: Mapping[str, Callable[[Setup], None]] = {"decay": run_decays, "readers": run_readers, "timing": run_timing}
     for part in options.parts:
-        parts[part](setup)
+        if part != "write":
+            parts[part](setup)
         found = [decay_rows(setup.folder), reader_rows(setup.folder)]
         rows, goals = [row for some, _ in found for row in some], [goal for _, some in found for goal in some]
         about = protocol(
