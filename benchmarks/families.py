@@ -1,6 +1,6 @@
 """Families of architecture search on one slice of the search table: chance, a model, reinforcement, a supernet.
 
-    python -m benchmarks.families --supernet      # trains two supernets (some 10 minutes each by estimate), then:
+    python -m benchmarks.families --supernet      # trains two supernets (some 13 minutes on two cores), then:
     python -m benchmarks.families                 # replays the others; supernets that are trained are read
 
 The slice has one vocabulary and kind, which is what a supernet can express: 32 genomes. Every family ends with the
