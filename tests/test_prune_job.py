@@ -1,13 +1,16 @@
 """`codenas prune`, whole: from a release to a smaller release that remembers what it was cut from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 import codenas_hf
 from codenas_hf.architecture.genome import Genome
+from codenas_hf.architecture.stock import find_row
 from codenas_hf.cli.main import main
 from codenas_hf.compression.prune import measure_importance, pruned
 from codenas_hf.data import PreparedData
@@ -108,6 +111,16 @@ def test_shapes_are_the_largest_within_a_number_of_parameters() -> None:
     assert len(set(sizes)) == len(sizes)
     assert not shapes_within(GENOME, 1000)
     assert shapes_within(GENOME, GENOME.num_parameters()) == [GENOME]
+
+
+def test_no_shape_is_one_that_its_architecture_refuses() -> None:
+    whole = replace(GENOME, hidden_size=160, num_attention_heads=5, num_key_value_heads=5, head_dim=32)
+    found = shapes_within(whole, whole.num_parameters() / 2)
+    assert len({shape.hidden_size for shape in found}) > 1
+    for shape in found:
+        row, _ = find_row(shape.to_config())
+        assert row is not None
+        AutoConfig.for_model(row.model_type, **row.settings(shape.to_config())).validate()
 
 
 def test_the_shape_that_loses_least_is_taken(parent: Path, tiny_data: PreparedData) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..architecture.genome import Genome
+from ..architecture.stock import stock_architecture
 from ..compression.prune import check_prunable, measure_importance, pruned
 from ..data import PreparedData
 from ..data.storage import content_key, file_sha256
@@ -174,11 +175,15 @@ def _genome(release: Release) -> Genome:
 
 
 def shapes_within(genome: Genome, most: float) -> list[Genome]:
-    """The largest smaller shapes of a genome with at most so many parameters: none fits into another of them."""
+    """The largest smaller shapes of a genome with at most so many parameters: none fits into another of them.
+
+    They are of the same stock architecture, which may want a width that its heads divide.
+    """
     heads, groups, size = genome.num_attention_heads, genome.num_key_value_heads, genome.head_dim
     assert isinstance(heads, int)
     assert isinstance(groups, int)
     assert isinstance(size, int)
+    kind, _ = stock_architecture(genome.to_config())
     found: list[Genome] = []
     for width in _sizes(genome.hidden_size):
         for kept in range(groups, 0, -1):
@@ -192,7 +197,8 @@ def shapes_within(genome: Genome, most: float) -> list[Genome]:
                     num_key_value_heads=kept,
                 )  # fmt: skip
                 if shape.num_parameters() <= most:
-                    if not any(_fits(shape, other) for other in found):
+                    new = not any(_fits(shape, other) for other in found)
+                    if new and stock_architecture(shape.to_config())[0] == kind:
                         found.append(shape)
                     break
     return found
