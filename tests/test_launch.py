@@ -29,7 +29,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs.mkdir()
     for name in ("codenas", "sbatch", "hf"):
         (programs / name).write_text(
-            f'#!/bin/sh\n{{ for word in {name} "$@"; do printf \'%s\\t\' "$word"; done; echo; }} >>{tmp_path}/ran\n'
+            f'#!/bin/sh\nline={name}\nfor word in "$@"; do line="$line\t$word"; done\n'
+            f"printf '%s\\n' \"$line\" >>{tmp_path}/ran\n"  # one write a line: several run at once
         )
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
