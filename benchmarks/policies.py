@@ -21,7 +21,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import pickle
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -48,15 +47,15 @@ from benchmarks.replay import (
     table,
     truth,
 )
-from benchmarks.results_file import protocol, target, write
+from benchmarks.results_file import commit, protocol, target, write
 from codenas_hf.engine import RankCorrelation, TrialRecord
 from codenas_hf.engine.guided import Model
-from codenas_hf.folders import whole_file
+from codenas_hf.folders import read_json, write_json
 from codenas_hf.jobs.policies import POLICIES
 
 SPACES = {"all": TableSpace(), "tuned half": TableSpace({"kind": "gated"}), "half": TableSpace({"kind": "plain"})}
 REPORTED = ("half", "all")
-FOLDER = Path("runs/policies")  # to be emptied when a policy, the stages or the table have changed
+FOLDER = Path("runs/policies")  # finished searches, by commit
 KNOWN, WINDOW = 48, 2.0  # records that the model has seen, and the ratio of bytes within which its order is judged
 RESAMPLES = 2000
 SLOW, SLOW_SEEDS = "Optuna GP", 10
@@ -96,18 +95,18 @@ class Arm:
 
 
 def searches(arms: Sequence[Arm], *, seeds: int) -> dict[Arm, list[Run]]:
-    """All arms with all seeds, on all cores; what is finished is kept in `FOLDER` and found again."""
+    """All arms with all seeds, on all cores; what is finished is kept in `FOLDER`, where the same commit finds it."""
     found: dict[Arm, list[Run]] = {}
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    folder = FOLDER / commit()
+    folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for arm in arms:
             count = min(seeds, SLOW_SEEDS) if arm.policy == SLOW else seeds
-            place = FOLDER / f"{hashlib.sha256(f'{arm} {count}'.encode()).hexdigest()[:16]}.pickle"
+            place = folder / f"{hashlib.sha256(f'{arm} {count}'.encode()).hexdigest()[:16]}.json"
             if not place.exists():
                 runs = list(pool.map(_search, [(arm, seed) for seed in range(count)]))
-                with whole_file(place) as draft:
-                    draft.write_bytes(pickle.dumps(runs))
-            found[arm] = pickle.loads(place.read_bytes())
+                write_json(place, {"runs": [run.to_dict() for run in runs]})
+            found[arm] = [Run(SPACES[arm.space], **run) for run in read_json(place)["runs"]]
     return found
 
 

@@ -215,6 +215,11 @@ class Run:
     trials: int = 0
     forecasts: list[tuple[float, float, float]] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a stored run needs to be read again, in JSON: all but what was found."""
+        names = ("seconds", "volumes", "trials", "forecasts")
+        return {name: getattr(self, name) for name in names}
+
     def add(self, seconds: float, genome: Entry, bits: float) -> None:
         """One more training has reached the last budget."""
         self.seconds.append(seconds)

@@ -17,16 +17,21 @@ from codenas_hf.hardware import cores, processor_name
 RESULTS = Path(__file__).parent / "results"
 
 
+def commit() -> str:
+    """The commit of this tree, short; empty where git does not know one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def protocol(**more: Any) -> dict[str, Any]:
     """Device, versions, commit and date of this run, and whatever the benchmark adds (threads, repeats, shapes)."""
     names = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "optuna", "codenas-hf")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "device": processor_name(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in names},
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **more,
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from codenas_hf.folders.places import Release
+from codenas_hf.folders.places import Release, cache_folder
 from codenas_hf.folders.record import Record, RecordError
 from codenas_hf.generation.token_text import TokenText
 from codenas_hf.quantities import quantity
@@ -164,7 +163,7 @@ def engine_archive(pinned: dict[str, Any]) -> Path:
     Raises:
         ValueError: npm is not here or cannot fetch it, or what came is another file.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codenas_hf"
+    caches = cache_folder() / "npm"
     wanted = f"{pinned['package']}@{pinned['version']}"
     kept = caches / f"{pinned['package'].rpartition('/')[2]}-{pinned['version']}.tgz"
     if not kept.is_file():

@@ -61,14 +61,14 @@ def test_a_release_is_cut_in_steps_and_is_a_release_again(
 ) -> None:
     before = (parent / "model.safetensors").read_bytes()
     command = ["prune", str(parent), "--to", "50%", "--budget", "48 steps", "--out", str(tmp_path / "half")]
-    plain = job._trained
+    plain = job.run_training
 
     def killed(*arguments: Any, **named: Any) -> Any:
         if named["state"].name == "state-3":
             raise KeyboardInterrupt
         return plain(*arguments, **named)
 
-    monkeypatch.setattr(job, "_trained", killed)
+    monkeypatch.setattr(job, "run_training", killed)
     assert main([*command, *words(tmp_path)]) == 130
     monkeypatch.undo()
     first = capsys.readouterr().out

@@ -38,7 +38,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """The pinned engine's files, empty, as an npm package in the user's cache; how it is pinned."""
     pinned = json.loads(pages.PINNED.read_text())
-    kept = tmp_path / "cache" / "codenas_hf" / f"wllama-{pinned['version']}.tgz"
+    kept = tmp_path / "cache" / "npm" / f"wllama-{pinned['version']}.tgz"
     kept.parent.mkdir(parents=True)
     with tarfile.open(kept, "w:gz") as package:
         for name in pinned["files"]:
@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]
     pinned["integrity"] = "sha512-" + base64.b64encode(hashlib.sha512(kept.read_bytes()).digest()).decode()
     (tmp_path / "engine.json").write_text(json.dumps(pinned))
     monkeypatch.setattr(pages, "PINNED", tmp_path / "engine.json")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CODENAS_CACHE", str(tmp_path / "cache"))
     return pinned
 
 
@@ -86,7 +86,7 @@ def test_another_file_than_the_pinned_one_is_not_used(engine: dict[str, object],
 
 
 def test_without_npm_it_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CODENAS_CACHE", str(tmp_path))
     monkeypatch.setattr(pages.shutil, "which", lambda name: None)
     with pytest.raises(
         ValueError, match=r"the page needs @wllama/wllama@.*, which npm fetches once: install Node\.js"

@@ -300,4 +300,7 @@ def prune_verb(verb: argparse.ArgumentParser) -> Run:
 
 def _share(text: str) -> float:
     """A share such as `50%` or `0.5`."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a share such as 50% or 0.5, got {text!r}") from None

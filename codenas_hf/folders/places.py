@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from .files import (
     read_json,
 )
 from .record import Record
+
+
+def cache_folder() -> Path:
+    """Where copies are kept: `CODENAS_CACHE`, else `codenas` in the user's cache folder."""
+    given = os.environ.get("CODENAS_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codenas"
 
 
 @dataclass(frozen=True)

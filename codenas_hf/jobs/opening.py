@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..folders import Release, StudyFolder, read_json, whole_file, whole_folder, write_json
+from ..folders import Release, StudyFolder, cache_folder, read_json, whole_file, whole_folder, write_json
 from ..generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from ..generation.runtimes import Runtime
 from ..hardware import Hardware, processor_name
@@ -155,12 +154,6 @@ def _why_no_copy(folder: Path) -> str | None:
     if release.weights_bytes > _LARGEST_BYTES:
         return f"{release.weights_bytes:,} bytes are too many to copy; `codenas export` writes a GGUF file"
     return None
-
-
-def cache_folder() -> Path:
-    """Where copies are kept: `CODENAS_CACHE`, else `codenas` in the user's cache folder."""
-    given = os.environ.get("CODENAS_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codenas"
 
 
 def _kept(kind: str, *files: Path) -> Path:

@@ -21,15 +21,14 @@ from ..folders.record import Start
 from ..generation.loading import load_model
 from ..hardware import Hardware, is_main_process
 from ..measure.score import leak_gate
-from ..measure.shipped import as_shipped, check_shippable
+from ..measure.shipped import check_shippable
 from ..report.curve import Watch, curve_lines
-from ..training import TrainResult, latest_checkpoint
-from ..training import train as train_model
+from ..training import TrainResult
 from .release import measure_model, release_model, score_model
 from .settings import RunSettings
 from .study import study_data
 from .text import load_space, prepare
-from .train import study_settings, told_points, training_facts
+from .train import run_training, study_settings, training_facts
 
 Say = Callable[[str], None]
 
@@ -136,24 +135,29 @@ def prune(
     smaller, left, results = cut_in_steps(parent, genome, sizes, budget=budget, job=job)
     if not is_main_process():
         return out
-    bits = score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
-    measured, seconds = measure_model(
-        smaller, settings=settings, data=data, vocab_size=genome.vocab_size, device=device.type
-    )
-    say(f"quality   {measured.bits_per_byte:.4f} bits per byte, the parent {bits:.4f}")
-    earlier, total = release.read_record(), _joined(results)
     start = Start(
-        folder=release.folder.name, weights=weights, bits_per_byte=bits, data=earlier.data, start=earlier.start,
+        folder=release.folder.name,
+        weights=weights,
+        bits_per_byte=score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte,
+        data=release.read_record().data,
+        start=release.read_record().start,
         kept=share,
-    )  # fmt: skip
-    record = Record(
-        origin=earlier.origin,
-        start=start,
-        training=training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes),
-        measured=measured,
-        seconds={"train": total.seconds, "final_measure": seconds},
     )
-    return release_model(smaller, left, folder=out, settings=settings, data=data, record=record)
+    total = _joined(results)
+    facts = training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes)
+    record = Record(origin=release.read_record().origin, start=start, training=facts, seconds={"train": total.seconds})
+    return _measured_release(smaller, left, out=out, record=record, job=job)
+
+
+def _measured_release(model: PreTrainedModel, genome: Genome, *, out: Path, record: Record, job: PruneJob) -> Path:
+    """Scores and times what is left, and writes the release folder with what `record` says of the parent."""
+    measured, seconds = measure_model(
+        model, settings=job.settings, data=job.data, vocab_size=genome.vocab_size, device=job.device.type
+    )
+    assert record.start is not None
+    job.say(f"quality   {measured.bits_per_byte:.4f} bits per byte, the parent {record.start.bits_per_byte:.4f}")
+    record = replace(record, measured=measured, seconds={**record.seconds, "final_measure": seconds})
+    return release_model(model, genome, folder=out, settings=job.settings, data=job.data, record=record)
 
 
 def _genome(release: Release) -> Genome:
@@ -239,7 +243,17 @@ def cut_in_steps(
         if not (place / _RESULT).is_file():
             smaller, genome = cut(model, genome, most, batches=_batches(job, genome, at))
             job.say(f"cut       {at + 1} of {len(sizes)}: {_words(genome)}; then {own}")
-            result = _trained(smaller, genome, own, state=job.folder / f"state-{at + 1}", job=job)
+            leak_gate(smaller, vocab_size=genome.vocab_size)
+            result = run_training(
+                smaller,
+                job.data.tokens(genome.vocab_size, "train"),
+                own,
+                state=job.folder / f"state-{at + 1}",
+                settings=job.settings,
+                accelerator=Accelerator(cpu=job.device.type == "cpu"),
+                say=job.say,
+                watch=job.watch,
+            )
             if is_main_process():
                 with whole_folder(place) as draft:
                     smaller.save_pretrained(draft)
@@ -299,25 +313,6 @@ def _batches(job: PruneJob, genome: Genome, at: int) -> list[torch.Tensor]:
         )
         for step in range(_WATCHED)
     ]
-
-
-def _trained(model: PreTrainedModel, genome: Genome, budget: Budget, *, state: Path, job: PruneJob) -> TrainResult:
-    leak_gate(model, vocab_size=genome.vocab_size)
-    tokens = job.data.tokens(genome.vocab_size, "train")
-    accelerator = Accelerator(cpu=job.device.type == "cpu")
-    result = train_model(
-        model,
-        tokens,
-        budget,
-        settings=job.settings.train,
-        folder=state,
-        resume_from=latest_checkpoint(state, budget=budget) if state.exists() else None,
-        accelerator=accelerator,
-        on_point=told_points(tokens.bytes_per_token, watch=job.watch),
-        stored=lambda trained: as_shipped(trained, job.settings.ship),
-    )
-    accelerator.wait_for_everyone()
-    return result
 
 
 def _words(genome: Genome) -> str:

@@ -30,6 +30,7 @@ from ..strict_yaml import to_mapping
 from ..training import TrainResult, latest_checkpoint
 from ..training import train as train_model
 from ..training.checkpoint import CONSTANT, damage, read_progress
+from ..training.settings import TrainingTokens
 from .release import measure_model, release_model, score_model, trial_origin
 from .settings import RunSettings, config_path
 from .study import open_study, study_data
@@ -215,24 +216,20 @@ def train_genome(
         state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
     tokens = data.tokens(genome.vocab_size, "train")
-    resume = (latest_checkpoint(state, budget=budget) if state.exists() else None) or begin
-    if resume is not None:
-        say(f"resume    from {resume}")
     if settings.log_with:
         accelerator.init_trackers("trackers", config={"genome": genome.genome_id, "budget": str(budget)})
     say(f"train     {genome.num_parameters():,} parameters for {budget} on {accelerator.num_processes} x {device}")
-    result = train_model(
+    result = run_training(
         model,
         tokens,
         budget,
-        settings=settings.train,
-        folder=state,
-        resume_from=resume,
+        state=state,
+        settings=settings,
         accelerator=accelerator,
-        on_point=told_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
-        stored=lambda trained: as_shipped(trained, settings.ship),
+        say=say,
+        watch=watch or curve_lines(say),
+        begin=begin,
     )
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     if not is_main_process():
         return folder
@@ -247,6 +244,49 @@ def train_genome(
     seconds = {"train": result.seconds}
     record = Record(origin=origin or found, start=known, trial=trial, training=facts, seconds=seconds)
     return _measured_release(model, genome, folder=folder, settings=settings, data=data, record=record, say=say)
+
+
+def run_training(
+    model: PreTrainedModel,
+    tokens: TrainingTokens,
+    budget: Budget,
+    *,
+    state: Path,
+    settings: RunSettings,
+    accelerator: Accelerator,
+    say: Say,
+    watch: Watch,
+    begin: Path | None = None,
+) -> TrainResult:
+    """Trains a model on every process; an interrupted training goes on from its newest checkpoint.
+
+    Args:
+        model: trained in place.
+        tokens: the text.
+        budget: the total.
+        state: folder of the checkpoints.
+        settings: of training and of what ships.
+        accelerator: the processes.
+        say: told where it goes on from.
+        watch: told every point of the curve.
+        begin: where it starts if it has no checkpoint of its own; None is from the model as it is.
+    """
+    resume = (latest_checkpoint(state, budget=budget) if state.exists() else None) or begin
+    if resume is not None:
+        say(f"resume    from {resume}")
+    result = train_model(
+        model,
+        tokens,
+        budget,
+        settings=settings.train,
+        folder=state,
+        resume_from=resume,
+        accelerator=accelerator,
+        on_point=told_points(tokens.bytes_per_token, watch=watch),
+        stored=lambda trained: as_shipped(trained, settings.ship),
+    )
+    accelerator.wait_for_everyone()
+    return result
 
 
 def _measured_release(
