@@ -133,4 +133,5 @@ def test_ticks_are_round_and_few() -> None:
     for low, high in ((1.9e6, 2.1e6), (0.5, 0.6), (1, 1e9)):
         assert 1 <= len(round_ticks(low, high)) <= 6
         assert all(low <= tick <= high for tick in round_ticks(low, high))
+    assert round_ticks(4e5, 4.5e6) == [5e5, 1e6, 2e6]  # 700 kB would meet its neighbours
     assert time_ticks(3600) == [0, 1200, 2400, 3600]

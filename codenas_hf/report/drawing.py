@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -151,13 +152,17 @@ def time_ticks(longest: float, *, most: int = 6) -> list[float]:
 
 
 def round_ticks(low: float, high: float, *, most: int = 6) -> list[float]:
-    """Round numbers between two positive ends, spread evenly on a logarithmic axis; at most `most` of them."""
+    """Round numbers between two positive ends, spread evenly on a logarithmic axis; at most `most` of them.
+
+    No two are so near that their labels would meet.
+    """
+    least = math.log(high / low) / most
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     ticks = [10.0**d for d in decades if low <= 10.0**d <= high]
     ticks = ticks[:: math.ceil(len(ticks) / most) or 1]
     for steps in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(range(2, 20)), tuple(n / 4 for n in range(4, 80))):
         found = sorted({s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high})
-        if len(found) > most:
+        if len(found) > most or any(math.log(b / a) < least for a, b in itertools.pairwise(found)):
             break
         ticks = found
     return ticks
