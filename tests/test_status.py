@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from codenas_hf.cli.main import main
+from codenas_hf.folders import Record
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.status import status_table
 from codenas_hf.jobs.study import open_study
@@ -34,6 +35,9 @@ def runs(tmp_path: Path) -> Path:
         (tmp_path / name / "settings.yaml").write_text(settings)
     (tmp_path / "folder" / "study.journal").mkdir(parents=True)
     (tmp_path / "folder" / "settings.yaml").write_text(SETTINGS.format(name="folder"))
+    (tmp_path / "trained").mkdir()  # what `codenas train` leaves is no study
+    (tmp_path / "trained" / "settings.yaml").write_text(SETTINGS.format(name="trained"))
+    Record().write(tmp_path / "trained")
     (tmp_path / "server").mkdir()
     url = "postgresql+psycopg://me:hunter22@127.0.0.1:1/d"
     (tmp_path / "server" / "settings.yaml").write_text(f"search: {{storage: '{url}'}}\n")

@@ -145,8 +145,9 @@ class StudyFolder:
 
     @classmethod
     def all_in(cls, folder: Path) -> list[StudyFolder]:
-        """The studies in a folder such as `runs/`, by name."""
-        return [cls(path.parent) for path in sorted(folder.glob(f"*/{SETTINGS}"))]
+        """The studies in a folder such as `runs/`, by name; releases of `codenas train` lie there too."""
+        folders = [path.parent for path in sorted(folder.glob(f"*/{SETTINGS}"))]
+        return [cls(each) for each in folders if not Release(each).record.is_file()]
 
     @property
     def name(self) -> str:
