@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,40 @@ OF_ITS_OWN = {  # one table each
     ROOT / "docs" / "formats.md": "formats",
     ROOT / "docs" / "squeeze.md": "squeeze",
 }
-# What a reader wants first; the other tables stand in docs/benchmarks.md, their targets here too.
-IN_README = ("main_job", "squeeze", "policies", "decode_speed", "quality")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table in README.md.
+
+    Args:
+        caption: what it is about.
+        only: values that a row must have to be shown, by column; columns that are empty then are left out.
+    """
+
+    caption: str
+    only: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+# What a reader wants first; all else stands in docs/benchmarks.md.
+IN_README = {
+    "main_job": Shown(
+        "`make search` on two cores: what it releases, what the search had of it, and what the first version gave.",
+        {"model": ("released: the winner, trained on", "winner of the search", "the first version's winner")},
+    ),
+    "squeeze": Shown("SmolLM2-135M cut to three sizes, without any training."),
+    "policies": Shown(
+        "Searches replayed from our public table of 192 trained architectures. Cost: the time to where random search "
+        "ends, over random search's own; the columns `at ...` are hypervolume after that share of its time.",
+        {"space": ("half, 96",), "stages": ("adaptive", "its own")},
+    ),
+    "formats": Shown("One trained model in every format, in the program that reads it.", {"part": ("readers",)}),
+    "decode_speed": Shown(
+        "A token after a prompt, against `generate` of transformers; one thread.",
+        {"runtime": ("generate", "torch", "llama.cpp q8_0", "llama.cpp q4_0", None)},
+    ),
+    "quality": Shown("Architectures and training loops at equal steps."),
+}
 
 
 def cell(value: Any) -> str:
@@ -41,18 +74,25 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str
     return lines + ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
 
 
-def section(data: dict[str, Any]) -> str:
-    """Markdown of one result file: rows, targets, protocol in one line."""
+def section(data: dict[str, Any], shown: Shown | None = None) -> str:
+    """Markdown of one result file: rows, targets, protocol in one line; all of it, or as README shows it."""
     rows = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in data["rows"]]
     columns = data.get("columns") or list(dict.fromkeys(key for row in rows for key in row))
-    lines = [f"#### {data['name']}", "", *table(columns, rows)]
+    lines = [f"#### {data['name']}", "", *([shown.caption, ""] if shown else [])]
+    if shown and shown.only:
+        some = [row for row in rows if all(row.get(name) in values for name, values in shown.only.items())]
+        columns = [name for name in columns if any(row.get(name) is not None for row in some)]
+        note = f"{len(some)} of {len(rows)} rows; the others: [docs/benchmarks.md](docs/benchmarks.md)"
+        lines += [*table(columns, some), "", f"<sub>{note}</sub>"]
+    else:
+        lines += table(columns, rows)
     if data["targets"]:
         goals = [f"{t['name']} {came(t)} (target {goal(t)}: {met(t)})" for t in data["targets"]]
         lines += ["", "Targets: " + "; ".join(goals) + "."]
-    shown = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python")}
+    about = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python")}
     versions = data["protocol"].get("versions", {})
-    shown |= {k: versions[k] for k in ("torch", "transformers") if k in versions}
-    lines += ["", "<sub>" + ", ".join(f"{k}: {v}" for k, v in shown.items()) + "</sub>", ""]
+    about |= {k: versions[k] for k in ("torch", "transformers") if k in versions}
+    lines += ["", "<sub>" + ", ".join(f"{k}: {v}" for k, v in about.items()) + "</sub>", ""]
     return "\n".join(lines)
 
 
@@ -79,8 +119,8 @@ def results() -> list[dict[str, Any]]:
 
 def region() -> str:
     """README's part: the tables wanted first, then the other benchmarks' targets, a line each."""
-    first = [data for data in results() if data["name"].startswith(IN_README)]
-    first.sort(key=lambda data: next(i for i, name in enumerate(IN_README) if data["name"].startswith(name)))
+    first = [data for data in results() if data["name"] in IN_README]
+    first.sort(key=lambda data: list(IN_README).index(data["name"]))
     rest = [
         {
             "benchmark": data["name"],
@@ -90,7 +130,7 @@ def region() -> str:
         for data in results()
         if data not in first and data["targets"]
     ]
-    parts = [section(data) for data in first]
+    parts = [section(data, IN_README[data["name"]]) for data in first]
     if rest:
         others = table(["benchmark", "met", "targets"], rest)
         parts.append(
