@@ -155,7 +155,7 @@ def test_latency_of_a_model_that_takes_a_known_time(monkeypatch: pytest.MonkeyPa
     protocol = TimingProtocol(prompt_tokens=8, new_tokens=5, warmup=1, repeats=3, cache="dynamic")
     model = Sleeper(0.05, 0.02)
     with monkeypatch.context() as patched:
-        patched.setattr("codenas_hf.measure.timing.time", SimpleNamespace(perf_counter=lambda: model.now))
+        patched.setattr("codenas_hf.measure.timing.time", SimpleNamespace(thread_time=lambda: model.now))
         latency = measure_latency(model, protocol)
     assert latency.prefill_ms == pytest.approx(50)
     assert latency.decode_ms == pytest.approx(20)

@@ -59,7 +59,7 @@ class TimingProtocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds under a protocol.
+    """Milliseconds under a protocol; on a CPU with one thread, of the processor.
 
     Args:
         prefill_ms: median time of the prompt, first new token included.
@@ -87,10 +87,14 @@ class Latency:
 
 
 class _Clock:
-    """Marks in time: events in the queue of a GPU, where waiting for each would itself cost time; else the clock."""
+    """Marks in time: events in the queue of a GPU, where waiting for each would itself cost time; else a clock.
 
-    def __init__(self, device: torch.device) -> None:
+    Of one thread on a CPU it is the processor's time: a turn that another program takes is not the model's.
+    """
+
+    def __init__(self, device: torch.device, *, threads: int) -> None:
         self.cuda = device.type == "cuda"
+        self.now = time.thread_time if threads == 1 else time.perf_counter
         self.marks: list[Any] = []
 
     def mark(self) -> None:
@@ -100,7 +104,7 @@ class _Clock:
             event.record()
             self.marks.append(event)
         else:
-            self.marks.append(time.perf_counter())
+            self.marks.append(self.now())
 
     def gaps_ms(self) -> list[float]:
         """Milliseconds between neighbouring marks."""
@@ -145,7 +149,7 @@ def _run(model: nn.Module, prompt: torch.Tensor, protocol: TimingProtocol, cache
     past = None
     if cache == "static":
         past = StaticCache(config=model.config, max_cache_len=prompt.shape[1] + protocol.new_tokens)  # type: ignore[arg-type]
-    clock = _Clock(prompt.device)
+    clock = _Clock(prompt.device, threads=protocol.threads)
     ids = prompt
     clock.mark()
     for _ in range(protocol.new_tokens + 1):
