@@ -75,6 +75,19 @@ def test_the_straight_decoder_gives_the_tokens_of_transformers(kind: str, words:
         assert ours == theirs.tolist()
 
 
+def test_weights_that_are_changed_in_place_are_seen_at_once(words: Path) -> None:
+    model = trained("llama", tokens_of(words), steps=2, tie_word_embeddings=True)
+    runtime = TorchRuntime(model)
+    before = runtime.logits([5, 6, 7])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    found = runtime.logits([5, 6, 7])
+    assert isinstance(runtime._cache, StraightDecoder)
+    assert np.abs(found - model(torch.tensor([[5, 6, 7]])).logits[0, -1].detach().numpy()).max() < 1e-4
+    assert np.abs(found - before).max() > 1e-2
+
+
 @LLAMA_CPP
 @pytest.mark.parametrize("kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_every_runtime_gives_the_same_greedy_tokens_at_equal_weights(kind: str, words: Path, tmp_path: Path) -> None:

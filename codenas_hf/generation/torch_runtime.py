@@ -22,7 +22,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from .runtimes import Runtime
-from .straight import StraightDecoder
+from .straight import StraightDecoder, is_watched
 
 _TRIED_TOKENS = 16
 _SAME = 1e-4  # of the largest logit: sums in another order move float32 by a hundredth of that
@@ -58,6 +58,14 @@ class TorchRuntime(Runtime):
             found = _CACHE[model] = cls(proxy)
         return found
 
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind the last of some tokens; what was kept of other weights is dropped; see `Runtime`."""
+        with self._lock:
+            if isinstance(self._cache, StraightDecoder) and not self._cache.is_current():
+                self._kept.clear()
+                self._cache = None
+        return super().logits(token_ids)
+
     def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits behind each token in one pass, beside what is kept; see `Runtime.all_logits`."""
         tokens = torch.tensor([list(token_ids)], device=self.model.device)
@@ -92,12 +100,13 @@ class TorchRuntime(Runtime):
                 found = made(ids).cpu().numpy()
                 made.length = 0
                 self._straight = bool(np.abs(found - wanted).max() <= _SAME * (1 + np.abs(wanted).max()))
-        except (ValueError, AttributeError, RuntimeError):  # another kind of model
+        except (ValueError, AttributeError, RuntimeError):  # another kind of model, or made in inference mode
             self._straight = False
         return made if self._straight else None
 
     def _forget(self, length: int) -> int:
-        if isinstance(self._cache, StraightDecoder) and length:
+        if isinstance(self._cache, StraightDecoder) and (length or not is_watched(self.model)):
+            # Kept where nothing else is: its weights are copies.
             self._cache.length = length
             return length
         plain = isinstance(self._cache, DynamicCache) and all(type(x) is DynamicLayer for x in self._cache.layers)
