@@ -29,6 +29,8 @@ SPACE = SearchSpace(
     }
 )
 
+HERE = device_fingerprint("cpu")
+
 
 def cost(genome: Genome) -> float:
     """A device on which everything is linear."""
@@ -86,14 +88,14 @@ def test_it_is_found_again_on_this_device_only(tmp_path: Path) -> None:
     model = LatencyModel.fit(SPACE, time_genome=cost, shapes=12)
     path = tmp_path / "latency.json"
     path.write_text(json.dumps(model.to_dict()))
-    assert LatencyModel.load(path, device="cpu") == model
+    assert LatencyModel.load(path, fingerprint=HERE) == model
     data = model.to_dict()
     data["fingerprint"]["name"] = "another processor"
     path.write_text(json.dumps(data))
-    assert LatencyModel.load(path, device="cpu") is None
+    assert LatencyModel.load(path, fingerprint=HERE) is None
     path.write_text("{")
-    assert LatencyModel.load(path, device="cpu") is None
-    assert LatencyModel.load(tmp_path / "absent.json", device="cpu") is None
+    assert LatencyModel.load(path, fingerprint=HERE) is None
+    assert LatencyModel.load(tmp_path / "absent.json", fingerprint=HERE) is None
 
 
 def test_bad_times_are_refused() -> None:

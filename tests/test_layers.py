@@ -100,7 +100,7 @@ INSIDE = {
             "cost",
             "plan",
         ),
-        *("launch", "status", "winner", "files", "opening", "complete", "asked", "serve"),
+        *("launch", "status", "winner", "files", "latency", "opening", "complete", "asked", "serve"),
         *("release", "train", "prune", "finish", "search", "models"),
         *("parents", "squeeze_latency", "squeeze_prepare", "squeeze_release", "squeeze"),
     ],

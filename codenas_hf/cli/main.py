@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parents[1]
 
 VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], Run], str]] = {
     "corpus": (studies.corpus, "build the corpus and print its report"),
+    "latency": (studies.latency, "time a space here, for a search on another machine"),
     "tokenizer": (studies.tokenizer, "train the tokenizers and print bytes per token"),
     "search": (studies.search_verb, "search architectures and release the winner"),
     "launch": (studies.launch_verb, "write what starts a search on many machines, and say what to type"),

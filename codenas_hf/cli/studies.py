@@ -49,6 +49,23 @@ def corpus(verb: argparse.ArgumentParser) -> Run:
     return with_settings(job)
 
 
+def latency(verb: argparse.ArgumentParser) -> Run:
+    """`codenas latency`."""
+    add_settings(verb)
+    verb.add_argument("--out", type=Path, required=True, help="file to write; a search takes it as latency.file=FILE")
+
+    def job(options: argparse.Namespace, settings: RunSettings) -> int:
+        from ..jobs.latency import write_latency  # loads torch
+
+        model = write_latency(settings, options.out, say=say)
+        error, ranks = 100 * model.relative_error, model.rank_correlation
+        say(f"          {model.shapes} shapes; error of a prediction {error:.0f} %, rank correlation {ranks:.2f}")
+        say(f"wrote     {options.out}: latency.file={options.out}")
+        return 0
+
+    return with_settings(job)
+
+
 def tokenizer(verb: argparse.ArgumentParser) -> Run:
     """`codenas tokenizer`."""
     add_settings(verb)

@@ -86,6 +86,8 @@ class LatencyFacts:
     decode_p95_ms: float | None = None
     peak_memory_bytes: int | None = None
     cache: str | None = None
+    runtime: str | None = None
+    format: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -18,9 +18,10 @@ from ..folders import Release, folder_bytes
 from ..folders.record import FileFacts, Measured
 from ..generation.llama_cpp import LlamaCppRuntime, is_installed
 from ..generation.runtimes import Runtime
+from ..hardware import device_name
 from ..measure.score import Score, score_passages
 from ..measure.shipped import ShipSettings, as_shipped
-from ..measure.timing import TimingProtocol
+from ..measure.timing import Latency, TimingProtocol
 
 
 class _Reader(nn.Module):
@@ -56,20 +57,55 @@ def time_runtime(runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int)
         protocol: how.
         vocab_size: of the model.
     """
+    found = runtime_latency(runtime, protocol, vocab_size=vocab_size)
+    return found.decode_ms, found.protocol
+
+
+def runtime_latency(
+    runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int, form: str | None = None
+) -> Latency:
+    """As `measure.timing.measure_latency`, in a runtime.
+
+    Args:
+        runtime: with the threads that the protocol names.
+        protocol: how; it becomes shorter where the context is.
+        vocab_size: of the model.
+        form: its storage format.
+
+    Raises:
+        ValueError: more than one prompt at once.
+    """
+    if protocol.batch_size != 1:
+        raise ValueError(f"{runtime.name} is timed with one prompt at once, got `batch_size` {protocol.batch_size}")
     context = runtime.context_tokens or protocol.prompt_tokens + protocol.new_tokens
     new = min(protocol.new_tokens, context // 2)
     protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
     prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     times: list[float] = []
+    firsts: list[float] = []
     for turn in range(protocol.warmup + protocol.repeats):
-        ids = list(prompt)
+        runtime.logits([(prompt[0] + 1) % vocab_size])  # forgets
+        ids, begin = list(prompt), time.perf_counter()
         ids.append(int(runtime.logits(ids).argmax()))
+        if turn >= protocol.warmup:
+            firsts.append(1e3 * (time.perf_counter() - begin))
         for _ in range(new - 1):
             begin = time.perf_counter()
             ids.append(int(runtime.logits(ids).argmax()))
             if turn >= protocol.warmup:
                 times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times), protocol
+    return Latency(
+        prefill_ms=statistics.median(firsts),
+        prefill_p95_ms=float(np.percentile(firsts, 95)),
+        decode_ms=statistics.median(times),
+        decode_p95_ms=float(np.percentile(times, 95)),
+        peak_memory_bytes=None,
+        cache="own",
+        device=device_name("cpu"),
+        protocol=protocol,
+        runtime=runtime.name,
+        format=form,
+    )
 
 
 def measure_gguf(path: Path, passages: Passages, *, form: str, protocol: TimingProtocol, vocab_size: int) -> FileFacts:
@@ -144,6 +180,8 @@ def measure_files(
         decode_ms=None if latency is None else latency.decode_ms,
         protocol={} if latency is None else latency.protocol,
     )
+    if latency is not None and latency.runtime not in (None, "torch"):  # of another file
+        folder = replace(folder, decode_ms=None, protocol={})
     if release.shipped is None:
         return (folder,)
     found = measure_gguf(release.shipped, passages, form=ship.format, protocol=protocol, vocab_size=vocab_size)

@@ -25,12 +25,12 @@ from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
 from ..measure.shipped import as_shipped
-from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
 from ..strict_yaml import dump, to_mapping
 from .elsewhere import share_of
 from .files import measure_files
+from .latency import timed_on, timer_of
 from .settings import RunSettings
 from .study import Say, open_study, study_data
 from .text import load_space
@@ -69,7 +69,8 @@ def measure_model(
         if context != length:
             whole = score_model(model, settings=settings, data=data, vocab_size=vocab_size, length=context)
     # A copy, which the timing leaves in its own number format.
-    latency = measure_latency(copy.deepcopy(model), settings.candidate.timing or default_protocol(device))
+    protocol = settings.candidate.timing or default_protocol(timed_on(settings.ship, device))
+    latency = timer_of(settings.ship)(copy.deepcopy(model), protocol)
     measured = Measured(
         **score.facts(),  # type: ignore[arg-type]  # its names are fields
         window_tokens=length,

@@ -40,6 +40,7 @@ from ..strict_yaml import SettingsError, to_mapping
 from .cost import cost_lines
 from .elsewhere import leave_facts, share_of, take_facts
 from .finish import finish_seconds, finish_winner
+from .latency import latency_identity, study_latency, timed_elsewhere, timed_on, timer_of
 from .plan import read_plan, study_plan
 from .policies import POLICIES
 from .release import LostWeightsError, release_trial
@@ -54,7 +55,6 @@ from .study import (
     screened,
     ship_identity,
     study_data,
-    study_latency,
     study_precision,
 )
 from .text import load_space
@@ -250,6 +250,7 @@ def _searched(
             },
             "score": to_mapping(settings.candidate),
             **ship_identity(settings),
+            **latency_identity(settings, latency),
         },
     )
     trials = StudyFolder(folder).trials.resolve()
@@ -262,12 +263,14 @@ def _searched(
                 say(line)
 
     keep_sockets_short()
+    timed: Any = timed_on(settings.ship, hardware.device)
     evaluator = CandidateEvaluator(
         data=data,
         train=decided.train,
         settings=settings.candidate,
         ship=settings.ship,
         latency=latency,
+        timer=timer_of(settings.ship),
         folder=trials,
         device=hardware.device,
         share=share_of(settings),
@@ -279,7 +282,7 @@ def _searched(
             folder=folder,
             settings=engine,
             policy=_policy(settings, space, reference=engine.reference),
-            confirm=LatencyConfirmer(evaluator=evaluator),
+            confirm=None if timed_elsewhere(settings) else LatencyConfirmer(evaluator=evaluator, device=timed),
             preload=("torch", "transformers", "codenas_hf.measure.confirm"),
             on_open=on_open,
             follow=follow,

@@ -18,7 +18,7 @@ from ..release.hub import PublishSettings
 from ..strict_yaml import SettingsError, load, parse_overrides, read_yaml
 from ..training import TrainSettings
 from .durations import Duration
-from .wanted import PLANNED, LadderSettings, LimitSettings, WeightSettings
+from .wanted import PLANNED, LadderSettings, LatencySettings, LimitSettings, WeightSettings
 
 _TAKEN = ("data", "latency", "trackers")  # what else lies in the folder of studies
 _PACKAGE = Path(__file__).parents[1]
@@ -62,6 +62,7 @@ class RunSettings:
         space: a file in configs/spaces by name, or any YAML file; `auto` takes one of them by limits and device.
         device: `auto`, `cpu` or `cuda`.
         limits: the user's budget.
+        latency: of which machine decode latency is, where not of this one.
         weights: how one winner is picked.
         search: the search itself.
         corpus: where the training text comes from.
@@ -84,6 +85,7 @@ class RunSettings:
     space: str = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     limits: LimitSettings = field(default_factory=LimitSettings)
+    latency: LatencySettings = field(default_factory=LatencySettings)
     weights: WeightSettings = field(default_factory=WeightSettings)
     search: LadderSettings = field(default_factory=LadderSettings)
     corpus: CorpusSettings = field(default_factory=CorpusSettings)

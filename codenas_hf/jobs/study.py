@@ -91,27 +91,6 @@ def forget_waiting(folder: Path) -> None:
         waiting(fact).unlink(missing_ok=True)
 
 
-def study_latency(
-    settings: RunSettings, *, folder: Path, space: SearchSpace, hardware: Hardware, say: Say
-) -> LatencyModel:
-    """The latency model of a study's device: the study's own, else this machine's from an earlier study, else fitted.
-
-    It is kept with the study because its predictions are part of the record: another fit would be another search.
-    """
-    own = StudyFolder(folder).latency
-    shared = settings.folder / "latency" / f"{settings.space.replace('/', '_')}-{hardware.device}.json"
-    with exclusively(settings.folder / "latency" / ".lock"):
-        for path in (own, shared):
-            model = LatencyModel.load(path, device=hardware.device) if path.exists() else None
-            if model is not None:
-                break
-        else:
-            say("latency   timing architectures of the space alone on this device, to predict the others")
-            model = LatencyModel.fit(space, device=hardware.device)
-            write_json(shared, model.to_dict())
-    return model
-
-
 def study_precision(settings: RunSettings, *, folder: Path, hardware: Hardware) -> RunSettings:
     """The settings with the number format of training decided: once per study, as the first of its processes found.
 

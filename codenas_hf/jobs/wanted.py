@@ -42,6 +42,18 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencySettings:
+    """On which device decoding is fast or slow.
+
+    Args:
+        file: from `codenas latency --out FILE` on another machine: candidates are predicted for that one, and nothing
+            is timed here but the released winner. None takes this machine.
+    """
+
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightSettings:
     """How much each objective counts when one winner is picked off the front.
 

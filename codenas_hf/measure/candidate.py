@@ -33,7 +33,7 @@ from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
 from .score import Passages, Score, leak_gate, score_passages
 from .shipped import ShipSettings, as_shipped, check_widths, shipped_bytes
-from .timing import TimingProtocol, measure_latency
+from .timing import Timer, TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +178,7 @@ class CandidateEvaluator:
         settings: how to score.
         ship: the format that candidates are scored and weighed in.
         latency: predicts decode latency; None only where candidates are timed.
+        timer: times them, and the front; in torch, or in the runtime that ships.
         folder: where checkpoints go; all processes of the study must see it, unless there is a share.
         device: where to train and time.
         share: where checkpoints go for other machines, by the hash of their content; None where all see `folder`.
@@ -191,6 +192,7 @@ class CandidateEvaluator:
     settings: CandidateSettings = field(default_factory=CandidateSettings)
     ship: ShipSettings = field(default_factory=ShipSettings)
     latency: LatencyModel | None = None
+    timer: Timer = measure_latency
     folder: Path
     device: DeviceName = "auto"
     share: Share | None = None
@@ -328,7 +330,7 @@ class CandidateEvaluator:
         self, genome: Genome, model: PreTrainedModel, *, device: torch.device
     ) -> tuple[float, dict[str, Any]]:
         if self.settings.measure_latency:
-            latency = measure_latency(model, self.settings.timing or default_protocol(device.type))
+            latency = self.timer(model, self.settings.timing or default_protocol(device.type))
             return latency.decode_ms, {"latency": latency.to_dict()}
         assert self.latency is not None
         predicted = self.latency.predict_decode_ms(genome)

@@ -14,12 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..architecture.genome import Genome
 from ..engine.records import Evaluation, Rung
+from ..hardware import DeviceName
 from ..modeling_codenas import CodeNASForCausalLM
 from .candidate import CandidateEvaluator, unstarted_device
 from .checkpoints import ARTIFACT
 from .latency import default_protocol
 from .provenance import provenance
-from .timing import device_noise, measure_latency
+from .timing import device_noise
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class LatencyConfirmer:
 
     Args:
         evaluator: of the study; restores weights that are gone.
+        device: of the timing; None is the evaluator's.
         passes: over the whole front.
         patience_s: how long a timing waits for a busy device to become quiet.
 
@@ -44,6 +46,7 @@ class LatencyConfirmer:
     """
 
     evaluator: CandidateEvaluator
+    device: DeviceName | None = None
     passes: int = 2
     patience_s: float = 3.0
 
@@ -66,11 +69,11 @@ class LatencyConfirmer:
         started = time.perf_counter()
         previous = self.evaluator.restored(genome, rung, previous)
         assert previous.checkpoint is not None
-        device = unstarted_device(self.evaluator.device)
+        device = unstarted_device(self.device or self.evaluator.device)
         model = CodeNASForCausalLM.from_pretrained(previous.checkpoint / ARTIFACT)
         nn.Module.to(model, device)
         noise = _noise_when_quiet(device, patience_s=self.patience_s)
-        latency = measure_latency(model, self.evaluator.settings.timing or default_protocol(device.type))
+        latency = self.evaluator.timer(model, self.evaluator.settings.timing or default_protocol(device.type))
         earlier = _earlier_passes(previous)
         here = {"decode_ms": latency.decode_ms, "prefill_ms": latency.prefill_ms, "noise": round(noise, 3)}
         lowest = min(latency.decode_ms, *(float(timed["decode_ms"]) for timed in earlier), float("inf"))

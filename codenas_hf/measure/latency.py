@@ -6,6 +6,7 @@ read. Both are linear in the genome's counts, and no cost is negative, so a hand
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from torch import nn
 from ..architecture.genome import Genome
 from ..hardware import device_name
 from ..modeling_codenas import CodeNASForCausalLM
-from .timing import TimingProtocol, measure_latency
+from .timing import Timer, TimingProtocol, measure_latency
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +107,25 @@ def _fit(features: Floats, times: Floats) -> Floats:
     return non_negative_least_squares(features / times[:, None], np.ones(len(times)))
 
 
-def device_fingerprint(device: str) -> dict[str, str]:
-    """What a latency depends on besides the model."""
+def device_fingerprint(device: str, *, packages: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a latency depends on besides the model.
+
+    Args:
+        device: `cpu` or `cuda`.
+        packages: of the runtime, with their versions; None for torch.
+    """
     return {
         "device": device,
         "name": device_name(device),
-        "torch": torch.__version__,
+        **(packages or {"torch": torch.__version__}),
         "machine": platform.machine(),
     }
+
+
+def space_digest(space: Any) -> str:
+    """Digest of a search space without its limits: costs that were fitted on one say nothing of another."""
+    facts = {name: value for name, value in space.to_dict().items() if name != "limits"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +139,9 @@ class LatencyModel:
         relative_error: mean absolute error over the time, cross-validated.
         rank_correlation: Spearman's, between predicted and timed, cross-validated.
         shapes: number of timed architectures.
+        runtime: in which they were timed.
+        format: in which their weights were stored; None for numbers of the protocol's dtype.
+        space: digest of the space that they were drawn from; models of before did not keep it.
     """
 
     costs: Mapping[str, float]
@@ -135,6 +150,9 @@ class LatencyModel:
     relative_error: float
     rank_correlation: float
     shapes: int
+    runtime: str = "torch"
+    format: str | None = None
+    space: str | None = None
 
     def predict_decode_ms(self, genome: Genome) -> float:
         """Milliseconds of one decoded token, in the middle of the protocol's completion."""
@@ -193,6 +211,7 @@ class LatencyModel:
         protocol: TimingProtocol | None = None,
         shapes: int = 28,
         seed: int = 0,
+        timer: Timer = measure_latency,
         time_genome: Callable[[Genome], float] | None = None,
     ) -> LatencyModel:
         """Times architectures drawn from a space, with weights as they come, and fits the model.
@@ -205,6 +224,7 @@ class LatencyModel:
             protocol: how to time; the default suits the device.
             shapes: how many architectures.
             seed: of the draw.
+            timer: how a model is timed; the default does it in torch.
             time_genome: milliseconds per token of a genome, in place of a measurement.
         """
         protocol = protocol or default_protocol(device)
@@ -215,7 +235,7 @@ class LatencyModel:
 
             def timed(genome: Genome) -> float:
                 model = CodeNASForCausalLM(genome.to_config())
-                return measure_latency(nn.Module.to(model, device), short).decode_ms
+                return timer(nn.Module.to(model, device), short).decode_ms
 
             time_genome = timed
         rounds = [[time_genome(genome) for genome in genomes] for _ in range(2)]
@@ -239,25 +259,41 @@ class LatencyModel:
             "relative_error": self.relative_error,
             "rank_correlation": self.rank_correlation,
             "shapes": self.shapes,
+            "runtime": self.runtime,
+            "format": self.format,
+            "space": self.space,
         }
 
     @classmethod
-    def load(cls, path: Path, *, device: str) -> LatencyModel | None:
-        """Reads a model; None where it is damaged, or was fitted on another device or with another torch."""
+    def from_dict(cls, data: Mapping[str, Any]) -> LatencyModel:
+        """What `to_dict` made; models of before were all of torch.
+
+        Raises:
+            ValueError: of another version.
+            KeyError, TypeError: something is missing or of another kind.
+        """
+        if data["version"] != _VERSION:
+            raise ValueError(f"a latency model of version {data['version']}, expected {_VERSION}")
+        return cls(
+            costs=data["costs_ms"],
+            protocol=TimingProtocol(**data["protocol"]),
+            fingerprint=data["fingerprint"],
+            relative_error=data["relative_error"],
+            rank_correlation=data["rank_correlation"],
+            shapes=data["shapes"],
+            runtime=data.get("runtime", "torch"),
+            format=data.get("format"),
+            space=data.get("space"),
+        )
+
+    @classmethod
+    def load(cls, path: Path, *, fingerprint: Mapping[str, str]) -> LatencyModel | None:
+        """Reads a model; None where it is damaged, or was fitted on another device or with another runtime."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["version"] != _VERSION or data["fingerprint"] != device_fingerprint(device):
-                return None
-            return cls(
-                costs=data["costs_ms"],
-                protocol=TimingProtocol(**data["protocol"]),
-                fingerprint=data["fingerprint"],
-                relative_error=data["relative_error"],
-                rank_correlation=data["rank_correlation"],
-                shapes=data["shapes"],
-            )
+            found = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        return found if dict(found.fingerprint) == dict(fingerprint) else None
 
 
 def default_protocol(device: str) -> TimingProtocol:

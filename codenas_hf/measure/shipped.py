@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ from ..compression.quantize import stored_bytes as stored_bytes
 from ..compression.quantize import stored_weights as stored_weights
 from ..folders import folder_bytes
 
+ShipRuntime = Literal["torch", "llama.cpp"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShipSettings:
@@ -37,16 +39,27 @@ class ShipSettings:
     Args:
         format: how weights are stored, a name in `SHIPPED` (docs/formats.md): every candidate is scored and weighed in
             it. `bf16` ships a folder for transformers; the others a GGUF file, and a folder beside it.
+        runtime: in which every candidate's latency is predicted, the front is timed, and limits of latency are meant
+            (docs/runtimes.md): `torch`, or `llama.cpp` for a format that it reads.
 
     Raises:
-        ValueError: no such format.
+        ValueError: no such format or runtime, or the runtime does not read what ships.
     """
 
     format: str = SHIPPED[0]
+    runtime: ShipRuntime = "torch"
 
     def __post_init__(self) -> None:
         if self.format not in SHIPPED:
             raise ValueError(f"`format` must be one of {', '.join(SHIPPED)}, got {self.format!r}")
+        if self.runtime not in get_args(ShipRuntime):
+            raise ValueError(f"`runtime` must be one of {', '.join(get_args(ShipRuntime))}, got {self.runtime!r}")
+        if self.runtime == "llama.cpp" and not self.form.coded:
+            coded = ", ".join(name for name in SHIPPED if FORMATS[name].coded)
+            raise ValueError(
+                f"`ship.runtime=llama.cpp` needs a format that ships as a GGUF file: give `ship.format` as one of "
+                f"{coded}, got {self.format}"
+            )
 
     @property
     def form(self) -> Format:

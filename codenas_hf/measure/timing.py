@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,9 +67,11 @@ class Latency:
         decode_ms: median time of one further token.
         decode_p95_ms: its 95th percentile.
         peak_memory_bytes: most memory in use while timing: of the device on CUDA, of the process on Linux; else None.
-        cache: kind of cache that was used.
+        cache: kind of cache that was used; another runtime than torch has its own.
         device: what it ran on.
         protocol: how.
+        runtime: what computed it: torch (a model of transformers, called token by token) or llama.cpp.
+        format: how the weights were stored; None for numbers of the protocol's dtype.
     """
 
     prefill_ms: float
@@ -80,10 +82,15 @@ class Latency:
     cache: str
     device: str
     protocol: TimingProtocol
+    runtime: str = "torch"
+    format: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what was not measured is absent."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+Timer = Callable[[nn.Module, TimingProtocol], Latency]  # `measure_latency`, or what times in another runtime
 
 
 class _Clock:
