@@ -30,8 +30,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.generation.decode import DecodeSettings, complete
 from codenas_hf.generation.llama_cpp import LlamaCppRuntime
+from codenas_hf.generation.onnx_runtime import OnnxRuntime
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.torch_runtime import TorchRuntime
+from codenas_hf.jobs.opening import onnx_of
 from codenas_hf.measure.timing import device_noise
 from codenas_hf.release.targets import export_model
 
@@ -41,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "30M": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 9, "intermediate_size": 1408},
 }
 FORMATS = ("bf16", "q8_0", "q4_0")
+ONNX_FORMATS = ("fp32", "int8", "int4")
 PROMPT, NEW, PREFIX, TYPED = 64, 64, 512, 3
 STARTS = {
     "complete, llama.cpp": ["complete", "{gguf}", "def f(", "--max-new-tokens", "1"],
@@ -80,9 +83,8 @@ class Clock:
         return used.ru_utime + used.ru_stime
 
 
-def make(size: str, folder: Path) -> PreTrainedModel:
-    """A random model of a size with a tokenizer, saved in `folder`."""
-    shape = SIZES[size]
+def train_words(folder: Path) -> None:
+    """A tokenizer of the package's own text, saved in `folder`."""
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
@@ -92,6 +94,13 @@ def make(size: str, folder: Path) -> PreTrainedModel:
     own = sorted((Path(__file__).parents[1] / "codenas_hf").rglob("*.py"))
     words.train_from_iterator((path.read_text(encoding="utf-8") for path in own), trainer)
     PreTrainedTokenizerFast(tokenizer_object=words, bos_token=special[0], eos_token=special[0]).save_pretrained(folder)
+
+
+def make(size: str, folder: Path) -> PreTrainedModel:
+    """A random model of a size with a tokenizer, saved in `folder`."""
+    shape = SIZES[size]
+    if not (folder / "tokenizer.json").exists():
+        train_words(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape,
@@ -168,19 +177,39 @@ def interval(values: Sequence[float]) -> list[float]:
     return [round(float(low), 3), round(float(high), 3)]
 
 
+def files(size: str, folder: Path) -> tuple[PreTrainedModel, dict[str, Path]]:
+    """The model of a size, and its file for each other runtime and format; what is there already stays."""
+    model = make(size, folder)
+    found = {f"llama.cpp {form}": folder / f"{form}.gguf" for form in FORMATS}
+    found |= {f"onnxruntime {form}": folder / form for form in ONNX_FORMATS}
+    for name, path in found.items():
+        runtime, form = name.split()
+        if not path.exists():
+            export_model(model, tokenizer=folder, out=path, to="gguf" if runtime == "llama.cpp" else "onnx", form=form)
+    return model, found
+
+
+def opened(name: str, path: Path) -> Runtime:
+    """A file in its runtime."""
+    if name.startswith("llama.cpp"):
+        return LlamaCppRuntime(path)
+    graph = onnx_of(path)
+    assert graph is not None
+    return OnnxRuntime(graph, context_tokens=1024)
+
+
 def measure(size: str, folder: Path, *, repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """The rows of one size."""
-    model = make(size, folder)
+    model, found = files(size, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     straight = TorchRuntime(model)
     contenders = [
         Contender("generate", stock_generate(model, clock), None),
         Contender("torch", ours(straight, tokenizer, clock), straight),
     ]
-    for form in FORMATS:
-        path = export_model(model, tokenizer=folder, out=folder / f"{form}.gguf", to="gguf", form=form)
-        runtime = LlamaCppRuntime(path)
-        contenders.append(Contender(f"llama.cpp {form}", ours(runtime, tokenizer, clock), runtime))
+    for name, path in found.items():
+        runtime = opened(name, path)
+        contenders.append(Contender(name, ours(runtime, tokenizer, clock), runtime))
     times: dict[str, list[float]] = {one.name: [] for one in contenders}
     strokes: dict[str, list[tuple[float, float]]] = {one.name: [] for one in contenders}
     for repeat in range(repeats + 2):
@@ -218,7 +247,7 @@ def measure(size: str, folder: Path, *, repeats: int, clock: Clock) -> list[dict
 def cold_starts(folder: Path, *, repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """Seconds of whole processes, taking turns."""
     places = {"gguf": folder / "q8_0.gguf", "folder": folder, "runs": folder.parent / "runs"}
-    places["runs"].mkdir()
+    places["runs"].mkdir(exist_ok=True)
     times: dict[str, list[float]] = {name: [] for name in STARTS}
     for repeat in range(repeats + 1):
         for name, words in STARTS.items():
@@ -266,16 +295,25 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--no-starts", action="store_true", help="time no whole processes")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument(
+        "--folder", type=Path, help="where models and exports stay for the next run (default: nowhere)"
+    )
+    parser.add_argument("--prepare", action="store_true", help="write them there, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.prepare:
+        for size in arguments.sizes:
+            files(size, arguments.folder / size)
+        return
     clock = Clock(arguments.clock)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     noise = [device_noise(torch.device("cpu"))]
     with tempfile.TemporaryDirectory() as name:
+        place = arguments.folder or Path(name)
         for size in arguments.sizes:
-            rows += measure(size, Path(name) / size, repeats=arguments.repeats, clock=clock)
+            rows += measure(size, place / size, repeats=arguments.repeats, clock=clock)
         if not arguments.no_starts:
-            first = Path(name) / arguments.sizes[0]
+            first = place / arguments.sizes[0]
             rows += cold_starts(first, repeats=min(5, arguments.repeats), clock=clock)
     noise.append(device_noise(torch.device("cpu")))
     facts = protocol(

@@ -48,7 +48,17 @@ INSIDE = {
         *("squeezing", "squeeze_space", "parent"),
     ],
     "generation": [
-        *("token_text", "loading", "sampling", "runtimes", "straight", "torch_runtime", "llama_cpp", "decode"),
+        *(
+            "token_text",
+            "loading",
+            "sampling",
+            "runtimes",
+            "straight",
+            "torch_runtime",
+            "llama_cpp",
+            "onnx_runtime",
+            "decode",
+        ),
     ],
     "measure": [
         *(

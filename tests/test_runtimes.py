@@ -17,14 +17,18 @@ from conftest import python_module
 from test_readers import LLAMA_CPP, TEXT, disagreements, tokens_of, trained, words
 from transformers import AutoTokenizer, PreTrainedModel
 
+from codenas_hf import complete as complete_text
 from codenas_hf.cli.main import main
 from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.compression.onnx import write_onnx
 from codenas_hf.generation.decode import DecodeSettings, complete, stream
 from codenas_hf.generation.llama_cpp import LlamaCppRuntime
+from codenas_hf.generation.onnx_runtime import OnnxRuntime, OnnxRuntimeError
 from codenas_hf.generation.runtimes import Runtime
-from codenas_hf.generation.straight import StraightDecoder
+from codenas_hf.generation.straight import StraightDecoder, is_watched
 from codenas_hf.generation.torch_runtime import TorchRuntime
 from codenas_hf.jobs.opening import OpenModel, gguf_of, open_runtime
+from codenas_hf.release.targets import export_model
 
 assert words  # the fixture of the tokenizer
 TIE = 0.02  # llama.cpp's cache is float16; of two logits that are nearer either may win
@@ -96,21 +100,41 @@ def test_every_runtime_gives_the_same_greedy_tokens_at_equal_weights(kind: str, 
     path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form="f32")
     prompts = many_prompts(ids)
     assert disagreements(model, TorchRuntime(model), prompts, count=16, tie=1e-3)[1] == 0
+    graph = write_onnx(model, tmp_path / "model.onnx", form="fp32")
+    assert disagreements(model, OnnxRuntime(graph, context_tokens=128), prompts, count=16, tie=1e-3)[1] == 0
     different, wrong = disagreements(model, LlamaCppRuntime(path), prompts, count=16, tie=TIE)
     assert wrong == 0
     assert different <= len(prompts) // 20, "near ties are rare"
 
 
-def runtimes(model: PreTrainedModel, gguf: Path) -> dict[str, Runtime]:
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    """The same for ONNX Runtime: a folder without weights for transformers."""
+    model = open_runtime(folder, runtime="torch").runtime.model  # type: ignore[attr-defined]
+    found = export_model(model, tokenizer=folder, out=folder.parent / "onnx", to="onnx", form="fp32")
+    assert not is_watched(model), "the exporter leaves nothing behind in it"
+    return found
+
+
+NAMES = ("straight", "plain", "llama.cpp", "onnxruntime")
+
+
+def runtimes(model: PreTrainedModel, gguf: Path, exported: Path) -> dict[str, Runtime]:
     """One of each."""
-    return {"straight": TorchRuntime(model), "plain": plain(model), "llama.cpp": LlamaCppRuntime(gguf)}
+    return {
+        "straight": TorchRuntime(model),
+        "plain": plain(model),
+        "llama.cpp": LlamaCppRuntime(gguf),
+        "onnxruntime": OnnxRuntime(exported / "onnx" / "model.onnx", context_tokens=256),
+    }
 
 
 @LLAMA_CPP
-@pytest.mark.parametrize("name", ["straight", "plain", "llama.cpp"])
-def test_the_next_keystroke_computes_only_what_is_new(name: str, folder: Path, gguf: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_next_keystroke_computes_only_what_is_new(name: str, folder: Path, gguf: Path, exported: Path) -> None:
     opened = open_runtime(folder, runtime="torch")
-    runtime, fresh = (runtimes(opened.runtime.model, gguf)[name] for _ in range(2))  # type: ignore[attr-defined]
+    model: Any = opened.runtime.model  # type: ignore[attr-defined]
+    runtime, fresh = (runtimes(model, gguf, exported)[name] for _ in range(2))
     ids = opened.tokenizer(TEXT)["input_ids"][:110]
     runtime.logits(ids[:100])
     for changed, new in ((ids[:104], 4), (ids[:90], 1), ([*ids[:80], 7, 8, 9], 3), (ids, 30)):
@@ -134,7 +158,7 @@ def test_the_next_keystroke_computes_only_what_is_new(name: str, folder: Path, g
 )
 @pytest.mark.parametrize("suffix", [None, "\n    return 1\n"])
 def test_what_stands_above_the_runtimes_gives_the_same_text(
-    settings: DecodeSettings, suffix: str | None, folder: Path, gguf: Path
+    settings: DecodeSettings, suffix: str | None, folder: Path, gguf: Path, exported: Path
 ) -> None:
     opened = open_runtime(folder, runtime="torch")
     model: Any = opened.runtime.model  # type: ignore[attr-defined]
@@ -142,21 +166,21 @@ def test_what_stands_above_the_runtimes_gives_the_same_text(
     for cut in (start, start + 1, start + 3, start + 6):  # inside of words and of indents
         found = {
             name: complete(runtime, opened.tokenizer, TEXT[:cut], settings=settings, suffix=suffix)
-            for name, runtime in runtimes(model, gguf).items()
+            for name, runtime in runtimes(model, gguf, exported).items()
         }
         texts = {name: (done.text, done.token_ids, done.finish_reason) for name, done in found.items()}
-        assert texts["plain"] == texts["straight"]
+        assert texts["plain"] == texts["straight"] == texts["onnxruntime"]
         if settings.temperature < 0.5:  # else a draw falls near an edge, which float16 moves, too often
             assert texts["plain"] == texts["llama.cpp"]
 
 
 @LLAMA_CPP
-@pytest.mark.parametrize("name", ["straight", "plain", "llama.cpp"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_closed_stream_computes_nothing_more_and_leaves_the_runtime_whole(
-    name: str, folder: Path, gguf: Path
+    name: str, folder: Path, gguf: Path, exported: Path
 ) -> None:
     opened = open_runtime(folder, runtime="torch")
-    runtime = runtimes(opened.runtime.model, gguf)[name]  # type: ignore[attr-defined]
+    runtime = runtimes(opened.runtime.model, gguf, exported)[name]  # type: ignore[attr-defined]
     wanted = complete(runtime, opened.tokenizer, TEXT[:60])
     pieces = stream(runtime, opened.tokenizer, TEXT[:60])
     next(pieces)
@@ -263,8 +287,25 @@ def test_what_llama_cpp_does_not_read_is_decoded_in_torch(tmp_path: Path, words:
         open_runtime(tmp_path / "ours", runtime="llama.cpp")
     with pytest.raises(ValueError, match="it is no folder with weights"):
         open_runtime("nobody/nothing", runtime="llama.cpp")
-    with pytest.raises(ValueError, match=r"`runtime` must be one of auto, torch, llama.cpp, got 'fast'"):
+    with pytest.raises(ValueError, match=r"`runtime` must be one of auto, torch, llama.cpp, onnxruntime, got 'fast'"):
         open_runtime(tmp_path / "ours", runtime="fast")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_was_exported_to_onnx_is_completed(folder: Path, exported: Path, tmp_path: Path) -> None:
+    wanted = complete_text(open_runtime(folder, runtime="torch"), TEXT[:60], temperature=0, max_new_tokens=12)
+    for name, runtime in ((exported, "auto"), (exported / "onnx" / "model.onnx", "onnxruntime")):
+        opened = open_runtime(name, runtime=runtime)  # type: ignore[arg-type]
+        assert opened.runtime.name == "onnxruntime"
+        assert complete_text(opened, TEXT[:60], temperature=0, max_new_tokens=12) == wanted
+    with pytest.raises(ValueError, match=r"onnxruntime cannot read .*: expected a folder with one onnx/\*.onnx"):
+        open_runtime(folder, runtime="onnxruntime")
+    shutil.copytree(exported, tmp_path / "broken")
+    (tmp_path / "broken" / "onnx" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(OnnxRuntimeError, match="ONNX Runtime cannot read"):
+        open_runtime(tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no configuration and tokenizer beside"):
+        open_runtime(tmp_path / "broken", runtime="onnxruntime")
 
 
 def test_which_gguf_file_is_meant(tmp_path: Path) -> None:
@@ -284,8 +325,6 @@ def test_the_runtime_is_named_on_the_command_line(capsys: pytest.CaptureFixture[
 
 
 def test_an_open_model_is_asked_more_than_once(folder: Path) -> None:
-    from codenas_hf import complete as complete_text
-
     model = open_runtime(folder, runtime="torch")
     assert isinstance(model, OpenModel)
     before = model.runtime.computed_tokens

@@ -75,7 +75,7 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--held-out", type=Path, metavar="FOLDER", help=text)
     verb.add_argument("--folder", type=Path, help="where results and completions go (default: the model's)")
     verb.add_argument("--device", help="such as cuda (default: what there is)")
-    verb.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
+    _add_runtime(verb, auto="llama.cpp for a GGUF file, else torch, in batches")
     verb.add_argument("--json", action="store_true", help="as JSON")
 
     def run(options: argparse.Namespace) -> int:
@@ -88,6 +88,7 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
             tasks=options.tasks,
             held_out=options.held_out,
             folder=options.folder,
+            runtime=options.runtime,
             device=options.device,
             trust_remote_code=options.trust_remote_code,
             on_part=None if options.json else lambda name, seconds: say(f"{name}: {seconds:.0f} s"),
@@ -149,11 +150,17 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
     return run
 
 
-def _add_runtime(verb: argparse.ArgumentParser) -> None:
+def _add_runtime(
+    verb: argparse.ArgumentParser, *, auto: str = "the faster one that is here and reads the model"
+) -> None:
     """Adds what a model is opened with."""
-    text = "auto, torch or llama.cpp (default: auto, the faster one that is here and reads the model)"
+    text = f"auto, torch, llama.cpp or onnxruntime (default: auto, {auto})"
     verb.add_argument(
-        "--runtime", choices=["auto", "torch", "llama.cpp"], default="auto", metavar="RUNTIME", help=text
+        "--runtime",
+        choices=["auto", "torch", "llama.cpp", "onnxruntime"],
+        default="auto",
+        metavar="RUNTIME",
+        help=text,
     )
     verb.add_argument("--trust-remote-code", action="store_true", help="run code that a Hub model brings")
 

@@ -78,7 +78,13 @@ def _exported(model: PreTrainedModel) -> Any:
             "past_key_values": past,
             "use_cache": True,
         }
-        program = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
+        own = vars(model).get("forward")
+        try:
+            program = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
+        finally:  # it leaves a `forward` of its own behind
+            vars(model).pop("forward", None)
+            if own is not None:
+                model.forward = own
         graph = onnx_ir.to_proto(program)
     return onnx.version_converter.convert_version(graph, _OPSET) if _opset(graph) < _OPSET else graph
 

@@ -232,12 +232,8 @@ def _tokens(runtime: Runtime, row: Row, table: TokenText, *, clock: _Clock) -> I
             return
 
 
-def _together(
-    model: PreTrainedModel, tokenizer: Any, rows: list[Row], *, settings: DecodeSettings
-) -> list[Completion]:
-    """Draws several rows of a PyTorch model at once."""
-    from codenas_hf.generation.torch_runtime import context_tokens, generate_many  # not for those without torch
-
+def _together(runtime: Runtime, tokenizer: Any, rows: list[Row], *, settings: DecodeSettings) -> list[Completion]:
+    """Draws several rows at once."""
     table, clock = TokenText.of(tokenizer), _Clock(settings)
     choosers = [Chooser(row, table, settings) for row in rows]
 
@@ -249,10 +245,9 @@ def _together(
             row.finished = row.finished or ("time" if late else None)
         return [row.finished is not None for row in rows]
 
-    generate_many(
-        model,
+    runtime.generate_many(
         [row.token_ids for row in rows],
-        steps=_steps(rows, limit=context_tokens(model), settings=settings),
+        steps=_steps(rows, limit=runtime.context_tokens, settings=settings),
         pad=next((index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None), 0),
         choose=lambda at, logits: None if rows[at].finished else choosers[at](logits),
         push=push,
@@ -276,7 +271,7 @@ def complete_many(
     num_samples: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """Completes many prompts: of a PyTorch model in batches of similar length, elsewhere one after the other.
+    """Completes many prompts: in torch in batches of similar length where that is faster, else one after the other.
 
     Args:
         model: a runtime, or a causal language model in evaluation mode.
@@ -308,7 +303,7 @@ def complete_many(
         for index, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]
-    size = 1 if isinstance(model, Runtime) else settings.batch_size
+    size = settings.batch_size if runtime.in_batches(min(len(rows), settings.batch_size)) else 1
     order = list(range(len(rows)))
     if size > 1:
         order.sort(key=lambda index: -len(rows[index].token_ids))
@@ -316,7 +311,7 @@ def complete_many(
     for start in range(0, len(order), size):
         batch = order[start : start + size]
         if len(batch) > 1:
-            results = _together(model, tokenizer, [rows[at] for at in batch], settings=settings)  # type: ignore[arg-type]
+            results = _together(runtime, tokenizer, [rows[at] for at in batch], settings=settings)
         else:
             clock = _Clock(settings)
             for _ in _tokens(runtime, rows[batch[0]], table, clock=clock):

@@ -7,7 +7,7 @@ like the one before (the next token, an editor's next keystroke, the same few-sh
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,30 @@ class Runtime:
             ValueError: as `logits`.
         """
         return np.stack([self.logits(token_ids[: at + 1]).copy() for at in range(len(token_ids))])
+
+    def in_batches(self, count: int) -> bool:
+        """Whether so many sequences are decoded faster together than one after the other."""
+        return False
+
+    def generate_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        steps: int,
+        pad: int,
+        choose: Callable[[int, NDArray[np.float32]], int | None],
+        push: Callable[[list[int]], list[bool]],
+    ) -> None:
+        """Draws several sequences at once, beside what is kept; asked only of a runtime that does it in batches.
+
+        Args:
+            prompts: tokens of each row.
+            steps: most tokens of a row.
+            pad: the padding token.
+            choose: the next token of a row from its logits `[vocabulary]`; None for a row that is done.
+            push: told the new token of every row; says which rows are done.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Gives memory back; the runtime is of no use after it."""

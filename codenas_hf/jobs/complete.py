@@ -81,7 +81,7 @@ def complete(
         top_p: nucleus that is sampled from, with a temperature.
         repetition_penalty: 1 is off.
         seed: of sampling; the same call gives the same text.
-        runtime: `torch`, `llama.cpp`, or `auto`: the faster one that is here and reads the model.
+        runtime: `torch`, `llama.cpp`, `onnxruntime`, or `auto`: the faster one that is here and reads the model.
         device: of torch, such as `cuda`, which takes torch; None takes what there is.
         trust_remote_code: run code that a model brings.
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from ..data.passages import Passages
@@ -18,24 +12,9 @@ from ..folders import Release, folder_bytes
 from ..folders.record import FileFacts, Measured
 from ..generation.llama_cpp import LlamaCppRuntime, is_installed
 from ..generation.runtimes import Runtime
-from ..hardware import device_name
-from ..measure.score import Score, score_passages
+from ..measure.score import ReaderModel, Score, score_passages
 from ..measure.shipped import ShipSettings, as_shipped
-from ..measure.timing import Latency, TimingProtocol
-
-
-class _Reader(nn.Module):
-    """A runtime as a model that is scored."""
-
-    def __init__(self, runtime: Runtime, *, vocab_size: int) -> None:
-        super().__init__()
-        self.runtime, self.config = runtime, SimpleNamespace(vocab_size=vocab_size)
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # a model is somewhere
-
-    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
-        """Logits `[rows, length, vocabulary]`."""
-        rows = [self.runtime.all_logits(row)[:, : self.config.vocab_size] for row in input_ids.tolist()]
-        return SimpleNamespace(logits=torch.from_numpy(np.stack(rows)))
+from ..measure.timing import TimingProtocol, runtime_latency
 
 
 def score_runtime(runtime: Runtime, passages: Passages, *, vocab_size: int) -> Score:
@@ -46,7 +25,7 @@ def score_runtime(runtime: Runtime, passages: Passages, *, vocab_size: int) -> S
         passages: text.
         vocab_size: of the model.
     """
-    return score_passages(_Reader(runtime, vocab_size=vocab_size), passages)
+    return score_passages(ReaderModel(runtime, vocab_size=vocab_size), passages)
 
 
 def time_runtime(runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int) -> tuple[float, TimingProtocol]:
@@ -59,53 +38,6 @@ def time_runtime(runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int)
     """
     found = runtime_latency(runtime, protocol, vocab_size=vocab_size)
     return found.decode_ms, found.protocol
-
-
-def runtime_latency(
-    runtime: Runtime, protocol: TimingProtocol, *, vocab_size: int, form: str | None = None
-) -> Latency:
-    """As `measure.timing.measure_latency`, in a runtime.
-
-    Args:
-        runtime: with the threads that the protocol names.
-        protocol: how; it becomes shorter where the context is.
-        vocab_size: of the model.
-        form: its storage format.
-
-    Raises:
-        ValueError: more than one prompt at once.
-    """
-    if protocol.batch_size != 1:
-        raise ValueError(f"{runtime.name} is timed with one prompt at once, got `batch_size` {protocol.batch_size}")
-    context = runtime.context_tokens or protocol.prompt_tokens + protocol.new_tokens
-    new = min(protocol.new_tokens, context // 2)
-    protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
-    prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
-    times: list[float] = []
-    firsts: list[float] = []
-    for turn in range(protocol.warmup + protocol.repeats):
-        runtime.logits([(prompt[0] + 1) % vocab_size])  # forgets
-        ids, begin = list(prompt), time.perf_counter()
-        ids.append(int(runtime.logits(ids).argmax()))
-        if turn >= protocol.warmup:
-            firsts.append(1e3 * (time.perf_counter() - begin))
-        for _ in range(new - 1):
-            begin = time.perf_counter()
-            ids.append(int(runtime.logits(ids).argmax()))
-            if turn >= protocol.warmup:
-                times.append(1e3 * (time.perf_counter() - begin))
-    return Latency(
-        prefill_ms=statistics.median(firsts),
-        prefill_p95_ms=float(np.percentile(firsts, 95)),
-        decode_ms=statistics.median(times),
-        decode_p95_ms=float(np.percentile(times, 95)),
-        peak_memory_bytes=None,
-        cache="own",
-        device=device_name("cpu"),
-        protocol=protocol,
-        runtime=runtime.name,
-        format=form,
-    )
 
 
 def measure_gguf(path: Path, passages: Passages, *, form: str, protocol: TimingProtocol, vocab_size: int) -> FileFacts:

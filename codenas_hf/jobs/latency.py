@@ -24,9 +24,8 @@ from ..generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from ..hardware import Hardware, exclusively
 from ..measure.latency import LatencyModel, device_fingerprint, space_digest
 from ..measure.shipped import ShipSettings
-from ..measure.timing import Latency, Timer, TimingProtocol, measure_latency
+from ..measure.timing import Latency, Timer, TimingProtocol, measure_latency, runtime_latency
 from ..strict_yaml import SettingsError
-from .files import runtime_latency
 from .settings import RunSettings
 from .spaces import load_space, with_space
 

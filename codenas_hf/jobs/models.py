@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..folders import Release, whole_file
+from ..generation.llama_cpp import is_installed
 from ..generation.loading import LoadedModel, load_model
+from ..generation.runtimes import Runtime
 from ..hardware import Hardware
 from ..release.targets import export_model
 from ..suite.evaluation import SUITES, evaluate_model, format_table
-from .opening import folder_of
+from .opening import RuntimeName, folder_of, gguf_of, open_runtime
 
 __all__ = ["evaluate", "export", "format_table", "open_model"]
 
@@ -43,6 +45,7 @@ def evaluate(
     *,
     suite: str = "quick",
     folder: Path | None = None,
+    runtime: RuntimeName = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
     tasks: Sequence[Path] = (),
@@ -56,6 +59,8 @@ def evaluate(
         suite: how much, `quick` or `full`.
         folder: where results and completions go; None takes the model's own folder, and writes nothing
             where it has none.
+        runtime: what decodes and scores: `torch`, `llama.cpp`, `onnxruntime`, or `auto`: a GGUF file in llama.cpp where
+            that is installed, everything else in torch, whose batches are faster than one sequence after another.
         device: such as `cuda`; None takes what there is.
         trust_remote_code: run code that a model brings.
         tasks: files of further tasks: MBPP, gaps to fill, sets in the form of HumanEval (docs/evaluation.md).
@@ -67,7 +72,7 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a path that holds no model.
-        ValueError: no such suite.
+        ValueError: no such suite or runtime, or the runtime has no form of the model that it reads.
     """
     settings = next((value for name, value in SUITES.items() if name == suite), None)
     if settings is None:
@@ -76,7 +81,16 @@ def evaluate(
     loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
     if folder is None and Path(loaded.name).is_dir():
         folder = Path(loaded.name)
-    return evaluate_model(loaded, settings=settings, folder=folder, on_part=on_part)
+    reader = _reader(loaded, runtime=runtime, device=device)
+    return evaluate_model(loaded, runtime=reader, settings=settings, folder=folder, on_part=on_part)
+
+
+def _reader(loaded: LoadedModel, *, runtime: RuntimeName, device: str | None) -> Runtime | None:
+    """What decodes in place of torch; None where torch does."""
+    file = gguf_of(Path(loaded.name)) if Path(loaded.name).is_file() else None
+    if runtime == "auto":
+        runtime = "llama.cpp" if file is not None and device in (None, "cpu") and is_installed() else "torch"
+    return None if runtime == "torch" else open_runtime(loaded.name, runtime=runtime).runtime
 
 
 def export(folder: Path, out: Path, *, to: str = "gguf", form: str | None = None) -> Path:

@@ -3,7 +3,8 @@
 A GGUF file is read by llama.cpp. A folder for transformers is tried once in both runtimes: its weights, in float32, go
 as a GGUF file into the user's cache, some tokens are decoded, and the faster is taken from then on. So the second
 completion needs no torch. None of this where there is a GPU, or where a model has genes that no stock architecture
-has. The tokenizer of a GGUF file that stands alone is kept in the cache too: to read it takes torch.
+has. The tokenizer of a GGUF file that stands alone is kept in the cache too: to read it takes torch. A folder that was
+exported to ONNX has no weights that others read, and goes to ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import numpy as np
 
 from ..folders import Release, StudyFolder, cache_folder, read_json, whole_file, whole_folder, write_json
 from ..generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
+from ..generation.onnx_runtime import OnnxRuntime
 from ..generation.runtimes import Runtime
 from ..hardware import Hardware, processor_name
 
 if TYPE_CHECKING:  # torch
     from ..generation.loading import LoadedModel
 
-RuntimeName = Literal["auto", "torch", "llama.cpp"]
+RuntimeName = Literal["auto", "torch", "llama.cpp", "onnxruntime"]
 RUNTIMES = get_args(RuntimeName)
 _LARGEST_BYTES = 1 << 28  # of weights that are copied into the cache
 _KEPT_MODELS = 16
 _TRIED_TOKENS = 64
+_OPEN_CONTEXT = 4096  # tokens, where a configuration bounds none
 _NEAR = 0.05  # of the spread of the logits: float16 in llama.cpp's cache moves them by a hundredth of that
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,14 @@ def gguf_of(model: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
+def onnx_of(model: Path) -> Path | None:
+    """The ONNX file that a path means: itself, or the only one of an exported folder; None for none."""
+    if model.is_file():
+        return model if model.suffix == ".onnx" else None
+    files = sorted((model / "onnx").glob("*.onnx"))
+    return files[0] if len(files) == 1 else None
+
+
 def open_runtime(
     model: str | Path,
     *,
@@ -79,8 +90,8 @@ def open_runtime(
     """A model with its tokenizer, ready to be asked more than once.
 
     Args:
-        model: folder, GGUF file or Hub id, or a study, which means its winner.
-        runtime: `torch`, `llama.cpp`, or `auto`: the faster one that is here and reads the model.
+        model: folder, GGUF or ONNX file or Hub id, or a study, which means its winner.
+        runtime: `torch`, `llama.cpp`, `onnxruntime`, or `auto`: the faster one that is here and reads the model.
         device: of torch, such as `cuda`, which takes torch; None takes what there is.
         trust_remote_code: run code that a model brings.
 
@@ -88,10 +99,19 @@ def open_runtime(
         FileNotFoundError: a path that holds no model.
         ValueError: no such runtime or device, or the runtime has no form of the model that it reads.
         codenas_hf.generation.llama_cpp.LlamaCppError: llama.cpp was asked for, and is not here or refuses.
+        codenas_hf.generation.onnx_runtime.OnnxRuntimeError: the same of ONNX Runtime.
     """
     if runtime not in RUNTIMES:
         raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}")
     source = folder_of(model)
+    graph = onnx_of(Path(source))
+    if runtime == "onnxruntime" or (runtime == "auto" and graph is not None and not Release(Path(source)).weights):
+        if graph is None:
+            raise ValueError(
+                f"onnxruntime cannot read {source}: expected a folder with one onnx/*.onnx, or such a file, as "
+                "`codenas export --to onnx` writes it"
+            )
+        return _in_onnx(str(model), graph)
     wanted = runtime == "llama.cpp"
     if not wanted and (runtime == "torch" or device not in (None, "cpu") or not is_installed()):
         return _in_torch(source, device=device, trust_remote_code=trust_remote_code)
@@ -141,6 +161,17 @@ def _in_llama_cpp(name: str, file: Path, *, tokenizer: Path | None = None) -> Op
             with whole_folder(folder) as draft:
                 words.save_pretrained(draft)
     return OpenModel(name, runtime, PreTrainedTokenizerFast.from_pretrained(folder))
+
+
+def _in_onnx(name: str, file: Path) -> OpenModel:
+    """An ONNX file with configuration and tokenizer of the folder that it was exported to."""
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer loads torch
+
+    folder = next((place for place in (file.parent.parent, file.parent) if Release(place).config.is_file()), None)
+    if folder is None or not Release(folder).tokenizer.is_file():
+        raise FileNotFoundError(f"no configuration and tokenizer beside {file}: name the folder of the export")
+    context = int(Release(folder).read_config().get("max_position_embeddings") or _OPEN_CONTEXT)
+    return OpenModel(name, OnnxRuntime(file, context_tokens=context), PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 def _why_no_copy(folder: Path) -> str | None:

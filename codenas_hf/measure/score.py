@@ -6,7 +6,8 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -236,6 +237,38 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
                 f"changing tokens from position {cut} on moved the logits at position {int(moved.argmax())} by "
                 f"{float(moved.max()):.3g} of their spread: the model sees the future; check its attention mask"
             )
+
+
+class GivesLogits(Protocol):
+    """What is asked of a runtime that scores."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens that it takes."""
+
+    def all_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits `[tokens, vocabulary]` behind each of some tokens."""
+        ...
+
+
+class ReaderModel(nn.Module):
+    """What computes logits, as a model that is scored.
+
+    Args:
+        runtime: any of `generation`.
+        vocab_size: of the model.
+    """
+
+    def __init__(self, runtime: GivesLogits, *, vocab_size: int) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=runtime.context_tokens)
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # a model is somewhere
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        """Logits `[rows, length, vocabulary]`."""
+        rows = [self.runtime.all_logits(row)[:, : self.config.vocab_size] for row in input_ids.tolist()]
+        return SimpleNamespace(logits=torch.from_numpy(np.stack(rows)))
 
 
 def score_passages(model: nn.Module, passages: Passages, *, batch_size: int = 8) -> Score:

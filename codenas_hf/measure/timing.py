@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import StaticCache
 
@@ -165,6 +166,69 @@ def _run(model: nn.Module, prompt: torch.Tensor, protocol: TimingProtocol, cache
         ids = output.logits[:, -1:].argmax(dim=-1)
         clock.mark()
     return clock.gaps_ms()
+
+
+class Decodes(Protocol):
+    """What is asked of a runtime that is timed."""
+
+    @property
+    def name(self) -> str:
+        """Of the runtime."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens that it takes."""
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits behind the last of some tokens; what it knows of their beginning it does not compute again."""
+        ...
+
+
+def runtime_latency(
+    runtime: Decodes, protocol: TimingProtocol, *, vocab_size: int, form: str | None = None
+) -> Latency:
+    """As `measure.timing.measure_latency`, in a runtime.
+
+    Args:
+        runtime: with the threads that the protocol names.
+        protocol: how; it becomes shorter where the context is.
+        vocab_size: of the model.
+        form: its storage format.
+
+    Raises:
+        ValueError: more than one prompt at once.
+    """
+    if protocol.batch_size != 1:
+        raise ValueError(f"{runtime.name} is timed with one prompt at once, got `batch_size` {protocol.batch_size}")
+    context = runtime.context_tokens or protocol.prompt_tokens + protocol.new_tokens
+    new = min(protocol.new_tokens, context // 2)
+    protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
+    prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    times: list[float] = []
+    firsts: list[float] = []
+    for turn in range(protocol.warmup + protocol.repeats):
+        runtime.logits([(prompt[0] + 1) % vocab_size])  # forgets
+        ids, begin = list(prompt), time.perf_counter()
+        ids.append(int(runtime.logits(ids).argmax()))
+        if turn >= protocol.warmup:
+            firsts.append(1e3 * (time.perf_counter() - begin))
+        for _ in range(new - 1):
+            begin = time.perf_counter()
+            ids.append(int(runtime.logits(ids).argmax()))
+            if turn >= protocol.warmup:
+                times.append(1e3 * (time.perf_counter() - begin))
+    return Latency(
+        prefill_ms=statistics.median(firsts),
+        prefill_p95_ms=float(np.percentile(firsts, 95)),
+        decode_ms=statistics.median(times),
+        decode_p95_ms=float(np.percentile(times, 95)),
+        peak_memory_bytes=None,
+        cache="own",
+        device=device_name("cpu"),
+        protocol=protocol,
+        runtime=runtime.name,
+        format=form,
+    )
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codenas_hf.generation.decode import FUNCTION_STOPS, DecodeSettings, complete_many
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.measure.metrics import pass_at_k, wilson_interval
 from codenas_hf.sandbox.judge import Outcome, run_program
 from codenas_hf.suite.task_files import CodeTask
@@ -80,6 +81,7 @@ def answer_tasks(
     *,
     settings: DecodeSettings,
     num_samples: int = 1,
+    runtime: Runtime | None = None,
     folder: Path | None = None,
     on_answers: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
@@ -93,12 +95,13 @@ def answer_tasks(
         tasks: all with a suffix, or all without.
         settings: how to decode; code tasks end at `FUNCTION_STOPS` where `stop` is empty.
         num_samples: answers per task.
+        runtime: what decodes; None is torch.
         folder: keeps the answers, in one JSONL file per model and settings; None keeps none.
         on_answers: called with the numbers of answered and of all tasks.
     """
     if not settings.stop and tasks and tasks[0].suffix is None:
         settings = replace(settings, stop=FUNCTION_STOPS)
-    path = _answers_file(folder, model, settings)
+    path = _answers_file(folder, model, settings, engine=None if runtime is None else runtime.name)
     kept = _read_answers(path)
     keys = {task.task_id: task_key(task) for task in tasks}
 
@@ -122,7 +125,7 @@ def answer_tasks(
         asked = [task for task, reason in zip(open_tasks, reasons, strict=True) if reason is None]
         for batch in _batches(asked, max(1, settings.batch_size // num_samples)):
             done = complete_many(
-                model,
+                model if runtime is None else runtime,
                 tokenizer,
                 [task.prompt for task in batch],
                 settings=settings,
@@ -153,12 +156,16 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _answers_file(folder: Path | None, model: PreTrainedModel, settings: DecodeSettings) -> Path | None:
+def _answers_file(
+    folder: Path | None, model: PreTrainedModel, settings: DecodeSettings, *, engine: str | None
+) -> Path | None:
     """The file of these settings. How many answers there are and how many are decoded at once changes none of them."""
     if folder is None:
         return None
     facts: dict[str, Any] = {"settings": asdict(settings), "weights": fingerprint(model)}
     facts["settings"].pop("batch_size")
+    if engine is not None:
+        facts["engine"] = engine
     text = json.dumps(facts, sort_keys=True)
     path = folder / f"answers-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
     if not path.exists():

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codenas_hf.generation.decode import Completion, DecodeSettings, complete_many
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.measure import metrics
 from codenas_hf.suite.prompts import Prompt
 
@@ -112,7 +113,7 @@ def line_rows(name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> lis
 
 
 def completion_rows(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Runtime,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
@@ -124,7 +125,7 @@ def completion_rows(
     """Completes one prompt set and reports on it.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a runtime, or a causal language model in evaluation mode.
         tokenizer: its tokenizer.
         prompts: one set.
         name: put in front of every row's name.

@@ -11,6 +11,7 @@ from typing import Any
 
 from codenas_hf.folders import Release, write_json
 from codenas_hf.generation.loading import LoadedModel
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.torch_runtime import context_tokens
 from codenas_hf.measure.provenance import provenance
 from codenas_hf.suite.next_line import read_projects
@@ -24,6 +25,7 @@ __all__ = ["SUITES", "SuiteName", "SuiteSettings", "evaluate_model", "format_tab
 def evaluate_model(
     loaded: LoadedModel,
     *,
+    runtime: Runtime | None = None,
     settings: SuiteSettings | None = None,
     folder: Path | None = None,
     on_part: Callable[[str, float], None] | None = None,
@@ -32,6 +34,7 @@ def evaluate_model(
 
     Args:
         loaded: from `load_model`.
+        runtime: what decodes, scores and is timed; None is torch.
         settings: one of `SUITES`, or others; None takes `quick`.
         folder: where `evaluation.json`, the completions and the answers are written; an interrupted run goes on with
             the answers to tasks that it finds there. None writes nothing.
@@ -53,7 +56,7 @@ def evaluate_model(
         read_task_file(path)  # what cannot be read is said before anything is measured
     if settings.held_out is not None:
         read_projects(settings.held_out, limit=1)
-    run = Parts(loaded, settings, folder)
+    run = Parts(loaded, settings, folder, runtime=runtime)
     seconds: dict[str, float] = {}
     for name, part in (
         ("size", run.size),
@@ -74,16 +77,16 @@ def evaluate_model(
         "model": loaded.name,
         "protocol": {
             **provenance(next(loaded.model.parameters()).device),
-            "dtype": "float32",
+            **({"dtype": "float32"} if runtime is None else {"runtime": runtime.name}),
             "settings": json.loads(json.dumps(asdict(settings), default=str)),
             "prompt_version": 1,
-            "context_tokens": context_tokens(loaded.model),
+            "context_tokens": context_tokens(run.scored),
             "interval": "95 %: Wilson; of bits per byte from resampling files and tasks",
             "sandbox": run.sandbox,
         },
         # Every row says what it is of, so that rows of several models can stand in one table.
         "rows": [
-            {**row.to_dict(), "engine": "torch", **({} if (size := loaded.num_bytes) is None else {"bytes": size})}
+            {**row.to_dict(), "engine": run.engine, **({} if (size := loaded.num_bytes) is None else {"bytes": size})}
             for row in run.rows
         ],
         "absent": run.absent,

@@ -8,11 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
+
 from codenas_hf.generation.decode import GREEDY, DecodeSettings, complete_many, supports_infilling
 from codenas_hf.generation.loading import LoadedModel
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.measure import metrics
-from codenas_hf.measure.score import Score
-from codenas_hf.measure.timing import TimingProtocol, measure_latency
+from codenas_hf.measure.score import ReaderModel, Score
+from codenas_hf.measure.timing import TimingProtocol, measure_latency, runtime_latency
 from codenas_hf.sandbox.judge import SandboxUnavailable, capabilities
 from codenas_hf.suite.code_tasks import Answer, answer_tasks, pass_rates
 from codenas_hf.suite.completion_report import Row, completion_rows, human_rows, line_rows, mean, rate
@@ -37,11 +41,25 @@ _LINE_TOKENS = 64  # most of one line
 
 
 class Parts:
-    """One evaluation under way: each part adds rows, or says what is absent and why."""
+    """One evaluation under way: each part adds rows, or says what is absent and why.
 
-    def __init__(self, loaded: LoadedModel, settings: SuiteSettings, folder: Path | None) -> None:
+    Args:
+        loaded: the model.
+        settings: how much is measured.
+        folder: where completions and answers go; None keeps none.
+        runtime: what decodes, scores and is timed; None is torch.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, settings: SuiteSettings, folder: Path | None, *, runtime: Runtime | None = None
+    ) -> None:
         self.loaded, self.settings, self.folder = loaded, settings, folder
-        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.tokenizer, self.runtime = loaded.tokenizer, runtime
+        self.engine = "torch" if runtime is None else runtime.name
+        self.reader: PreTrainedModel | Runtime = loaded.model if runtime is None else runtime
+        self.scored: nn.Module = loaded.model
+        if runtime is not None:
+            self.scored = ReaderModel(runtime, vocab_size=int(loaded.model.config.vocab_size))
         self.rows: list[Row] = []
         self.absent: dict[str, str] = {}
         self.sandbox: dict[str, Any] | None = None
@@ -49,7 +67,7 @@ class Parts:
 
     def size(self) -> None:
         """Parameters and bytes."""
-        self.rows.append(Row("parameters", sum(p.numel() for p in self.model.parameters())))
+        self.rows.append(Row("parameters", sum(p.numel() for p in self.loaded.model.parameters())))
         if self.loaded.num_bytes is None:
             self.absent["artifact_bytes"] = "the model was not loaded from a folder"
         else:
@@ -60,7 +78,11 @@ class Parts:
         if not self.settings.latency:
             self.absent["decode_ms"] = "not asked for"
             return
-        found = measure_latency(self.model, TimingProtocol())
+        if self.runtime is None:
+            found = measure_latency(self.loaded.model, TimingProtocol())
+        else:
+            size = int(self.loaded.model.config.vocab_size)
+            found = runtime_latency(self.runtime, TimingProtocol(), vocab_size=size)
         for name in ("prefill_ms", "prefill_p95_ms", "decode_ms", "decode_p95_ms"):
             self.rows.append(Row(name, getattr(found, name)))
 
@@ -69,13 +91,13 @@ class Parts:
         cuts = load_prompts("mid_file", count=self.settings.prompts)
         files = [cut.source.partition(":")[0] for cut in cuts]
         texts = [cut.text + (cut.reference or "") for cut in cuts]
-        self._bits("mid_file/", score_texts(self.model, self.tokenizer, texts, projects=files), len(cuts))
+        self._bits("mid_file/", score_texts(self.scored, self.tokenizer, texts, projects=files), len(cuts))
         tasks = self._humaneval_tasks(self.settings.humaneval or None)
         if tasks:
             solutions, prompts = [task.solution for task in tasks], [task.prompt for task in tasks]
-            score = score_texts(self.model, self.tokenizer, solutions, prompts=prompts)
+            score = score_texts(self.scored, self.tokenizer, solutions, prompts=prompts)
             self._bits("humaneval/solution_", score, len(tasks))
-            whole = score_texts(self.model, self.tokenizer, [task.prompt + task.solution for task in tasks])
+            whole = score_texts(self.scored, self.tokenizer, [task.prompt + task.solution for task in tasks])
             self._bits("humaneval/", whole, len(tasks))
 
     def _bits(self, name: str, score: Score, count: int) -> None:
@@ -93,7 +115,7 @@ class Parts:
             prompts = load_prompts(kind, count=self.settings.prompts)
             for label, decoding, samples in (("greedy", self.greedy, 1), ("shipped", shipped, self.settings.samples)):
                 self.rows += completion_rows(
-                    self.model,
+                    self.reader,
                     self.tokenizer,
                     prompts,
                     name=f"{kind}/{label}",
@@ -145,9 +167,10 @@ class Parts:
             boundary="strip" if tasks[0].suffix is None else decoding.boundary,
         )
         answers = answer_tasks(
-            self.model,
+            self.loaded.model,
             self.tokenizer,
             tasks,
+            runtime=self.runtime,
             settings=decoding,
             num_samples=samples,
             folder=self.folder / "answers" if self.folder is not None else None,
@@ -220,11 +243,11 @@ class Parts:
         projects = read_projects(self.settings.held_out, limit=self.settings.held_out_bytes)
         names = [name for name, texts in projects.items() for _ in texts]
         score = score_texts(
-            self.model, self.tokenizer, [text for texts in projects.values() for text in texts], projects=names
+            self.scored, self.tokenizer, [text for texts in projects.values() for text in texts], projects=names
         )
         self._bits("held_out/", score, len(projects))
         prompts = next_line_prompts(projects, self.settings.next_lines)
         if prompts:
             settings = replace(self.greedy, max_new_tokens=_LINE_TOKENS)
-            done = complete_many(self.model, self.tokenizer, [prompt.text for prompt in prompts], settings=settings)
+            done = complete_many(self.reader, self.tokenizer, [prompt.text for prompt in prompts], settings=settings)
             self.rows += line_rows("next_line", prompts, [row[0].text for row in done])

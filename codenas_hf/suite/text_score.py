@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from codenas_hf.generation.torch_runtime import context_tokens
 from codenas_hf.measure.rows import IGNORED, sum_rows
@@ -15,7 +16,7 @@ _WINDOW = 2048  # of models whose config does not bound the context
 
 
 def score_texts(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     *,
@@ -29,7 +30,7 @@ def score_texts(
     `loglikelihood_rolling`, so both give the same number.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or a `measure.score.ReaderModel`.
         tokenizer: its tokenizer.
         texts: what is scored.
         prompts: what stands before each text and is seen but not scored.
