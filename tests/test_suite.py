@@ -277,3 +277,25 @@ def test_lm_evaluation_harness_agrees(folder, tokenizer, monkeypatch):
 def test_a_device_that_is_not_here_is_one_line(device):
     with pytest.raises(ValueError, match="`device` must be cpu, or cuda where there is a GPU, got"):
         load_model("nothing", device=device)
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs xllamacpp: pip install 'codenas-hf[fast]'")
+def test_a_gguf_file_is_measured_in_its_reader(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "load_humaneval", lambda: [])
+    path = tmp_path / "model.gguf"
+    loaded = load_model(folder)
+    try:
+        export_model(loaded.model, tokenizer=folder, out=path, to="gguf", form="f32")
+    except ValueError as error:
+        pytest.skip(f"no file for llama.cpp: {error}")
+    settings = {"quick": replace(SMALL, humaneval=0, infilling=0, latency=True)}
+    monkeypatch.setattr("codenas_hf.jobs.models.SUITES", settings)
+    there = evaluate(path, folder=tmp_path, device="cpu")
+    here = evaluate(path, folder=tmp_path, device="cpu", runtime="torch")
+    assert {row["engine"] for row in there["rows"]} == {"llama.cpp"}
+    assert {row["engine"] for row in here["rows"]} == {"torch"}
+    found, wanted = ({row["name"]: row["value"] for row in result["rows"]} for result in (there, here))
+    assert set(found) == set(wanted)
+    assert found["decode_ms"] > 0
+    assert found["mid_file/bits_per_byte"] == pytest.approx(wanted["mid_file/bits_per_byte"], rel=1e-3)
+    assert found["few_shot/greedy/collapse_rate"] == pytest.approx(wanted["few_shot/greedy/collapse_rate"], abs=0.21)
