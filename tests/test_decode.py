@@ -150,12 +150,22 @@ def test_what_the_model_raises_reaches_the_caller(model, tokenizer, monkeypatch)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_does_not_change_a_completion(model, tokenizer, temperature):
+@pytest.mark.parametrize("together", [True, False])
+def test_a_batch_does_not_change_a_completion(model, tokenizer, temperature, together, monkeypatch):
+    sizes = []
+    original = TorchRuntime.generate_many
+    monkeypatch.setattr(TorchRuntime, "in_batches", lambda self, count: together)
+    monkeypatch.setattr(
+        TorchRuntime, "generate_many", lambda self, rows, **how: sizes.append(len(rows)) or original(self, rows, **how)
+    )
     prompts = ["def add(first", "x", "    return add(number, number)\n" * 2, "def"]
     settings = DecodeSettings(max_new_tokens=12, temperature=temperature, top_p=0.9, seed=5)
     alone = [complete(model, tokenizer, prompt, settings=settings).token_ids for prompt in prompts]
     batch = complete_many(model, tokenizer, prompts, settings=settings)
     assert [row[0].token_ids for row in batch] == alone
+    assert sizes == ([4] if together else [])
+    batch = complete_many(TorchRuntime(model), tokenizer, prompts, settings=settings)
+    assert [row[0].token_ids for row in batch] == alone, "a runtime of torch does the same"
 
 
 def test_samples_differ_and_repeat_with_their_seed(model, tokenizer):

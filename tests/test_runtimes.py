@@ -79,6 +79,15 @@ def test_the_straight_decoder_gives_the_tokens_of_transformers(kind: str, words:
         assert ours == theirs.tolist()
 
 
+def test_batches_are_for_those_who_gain_by_them(words: Path) -> None:
+    small = TorchRuntime(trained("llama", tokens_of(words), steps=1))
+    assert not small.in_batches(1)
+    assert not small.in_batches(8), "a step of `generate` takes longer than eight of its own"
+    assert small.in_batches(64)
+    assert plain(small.model).in_batches(2), "transformers' own step is as long alone"
+    assert not Runtime("other", context_tokens=None).in_batches(64)
+
+
 def test_weights_that_are_changed_in_place_are_seen_at_once(words: Path) -> None:
     model = trained("llama", tokens_of(words), steps=2, tie_word_embeddings=True)
     runtime = TorchRuntime(model)

@@ -15,7 +15,10 @@ import torch
 from evaluation_models import TEXT, tiny_model, tiny_tokenizer
 
 from codenas_hf.generation.decode import DecodeSettings
+from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.generation.loading import load_model
+from codenas_hf.jobs.models import evaluate
+from codenas_hf.release.targets import export_model
 from codenas_hf.sandbox.judge import SandboxUnavailable
 from codenas_hf.suite import parts as suite
 from codenas_hf.suite.completion_report import completion_rows, human_rows

@@ -59,8 +59,8 @@ def evaluate(
         suite: how much, `quick` or `full`.
         folder: where results and completions go; None takes the model's own folder, and writes nothing
             where it has none.
-        runtime: what decodes and scores: `torch`, `llama.cpp`, `onnxruntime`, or `auto`: a GGUF file in llama.cpp where
-            that is installed, everything else in torch, whose batches are faster than one sequence after another.
+        runtime: what decodes and scores: `torch`, `llama.cpp`, `onnxruntime`, or `auto`: a GGUF file in llama.cpp
+            where that is installed, everything else in torch, whose batches are faster than one sequence at a time.
         device: such as `cuda`; None takes what there is.
         trust_remote_code: run code that a model brings.
         tasks: files of further tasks: MBPP, gaps to fill, sets in the form of HumanEval (docs/evaluation.md).

@@ -86,6 +86,8 @@ def prepare_squeeze(
         SettingsError: nothing of the parent keeps the limits.
         codenas_hf.data.DataError, VocabularyError, ValueError: see `study_data`, `vocabularies`, `file_layout`.
     """
+    if settings.latency.file is not None:
+        raise SettingsError("`latency.file` is of a space of architectures, and a squeeze is timed here: leave it out")
     data = study_data(settings, folder=folder, vocab_sizes=(), say=say)
     digest = data.digest[:8]
     place = settings.folder.resolve() / "data" / "parents" / digest
