@@ -204,19 +204,20 @@ def runtime_latency(
     new = min(protocol.new_tokens, context // 2)
     protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
     prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    now = time.thread_time if protocol.threads == 1 else time.perf_counter  # as `measure_latency`
     times: list[float] = []
     firsts: list[float] = []
     for turn in range(protocol.warmup + protocol.repeats):
         runtime.logits([(prompt[0] + 1) % vocab_size])  # forgets
-        ids, begin = list(prompt), time.perf_counter()
+        ids, begin = list(prompt), now()
         ids.append(int(runtime.logits(ids).argmax()))
         if turn >= protocol.warmup:
-            firsts.append(1e3 * (time.perf_counter() - begin))
+            firsts.append(1e3 * (now() - begin))
         for _ in range(new - 1):
-            begin = time.perf_counter()
+            begin = now()
             ids.append(int(runtime.logits(ids).argmax()))
             if turn >= protocol.warmup:
-                times.append(1e3 * (time.perf_counter() - begin))
+                times.append(1e3 * (now() - begin))
     return Latency(
         prefill_ms=statistics.median(firsts),
         prefill_p95_ms=float(np.percentile(firsts, 95)),
