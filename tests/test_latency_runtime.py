@@ -132,6 +132,8 @@ def test_a_file_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_search_in_the_runtime_that_ships_and_one_for_another_machine(
     tmp_path: Path, tiny_corpus_folder: Path
 ) -> None:
+    for name in ("here", "away"):
+        (tmp_path / name).mkdir()
     both = ["ship.format=q8_0", "ship.runtime=llama.cpp", "device=cpu", "limits.decode_ms=null"]
     space = tmp_path / "space.yaml"
     space.write_text(
