@@ -88,6 +88,7 @@ def test_names_sizes_and_one_table(tmp_path: Path) -> None:
         f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")
     }
     assert [d.dim_value for d in inputs["past_key_values.0.key"]][1::2] == [2, 16]
+    assert inputs["past_key_values.0.key"][0].dim_param == "batch_size"  # or transformers.js takes it for 0
     assert {value.name for value in graph.graph.output} == {
         "logits", *(f"present.{layer}.{part}" for layer in range(2) for part in ("key", "value"))
     }  # fmt: skip

@@ -123,15 +123,16 @@ def _rename(graph: Any, *, layers: int) -> None:
                 field[at] = names.get(name, name)
     for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         value.name = names.get(value.name, value.name)
+    # transformers.js makes the first, empty past of the file's dimensions: 1 for `batch_size`, 0 for any other word.
     sizes: dict[str, tuple[str, ...]] = {
-        "input_ids": ("batch", "length"),
-        "attention_mask": ("batch", "total_length"),
-        "logits": ("batch", "length", ""),
+        "input_ids": ("batch_size", "length"),
+        "attention_mask": ("batch_size", "total_length"),
+        "logits": ("batch_size", "length", ""),
     }
     for value in (*graph.graph.input, *graph.graph.output):
         words = sizes.get(value.name)
         if words is None:
-            words = ("batch", "", "past_length" if value.name.startswith("past") else "total_length", "")
+            words = ("batch_size", "", "past_length" if value.name.startswith("past") else "total_length", "")
         for dimension, word in zip(value.type.tensor_type.shape.dim, words, strict=True):
             if word:
                 dimension.dim_param = word
