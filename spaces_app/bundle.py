@@ -111,7 +111,12 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Builds the folder of a Hub Space.")
     parser.add_argument("folder", type=Path, help="a new folder")
-    parser.add_argument("--model", action="append", default=[], help="a Hub id, or a model folder to copy in")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="a Hub id, or a model folder to copy in (a page: the newest winner)",
+    )
     parser.add_argument(
         "--web", action="store_true", help="a page for any static host, with one release folder's model"
     )
@@ -121,9 +126,12 @@ def main() -> None:
         if options.web:
             from web_page import web_page  # loads transformers
 
-            if len(options.model) != 1:
-                raise ValueError("a page has one model: name its folder with --model")
-            print(web_page(options.folder, model=options.model[0], hub_id=options.hub_id))
+            from codenas_hf.folders import default_model
+
+            if len(options.model) > 1:
+                raise ValueError("a page has one model: name one folder with --model")
+            model = options.model[0] if options.model else str(default_model())
+            print(web_page(options.folder, model=model, hub_id=options.hub_id))
         else:
             print(bundle(options.folder, models=options.model))
     except (ValueError, OSError) as error:

@@ -6,6 +6,7 @@ an explicit yes of whoever started the playground (or, on their own machine, of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -26,7 +27,7 @@ from huggingface_hub.errors import (
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.folders.files import CONFIG, WINNER, read_json
-from codenas_hf.folders.places import Release, StudyFolder
+from codenas_hf.folders.places import Release, StudyFolder, default_model
 from codenas_hf.folders.record import Record, RecordError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -96,11 +97,16 @@ class LoadedModel:
 def find_models(settings: PlaygroundSettings) -> list[tuple[str, str]]:
     """(label, source) of everything that can be loaded without a download first, then what the launcher named.
 
+    Where that is nothing, the model that comes with the package.
+
     Sources are folders or Hub ids. Models in the local Hub cache are listed only where visitors may name any model.
     """
     winners = [StudyFolder(folder).winner for folder in sorted(settings.runs.glob("*/"))]
     found = [(_label(str(w.folder)), str(w.folder)) for w in winners if w.config.is_file()]
     found += [(_label(source), source) for source in settings.models]
+    if not found:
+        with contextlib.suppress(FileNotFoundError):  # the package without its model
+            found = [(_label(source), source) for source in [str(default_model(settings.runs))]]
     if settings.any_model:
         known = {source for _, source in found}
         found += [(f"{name} (on this machine)", name) for name in _cached_models(settings) if name not in known]

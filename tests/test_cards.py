@@ -13,9 +13,9 @@ from finished_run import make_run
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from codenas_hf.data import PreparedData
-from codenas_hf.folders import Record, Release, StudyFolder
+from codenas_hf.folders import Record, Release, StudyFolder, bundled_folder
 from codenas_hf.folders.record import DataFacts, Origin, Start, Training
-from codenas_hf.release.cards import Card, bundled_folder, dataset_card, describe, model_card, study_card
+from codenas_hf.release.cards import Card, dataset_card, describe, model_card, study_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.cells import format_bytes, format_seconds, format_value
 

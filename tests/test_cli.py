@@ -2,6 +2,8 @@
 
 import ast
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -232,7 +234,7 @@ def test_what_comes_on_stdin(
     given: bytes, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("codenas_hf.jobs.opening.open_runtime", lambda *words, **options: None)
-    for words in (["complete", "a model"], ["complete", "a model", "-"]):
+    for words in (["complete", "model"], ["complete", "model", "-"]):
         monkeypatch.setattr("sys.stdin", _Stdin(io.BytesIO(given)))
         assert main(words) == 2
         assert message in capsys.readouterr().err
@@ -254,6 +256,37 @@ def test_what_cannot_be_asked_is_said_before_anything_is_printed(
     out, error = capsys.readouterr()
     assert out == ""
     assert message in error
+
+
+def test_a_prompt_alone_asks_the_newest_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def stream(model: object, prompt: str, **options: object) -> Iterator[str]:
+        asked.append((str(model), prompt))
+        yield "!"
+
+    monkeypatch.setattr("codenas_hf.jobs.complete.stream", stream)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a model").mkdir()
+    prompt = "def add(a, b):"
+    assert main(["complete", prompt]) == 0
+    assert capsys.readouterr() == (f"{prompt}!\n", "model     model_cards/codenas-py-4mb\n")
+    for at, name in enumerate(("newer", "older")):
+        winner = tmp_path / "runs" / name / "winner"
+        winner.mkdir(parents=True)
+        (winner.parent / "settings.yaml").write_text("{}")
+        for file in ("config.json", "model.safetensors"):
+            (winner / file).write_text("{}")
+        os.utime(winner / "config.json", (10**9 - at, 10**9 - at))
+    assert main(["complete", prompt]) == 0
+    assert capsys.readouterr().err == "model     newer/winner\n"
+    assert main(["complete", "a model", prompt]) == 0
+    models, prompts = zip(*asked, strict=True)
+    assert set(prompts) == {prompt}
+    assert Path(models[0]).name == "codenas-py-4mb"
+    assert models[1:] == (str(Path("runs/newer/winner")), "a model")
 
 
 def test_a_study_stands_for_its_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

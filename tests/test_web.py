@@ -104,7 +104,10 @@ def test_a_model_that_llama_cpp_cannot_read_is_refused(engine: dict[str, object]
 
 
 def test_the_command_wants_one_release(tmp_path: Path) -> None:
-    for words, message in (([], "a page has one model"), (["--model", str(tmp_path)], "is no release")):
+    for words, message in (
+        (["--model", "a", "--model", "b"], "a page has one model"),
+        (["--model", str(tmp_path)], "is no release"),
+    ):
         command = [sys.executable, str(ROOT / "spaces_app" / "bundle.py"), str(tmp_path / "page"), "--web", *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..folders import default_model
 from ..release.targets import TARGETS
 from .words import (
     Run,
@@ -104,7 +106,7 @@ def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
 
 def complete_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas complete`."""
-    verb.add_argument("model", help="folder, study (its winner), GGUF file or Hub id")
+    _add_model(verb)
     verb.add_argument(
         "prompt",
         nargs="?",
@@ -135,11 +137,15 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
                 print(piece, end="", flush=True)
             print(flush=True)
 
-        if options.prompt not in (None, "-"):
-            answer(options.model, options.prompt, echo=options.prompt)
+        named, prompt = options.model, options.prompt
+        if prompt is None and named is not None and any(map(str.isspace, named)) and not os.path.exists(named):
+            named, prompt = None, named
+        named = _named(named)
+        if prompt not in (None, "-"):
+            answer(named, prompt, echo=prompt)
             return 0
-        model = open_runtime(options.model, **how)
-        if options.prompt == "-" or not sys.stdin.isatty():
+        model = open_runtime(named, **how)
+        if prompt == "-" or not sys.stdin.isatty():
             answer(model, _stdin_text())
         else:
             print("Write or paste code; an empty line completes it, Ctrl-D leaves.")
@@ -148,6 +154,25 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
         return 0
 
     return run
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    """Adds which model it is, which may be left out."""
+    verb.add_argument(
+        "model",
+        nargs="?",
+        help="folder, study (its winner), GGUF file or Hub id (default: the newest winner in runs/, else the model "
+        "that comes with the package)",
+    )
+
+
+def _named(model: str | None) -> str | Path:
+    """The model that was named; the default one is told, since nobody asked for it."""
+    if model is not None:
+        return model
+    found = default_model()
+    print(f"model     {found.parent.name}/{found.name}", file=sys.stderr)
+    return found
 
 
 def _add_runtime(
@@ -167,7 +192,7 @@ def _add_runtime(
 
 def serve_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas serve`."""
-    verb.add_argument("model", help="folder, study (its winner), GGUF file or Hub id")
+    _add_model(verb)
     verb.add_argument("--port", type=int, default=8000, help="on 127.0.0.1; 0 takes a free one (default: 8000)")
     verb.add_argument("--name", help="what requests call the model (default: by its folder or file)")
     verb.add_argument("--max-new-tokens", type=int, default=512, help="most that may be asked for (default: 512)")
@@ -180,7 +205,9 @@ def serve_verb(verb: argparse.ArgumentParser) -> Run:
 
         quiet()
         settings = ServeSettings(max_new_tokens=options.max_new_tokens, max_waiting=options.max_waiting)
-        model = open_runtime(options.model, runtime=options.runtime, trust_remote_code=options.trust_remote_code)
+        model = open_runtime(
+            _named(options.model), runtime=options.runtime, trust_remote_code=options.trust_remote_code
+        )
         serve(model, name=options.name, port=options.port, settings=settings, say=say)
         return 0
 

@@ -26,11 +26,42 @@ from .files import (
 )
 from .record import Record
 
+RELEASED = "model_cards/codenas-py-4mb"  # a trained model that comes with the package
+
 
 def cache_folder() -> Path:
     """Where copies are kept: `CODENAS_CACHE`, else `codenas` in the user's cache folder."""
     given = os.environ.get("CODENAS_CACHE")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codenas"
+
+
+def bundled_folder(name: str) -> Path:
+    """A folder that lies beside the package in a checkout, and inside it in an installed wheel.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"{name}/ is neither in {package} nor beside it; install codenas-hf again")
+
+
+def default_model(runs: Path = Path("runs")) -> Path:
+    """The model that is meant where none is named: the newest winner of a folder of studies, else the bundled one.
+
+    Args:
+        runs: the folder of studies, there or not.
+
+    Raises:
+        FileNotFoundError: no winner, and the package came without its model.
+    """
+    winners = [
+        winner for study in StudyFolder.all_in(runs) if (winner := study.winner).weights and winner.config.is_file()
+    ]
+    newest = max(winners, key=lambda winner: winner.config.stat().st_mtime, default=None)
+    return bundled_folder(RELEASED) if newest is None else newest.folder
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from huggingface_hub import (
 )
 
 from codenas_hf.data.split import SPLITS
-from codenas_hf.folders import Record, Release, StudyFolder, read_json
+from codenas_hf.folders import Record, Release, StudyFolder, bundled_folder, read_json
 from codenas_hf.folders.record import Start
 from codenas_hf.report.architecture import architecture_text
 from codenas_hf.report.cells import (
@@ -289,19 +289,6 @@ def describe(value: Any) -> str:
     return (
         "" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )
-
-
-def bundled_folder(name: str) -> Path:
-    """A folder that lies beside the package in a checkout, and inside it in an installed wheel.
-
-    Raises:
-        FileNotFoundError: it is in neither place.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / name, package.parent / name):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"{name}/ is neither in {package} nor beside it; install codenas-hf again")
 
 
 def _render(template: str, **context: Any) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codenas_hf.data import SPLITS, Corpus, PreparedData
-from codenas_hf.folders import Release, StudyFolder, read_json
+from codenas_hf.folders import Release, StudyFolder, bundled_folder, read_json
 from codenas_hf.folders.files import RECORD, WEIGHTS
-from codenas_hf.release.cards import bundled_folder, dataset_card, model_card, study_card
+from codenas_hf.release.cards import dataset_card, model_card, study_card
 from codenas_hf.release.spelling import TOKENIZER_FILES, text_without_places
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.drawing import save
