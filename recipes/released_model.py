@@ -1,0 +1,48 @@
+"""Trains the model that comes with the package, and puts it, measured and with its card, into model_cards/.
+
+    accelerate launch --config_file configs/accelerate/one.yaml recipes/released_model.py "4800 seconds"
+    python recipes/released_model.py "21600 seconds" corpus.archives=~/wheels
+
+Text, training and format are those of configs/released.yaml, the architecture is the main job's winner
+(configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from codenas_hf import RunSettings, evaluate, train
+from codenas_hf.folders import Release, whole_folder
+from codenas_hf.hardware import is_main_process
+from codenas_hf.release.parcels import model_parcel
+
+PLACE = Path(__file__).parents[1] / "model_cards" / "codenas-py-4mb"
+
+
+def main(budget: str, *words: str) -> None:
+    """Trains for `budget` in all, with settings as words of `name=value`."""
+    settings = RunSettings.of(*words, config=["released"])
+    folder = train("searched_4mb", budget, settings=settings, out=settings.folder / PLACE.name)
+    if not is_main_process():
+        return
+    evaluate(folder)
+    with tempfile.TemporaryDirectory() as work:
+        name = f"{PLACE.parent.name}/{PLACE.name}"
+        parcel = model_parcel(
+            Release(folder), repo_id=name, study=None, licence="mit", dataset_id=None, work=Path(work)
+        )
+        with whole_folder(PLACE) as draft:
+            for path, content in parcel.files.items():
+                (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, bytes):
+                    (draft / path).write_bytes(content)
+                else:
+                    shutil.copyfile(content, draft / path)
+    print(f"model     {PLACE}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
