@@ -146,10 +146,8 @@ def table() -> dict[tuple[Any, ...], list[dict[str, Any]]]:
 
 @functools.cache
 def objectives() -> Objectives:
-    """Bits per byte and bytes; decode latency too once every genome of the table has been timed."""
-    timed = all(row["latency"] for rows in table().values() for row in rows)
-    scales: dict[str, Literal["linear", "log2"]] = {"bits_per_byte": "linear", "artifact_bytes": "log2"}
-    return Objectives(scales={**scales, "decode_ms": "log2"} if timed else scales)
+    """Bits per byte and bytes: the latencies of the table are of another machine than its trainings."""
+    return Objectives(scales={"bits_per_byte": "linear", "artifact_bytes": "log2"})
 
 
 @functools.cache
@@ -157,11 +155,10 @@ def truth(genome: Entry) -> dict[str, float]:
     """Raw objectives after the last budget on the report text, the mean of the genome's seeds."""
     rows = table()[genome.values]
     ends = [row["budgets"][-1] for row in rows]
-    found = {
+    return {
         "bits_per_byte": float(np.mean([end["report"]["bits_per_byte"] for end in ends])),
         "artifact_bytes": float(ends[0]["artifact_bytes"]),
     }
-    return found | ({"decode_ms": rows[0]["latency"]["torch"]} if "decode_ms" in objectives().names else {})
 
 
 def row_of(genome: Entry, *, seed: int) -> dict[str, Any]:
