@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import pool
 from benchmarks.pool import work_off
 
 
@@ -23,6 +24,22 @@ def test_what_is_wanted_is_run_once_and_may_grow(tmp_path: Path) -> None:
     first.write_text("kept")
     assert work_off(wanted, module="json.tool", workers=1) == set()
     assert first.read_text() == "kept", "what is there is not run again"
+
+
+def test_no_more_than_so_many_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in.json").write_text("[1]")
+    begun, together, plain = [], [], pool.subprocess.Popen
+
+    def popen(*words: object, **options: object) -> object:
+        begun.append(plain(*words, **options))  # type: ignore[call-overload]
+        together.append(sum(process.poll() is None for process in begun))
+        return begun[-1]
+
+    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    paths = [tmp_path / f"{number}.json" for number in range(4)]
+    work_off(lambda: {p: [str(tmp_path / "in.json"), str(p)] for p in paths}, module="json.tool", workers=1)
+    assert len(begun) == 4
+    assert max(together) == 1
 
 
 def test_a_run_that_leaves_nothing_ends_all_or_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
