@@ -18,7 +18,17 @@ INSIDE = {
     "folders": ["ranges", "files", "share", "typed", "record", "places"],
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
-        *("study", "members", "surrogate", "evolution", "optuna_policy", "gaussian", "improvement", "guided"),
+        *(
+            "parameters",
+            "study",
+            "members",
+            "surrogate",
+            "evolution",
+            "optuna_policy",
+            "gaussian",
+            "improvement",
+            "guided",
+        ),
         *("promotion", "stages", "dots", "intervals"),
         *("schedule", "result", "main_program", "workers", "progress", "stopping", "driver"),
     ],
