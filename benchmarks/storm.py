@@ -32,9 +32,9 @@ from codenas_hf.engine import SearchResult
 from codenas_hf.engine.members import process_started
 
 PROGRAM = Path(__file__).parent.parent / "tests" / "search_program.py"
-VICTIMS = {
-    "journal": ("main", "rank", "child", "launch"),
-    "postgresql": ("main", "worker", "child", "launch", "database", "backend"),
+VICTIMS = {  # and how often each is chosen: after most of them little happens for seconds, while everything starts
+    "journal": {"main": 2, "rank": 2, "child": 8, "launch": 1},
+    "postgresql": {"main": 2, "worker": 2, "child": 8, "launch": 1, "database": 1, "backend": 2},
 }
 SEEDS = 8  # of the searches; that of the kills is another for each of them
 OPTIONS = ("generations=5", "workers=1", "confirm=yes", "heartbeat=0.5", "lease=4")
@@ -137,7 +137,7 @@ class Storm:
     def _pause(self) -> None:
         """Until the next kill: often while everything still starts, else once there is something to lose."""
         at = len(self._log("log"))
-        wait = self.rng.random() < 0.4
+        wait = self.rng.random() < 0.3
         end = time.monotonic() + 15
         while wait and len(self._log("log")) == at and time.monotonic() < end:
             time.sleep(0.01)
@@ -227,7 +227,7 @@ class Storm:
         return [f"{log} {' '.join(line.split()[:3])}" for line in lines]
 
     def _strike(self) -> None:
-        what = self.rng.choice(self.victims)
+        what = self.rng.choices(list(self.victims), weights=list(self.victims.values()))[0]
         living = [process for process in self.running.values() if process.poll() is None]
         if not living:
             return
