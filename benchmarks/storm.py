@@ -189,8 +189,8 @@ class Storm:
             self.done.add(which)
         elif code == -signal.SIGKILL or (self.server is None and which == "rank"):
             return  # killed, or its rank 0 was
-        elif self.server_was_away and "StorageError" in self._errors():
-            return  # it was starting when the database died; the same command again
+        elif self.server_was_away and "is the server up?" in self._errors():
+            return  # it was to start while there was no database, which it says; the same command again
         else:
             raise RuntimeError(f"{which} ended with {code}:\n{self._errors()}")
 

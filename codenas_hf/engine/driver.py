@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from .result import SearchResult
 from .schedule import Schedule, superseded
 from .settings import RanksError, SearchSettings, World
 from .stopping import Stop, stopping
-from .storage import SERVER_ERRORS, ServerAway, open_storage
+from .storage import SERVER_ERRORS, ServerAway, open_storage, patiently
 from .study import Claim, Snapshot, Study
 from .surrogate import Screened
 from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
@@ -128,13 +129,16 @@ def _enter(
     storage = open_storage(
         settings.storage, folder=folder, full_disk_wait_s=patience.full_disk_s, lease_s=patience.lease_s
     )
-    study = Study(
-        storage,
-        name=settings.name or (Study.name_in_journal(storage) if journal else None) or folder.name,
-        space=space,
-        rungs=len(settings.rungs),
-        objectives=settings.build_objectives(),
-        folder=folder,
+    patient = partial(patiently, url=settings.storage, seconds=patience.server_s)
+    study = patient(
+        lambda: Study(
+            storage,
+            name=settings.name or (Study.name_in_journal(storage) if journal else None) or folder.name,
+            space=space,
+            rungs=len(settings.rungs),
+            objectives=settings.build_objectives(),
+            folder=folder,
+        )
     )
     members = Members(
         storage,
@@ -152,10 +156,10 @@ def _enter(
         return study, members
     if journal:
         _wait(lambda: members.leader_of(parent_key()), patience.start_s, "rank 0 has not opened the study")
-    members.join()
+    patient(members.join)
     stack.callback(members.leave)
     _wait(
-        lambda: study.check_identity(identity, create=members.leads()),
+        lambda: patient(lambda: study.check_identity(identity, create=members.leads())),
         patience.start_s,
         "nobody has created the study",
     )
@@ -268,13 +272,12 @@ class _Search:
 
     def _patiently(self, step: Callable[[], T]) -> T:
         """`step`, which may be done twice, again and again while the server is away."""
-        away = ServerAway(self.settings.storage, seconds=self.settings.patience.server_s)
-        while True:
-            try:
-                return step()
-            except SERVER_ERRORS as error:
-                away.wait(error)
-            self._check_stop(idle=True)
+        return patiently(
+            step,
+            url=self.settings.storage,
+            seconds=self.settings.patience.server_s,
+            meanwhile=lambda: self._check_stop(idle=True),
+        )
 
     def _record_all(self) -> None:
         while self.unrecorded:  # one that could not be recorded stays for the next turn

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -17,6 +18,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from .journal import GuardedJournal
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SERVER_ERRORS = (StorageInternalError, SQLAlchemyError)
 JOURNAL_FILE = "study.journal"
@@ -123,6 +126,29 @@ class ServerAway:
             ) from error
         logger.warning("The database server does not answer, trying again: %s", reason)
         time.sleep(1.0)
+
+
+def patiently(
+    step: Callable[[], T], *, url: str | None, seconds: float, meanwhile: Callable[[], None] = lambda: None
+) -> T:
+    """`step`, which may be done twice, again and again while the database server is away.
+
+    Args:
+        step: what to do.
+        url: of the storage.
+        seconds: how long the server may be away.
+        meanwhile: called between two tries; may raise.
+
+    Raises:
+        StorageError: it was away for too long.
+    """
+    away = ServerAway(url, seconds=seconds)
+    while True:
+        try:
+            return step()
+        except SERVER_ERRORS as error:
+            away.wait(error)
+        meanwhile()
 
 
 def first_line(error: BaseException, url: str | None) -> str:
