@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -26,6 +27,7 @@ PLURAL = {"models": "model", "datasets": "dataset", "spaces": "space"}
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".gguf", ".onnx", ".png")
 Content = bytes | tuple[str, str]
+CUT, SILENCE, TRICKLE, GARBAGE = -1, -2, -3, -4
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Fault:
 
     Args:
         pattern: regular expression, searched.
-        status: of the answer; 0 cuts the connection instead.
+        status: of the answer; 0 cuts the connection in the middle of it instead, CUT in the middle of what is sent,
+            SILENCE never answers, TRICKLE does what was asked and answers byte by byte, GARBAGE answers with a page.
         headers: of the answer.
         times: how often.
         after: do what was asked first, and only then fail: the client cannot know.
@@ -64,7 +67,10 @@ class Repo:
 class HubServer:
     """The server; also usable as a context manager."""
 
-    def __init__(self, *, max_lfs_bytes: int = 10**9) -> None:
+    def __init__(self, *, max_lfs_bytes: int = 10**9, part_bytes: int | None = None) -> None:
+        self.part_bytes = part_bytes  # of large files, which then come in parts
+        self.parts: dict[str, bytes] = {}
+        self.wrong_etags = 0  # how many parts get the etag of something else
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.collections: dict[str, dict[str, Any]] = {}
@@ -118,6 +124,17 @@ def _faulty(hub: HubServer, app: FastAPI) -> Callable[..., Any]:
             await app(scope, receive, send)
             return
         fault.times -= 1
+        if fault.status == TRICKLE:
+            await app(scope, receive, _trickle(send))
+            return
+        if fault.status == CUT:
+            await receive()
+            send.__self__.transport.abort()
+            return
+        if fault.status == SILENCE:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
         if fault.after:
 
             async def swallowed(message: Any) -> None:
@@ -131,10 +148,23 @@ def _faulty(hub: HubServer, app: FastAPI) -> Callable[..., Any]:
             # Promise a body and end without it: to the client the line was cut.
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
             raise ConnectionAbortedError
-        answer = _error(fault.status, fault.message, **fault.headers)
+        answer: Response = _error(fault.status, fault.message, **fault.headers)
+        if fault.status == GARBAGE:
+            answer = Response(f"<html>{fault.message}</html>", 200, media_type="text/html")
         await answer(scope, receive, send)
 
     return wrapped
+
+
+def _trickle(send: Any) -> Callable[..., Any]:
+    async def slowly(message: Any) -> None:
+        body = message.get("body", b"")
+        for index in range(len(body)):
+            await send({"type": "http.response.body", "body": body[index : index + 1], "more_body": True})
+            await asyncio.sleep(0)
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return slowly
 
 
 def _error(status: int, message: str, code: str = "", **headers: str) -> JSONResponse:
@@ -295,7 +325,9 @@ def _lfs(hub: HubServer, app: FastAPI) -> None:
                 return _error(413, "this file exceeds the maximum allowed size")
             entry = {"oid": wanted["oid"], "size": wanted["size"], "authenticated": True}
             if wanted["oid"] not in hub.blobs:
-                entry["actions"] = {"upload": {"href": f"{request.base_url}__lfs__/{wanted['oid']}", "header": {}}}
+                entry["actions"] = {
+                    "upload": _upload_action(hub, f"{request.base_url}__lfs__/{wanted['oid']}", wanted)
+                }
             objects.append(entry)
         media = "application/vnd.git-lfs+json"
         return JSONResponse({"transfer": "basic", "objects": objects}, media_type=media)
@@ -307,6 +339,34 @@ def _lfs(hub: HubServer, app: FastAPI) -> None:
             return Response(status_code=400)
         hub.blobs[oid] = content
         return Response(status_code=200)
+
+    @app.put("/__lfs__/{oid}/{number}")
+    async def put_part(oid: str, number: int, request: Request) -> Any:
+        content = await request.body()
+        wrong = hub.wrong_etags > 0
+        hub.wrong_etags -= wrong
+        etag = hashlib.md5(b"something else" if wrong else content).hexdigest()
+        hub.parts[etag] = content
+        if wrong:
+            hub.parts[etag] = b"something else"
+        return Response(status_code=200, headers={"ETag": etag})
+
+    @app.post("/__lfs__/{oid}")
+    async def complete(oid: str, request: Request) -> Any:
+        parts = sorted((await request.json())["parts"], key=lambda part: part["partNumber"])
+        content = b"".join(hub.parts.get(part["etag"], b"") for part in parts)
+        if hashlib.sha256(content).hexdigest() != oid:
+            return _error(400, "the parts are not the file")
+        hub.blobs[oid] = content
+        return Response(status_code=200)
+
+
+def _upload_action(hub: HubServer, href: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    if hub.part_bytes is None:
+        return {"href": href, "header": {}}
+    count = -(-wanted["size"] // hub.part_bytes)
+    parts = {str(number): f"{href}/{number}" for number in range(1, count + 1)}
+    return {"href": href, "header": {"chunk_size": str(hub.part_bytes), **parts}}
 
 
 def _info(kind: str, repo_id: str, repo: Repo, oid: str) -> dict[str, Any]:

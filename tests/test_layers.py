@@ -105,7 +105,7 @@ INSIDE = {
         "plots",
         "page",
     ],
-    "release": ["spelling", "export", "targets", "squeezed", "cards", "parcels", "hub_licences", "hub"],
+    "release": ["spelling", "export", "targets", "squeezed", "cards", "parcels", "hub_licences", "hub_answers", "hub"],
     "jobs": [
         *(
             "durations",

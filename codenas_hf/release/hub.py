@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import logging
 import tempfile
 import time
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from codenas_hf.folders import Release, StudyFolder
+from codenas_hf.release.hub_answers import answer_in, impatient, is_network_error, reason, retry_after
 from codenas_hf.release.hub_licences import check_licence
 from codenas_hf.release.parcels import Parcel, dataset_parcel, model_parcel, space_parcel, study_parcel, web_parcel
 
@@ -28,6 +30,7 @@ MAX_FILE_BYTES = 50_000_000_000
 ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 300.0
+SILENCE_S = 120.0  # without a byte for so long, the line counts as cut
 
 T = TypeVar("T")
 
@@ -129,7 +132,7 @@ def publish(
         ValueError: as `PublishSettings`.
     """
     asked = PublishSettings(repo_id=repo_id, private=private, create_pr=create_pr, what=tuple(what), license=license)
-    with tempfile.TemporaryDirectory(prefix="codenas-publish-") as work:
+    with tempfile.TemporaryDirectory(prefix="codenas-publish-") as work, impatient(SILENCE_S):
         if dry_run:
             parcels = _parcels(Path(folder), repo_id=repo_id, asked=asked, work=Path(work))
             return [_described(parcel) for parcel in parcels]
@@ -252,17 +255,17 @@ class _Hub:
         """The repository's state, created if it is not there."""
         known: dict[str, Any] = {"repo_id": parcel.repo_id, "repo_type": parcel.repo_type}
         try:
-            return self._api.repo_info(**known)
+            return self._api.repo_info(**known, timeout=SILENCE_S)
         except RepositoryNotFoundError:
             sdk = {"space": "gradio", "web": "static"}.get(parcel.what)
             self._api.create_repo(**known, space_sdk=sdk, private=private)
-            return self._api.repo_info(**known)
+            return self._api.repo_info(**known, timeout=SILENCE_S)
 
     def _commit(self, parcel: Parcel, *, stale: Sequence[str], create_pr: bool) -> Any:
         """One commit. `upload_folder` would make several of a large folder, so it is not used."""
         known: dict[str, Any] = {"repo_id": parcel.repo_id, "repo_type": parcel.repo_type}
         operations = [CommitOperationAdd(path, content) for path, content in sorted(parcel.files.items())]
-        head = self._api.repo_info(**known).sha
+        head = self._api.repo_info(**known, timeout=SILENCE_S).sha
         return self._api.create_commit(
             **known,
             operations=[*(CommitOperationDelete(path) for path in stale), *operations],
@@ -278,8 +281,7 @@ class _Hub:
         there = {entry.path: entry for entry in found}
         for path in paths:
             entry: Any = there.get(path)
-            digest = getattr(getattr(entry, "lfs", None), "sha256", None)
-            if entry is None or entry.size != parcel.size(path) or (digest and digest != parcel.sha256(path)):
+            if entry is None or entry.size != parcel.size(path) or not _same(parcel, path, entry):
                 raise PublishError(
                     f"{parcel.what} {parcel.repo_id} is not complete: {path} is missing or differs at {revision}; "
                     "run the same command again"
@@ -302,18 +304,24 @@ class _Hub:
                 return step()
             except OfflineModeIsEnabled as error:
                 raise PublishError(f"{problem}: offline mode is on; unset HF_HUB_OFFLINE") from error
-            except HfHubHTTPError as error:
-                status = 0 if error.response is None else error.response.status_code
-                if status not in (408, 425, 429) and status < 500:
-                    raise PublishError(self._clean(f"{problem}: {_reason(status, error)}")) from None
-                wait = _retry_after(error) or FIRST_WAIT_S * 2 ** (attempt - 1)
-                last = f"the Hub answered {status} {attempt} times"
+            except PublishError:
+                raise
             except Exception as error:
-                if not _is_network_error(error):
-                    raise
+                answer = answer_in(error)
                 wait = FIRST_WAIT_S * 2 ** (attempt - 1)
-                what = f"{type(error).__name__}, {attempt} times"
-                last = f"no connection to {self._api.endpoint} ({what}): are you offline?"
+                if answer is not None:
+                    status = 0 if answer.response is None else answer.response.status_code
+                    if status not in (408, 425, 429) and status < 500:
+                        raise PublishError(self._clean(f"{problem}: {reason(status, answer)}")) from None
+                    wait = retry_after(answer) or wait
+                    last = f"the Hub answered {status} {attempt} times"
+                elif is_network_error(error):
+                    what = f"{type(error).__name__}, {attempt} times"
+                    last = f"no connection to {self._api.endpoint} ({what}): are you offline?"
+                elif isinstance(error, OSError):  # a file of ours
+                    raise
+                else:  # such as the page of a proxy
+                    last = f"the Hub's answer cannot be understood ({type(error).__name__}: {error}), {attempt} times"
             if attempt < ATTEMPTS:
                 _log.warning("%s; trying again in %.0f s", self._clean(last), min(wait, LONGEST_WAIT_S))
                 time.sleep(min(wait, LONGEST_WAIT_S))
@@ -326,39 +334,13 @@ class _Hub:
         return text.replace(self._token or "\0", "***")
 
 
-def _reason(status: int, error: HfHubHTTPError) -> str:
-    """The Hub's refusal in words, with a way out."""
-    said = error.server_message or str(error).splitlines()[0]
-    match status:
-        case 401:
-            return f"the Hub does not accept the token; run `hf auth login` again ({said})"
-        case 402:
-            return f"the Hub asks for a paid account; leave `space` out of `what`, or upgrade ({said})"
-        case 403:
-            return f"the token has no right to write there; give it write access or choose another `repo_id` ({said})"
-        case 404:
-            return f"the Hub does not find it, or the token may not see it ({said})"
-        case 409:
-            return (
-                f"the name is taken or another change is in progress; choose another `repo_id` or try again ({said})"
-            )
-        case 412:
-            return f"somebody else committed meanwhile; run the same command again ({said})"
-        case 413:
-            return f"too large for the Hub; publish less with `what`, or ask for more space ({said})"
-        case _:
-            return f"the Hub answered {status} ({said})"
-
-
-def _retry_after(error: HfHubHTTPError) -> float | None:
-    """Seconds that the Hub asks to wait."""
-    value = error.response.headers.get("retry-after", "") if error.response is not None else ""
-    return float(value) if value.isdigit() else None
-
-
-def _is_network_error(error: BaseException) -> bool:
-    """True for what the HTTP client raises when no answer came, whichever client this version of the Hub uses."""
-    return any(kind.__name__ in ("TransportError", "ConnectionError", "TimeoutError") for kind in type(error).__mro__)
+def _same(parcel: Parcel, path: str, entry: Any) -> bool:
+    """Whether the Hub's hash of a file is ours: SHA-256 of a large one, git's of a small one."""
+    if entry.lfs is not None:
+        return bool(entry.lfs.sha256 == parcel.sha256(path))
+    content = parcel.files[path]
+    content = content if isinstance(content, bytes) else content.read_bytes()
+    return bool(entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 
 
 def _described(parcel: Parcel, **known: Any) -> Published:
