@@ -11,11 +11,14 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +140,7 @@ def run_parts(
     parts: list[Part] = []
     waiting: deque[tuple[int, Future[None] | None]] = deque()
     stream = enumerate(batches)
-    pool = ProcessPoolExecutor(workers, mp_context=_context()) if workers > 1 else None
+    pool = ProcessPoolExecutor(workers, _context(), end_with_the_caller) if workers > 1 else None
     try:
         while True:
             for number, files in itertools.islice(stream, (2 * workers if pool else 1) - len(waiting)):
@@ -179,6 +182,21 @@ def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def end_with_the_caller() -> None:
+    """Called first in a worker: it ends when its caller is gone, however that died.
+
+    By itself it would wait for work for ever: it holds the other end of the pipe from which work comes.
+    """
+    caller = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if caller is not None:
+            wait([caller.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, name="caller-watch", daemon=True).start()
 
 
 def save_benchmarks(path: Path, benchmarks: Mapping[str, UInt64]) -> None:
