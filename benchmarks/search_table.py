@@ -241,7 +241,7 @@ def time_all(runs: Path, *, data: PreparedData) -> Path:
         llama_cpp="q8_0, 64 tokens of prompt, the median of 3 x 127 further tokens, by the clock",
     )  # fmt: skip
     write_json(LATENCY, {"protocol": about, "genomes": times})
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ("torch_ms", "llama_cpp_q8_0_ms"):
         own = sorted(row[name] for row in times.values() if name in row)
         if own:
