@@ -23,9 +23,12 @@ from playground_server import CODE, make_runs, text_of
 from sessions import Sessions
 
 from benchmarks.playground_load import random_model
+from codenas_hf.folders import bundled_folder
+from codenas_hf.folders.places import RELEASED
 from codenas_hf.generation.decode import DecodeSettings, complete
 
 HEADER = "def total(numbers):\n"
+BUNDLED = str(bundled_folder(RELEASED))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_choices_are_winners_then_named_models(runs: Path, tmp_path: Path) -> No
     settings = PlaygroundSettings(runs=runs, models=("owner/model", str(runs / "beta" / "winner")), any_model=False)
     labels = [label for label, _ in find_models(settings)]
     assert labels[:3] == ["alpha (winner)", "beta (winner)", "owner/model"]
-    assert find_models(PlaygroundSettings(runs=tmp_path, any_model=False)) == []
+    assert find_models(PlaygroundSettings(runs=tmp_path, any_model=False)) == [("codenas-py-4mb", BUNDLED)]
 
 
 def test_models_of_the_local_cache_are_offered_smallest_first(
@@ -65,12 +68,16 @@ def test_models_of_the_local_cache_are_offered_smallest_first(
         chooser, "scan_cache_dir", lambda: types.SimpleNamespace(repos=[*repos, repo("a/huge", 9**9, whole)])
     )
     settings = PlaygroundSettings(runs=tmp_path, max_model_bytes=1000)
-    assert [source for _, source in find_models(settings)] == ["a/small", "a/large"]
-    assert find_models(replace(settings, any_model=False)) == []
+    assert [source for _, source in find_models(settings)] == [BUNDLED, "a/small", "a/large"]
 
 
 def test_nothing_trained_says_how_to_get_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chooser, "scan_cache_dir", lambda: types.SimpleNamespace(repos=[]))
+
+    def without(runs: Path) -> Path:
+        raise FileNotFoundError("the package came without its model")
+
+    monkeypatch.setattr(chooser, "default_model", without)
     settings = PlaygroundSettings(runs=tmp_path)
     with pytest.raises(
         PlaygroundError, match=r"no model yet. Train one with `accelerate launch recipes/search_two_stage"

@@ -230,16 +230,13 @@ def test_the_front_is_timed_alone(evaluator: CandidateEvaluator) -> None:
         LatencyConfirmer(evaluator=evaluator, passes=0)
 
 
-def test_the_lower_of_the_passes_counts_and_all_are_kept(
-    evaluator: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lower_of_the_passes_counts_and_all_are_kept(evaluator: CandidateEvaluator) -> None:
     times = iter((4.0, 1.6, 1.7))
 
     def timed(model: Any, protocol: Any) -> Any:
         return replace(measure_latency(model, protocol), decode_ms=next(times))
 
-    monkeypatch.setattr("codenas_hf.measure.confirm.measure_latency", timed)
-    confirm = LatencyConfirmer(evaluator=evaluator, patience_s=0)
+    confirm = LatencyConfirmer(evaluator=replace(evaluator, timer=timed), patience_s=0)
     first = confirm(GENOME, RUNGS[0], evaluator(GENOME, RUNGS[0], None))  # 1.5 ms are predicted
     assert first.measurements["latency_warning"].startswith("timed 4 ms a token where 1.5 were predicted")
     second = confirm(GENOME, RUNGS[0], first)

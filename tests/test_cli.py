@@ -35,7 +35,7 @@ def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_verb_of_the_plan_is_there() -> None:
     assert set(VERBS) == set(
         "corpus tokenizer search launch squeeze train evaluate complete serve status winner compare plot show".split()
-        + "export prune publish".split()
+        + "export prune publish latency".split()
     )
     assert build_parser().prog == "codenas"
 

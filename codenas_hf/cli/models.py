@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..folders import default_model
 from ..release.targets import TARGETS
 from .words import (
     Run,
@@ -122,7 +121,7 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
 
     def run(options: argparse.Namespace) -> int:
         from ..jobs.complete import stream
-        from ..jobs.opening import open_runtime
+        from ..jobs.opening import named_model, open_runtime
 
         quiet()
         names = ("suffix", "max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
@@ -140,17 +139,17 @@ def complete_verb(verb: argparse.ArgumentParser) -> Run:
         named, prompt = options.model, options.prompt
         if prompt is None and named is not None and any(map(str.isspace, named)) and not os.path.exists(named):
             named, prompt = None, named
-        named = _named(named)
+        model = named_model(named, say=lambda text: print(text, file=sys.stderr))
         if prompt not in (None, "-"):
-            answer(named, prompt, echo=prompt)
+            answer(model, prompt, echo=prompt)
             return 0
-        model = open_runtime(named, **how)
+        opened = open_runtime(model, **how)
         if prompt == "-" or not sys.stdin.isatty():
-            answer(model, _stdin_text())
+            answer(opened, _stdin_text())
         else:
             print("Write or paste code; an empty line completes it, Ctrl-D leaves.")
             while (prompt := _read_lines()) is not None:
-                answer(model, prompt)
+                answer(opened, prompt)
         return 0
 
     return run
@@ -164,15 +163,6 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
         help="folder, study (its winner), GGUF file or Hub id (default: the newest winner in runs/, else the model "
         "that comes with the package)",
     )
-
-
-def _named(model: str | None) -> str | Path:
-    """The model that was named; the default one is told, since nobody asked for it."""
-    if model is not None:
-        return model
-    found = default_model()
-    print(f"model     {found.parent.name}/{found.name}", file=sys.stderr)
-    return found
 
 
 def _add_runtime(
@@ -200,13 +190,13 @@ def serve_verb(verb: argparse.ArgumentParser) -> Run:
     _add_runtime(verb)
 
     def run(options: argparse.Namespace) -> int:
-        from ..jobs.opening import open_runtime
+        from ..jobs.opening import named_model, open_runtime
         from ..jobs.serve import ServeSettings, serve
 
         quiet()
         settings = ServeSettings(max_new_tokens=options.max_new_tokens, max_waiting=options.max_waiting)
         model = open_runtime(
-            _named(options.model), runtime=options.runtime, trust_remote_code=options.trust_remote_code
+            named_model(options.model, say=say), runtime=options.runtime, trust_remote_code=options.trust_remote_code
         )
         serve(model, name=options.name, port=options.port, settings=settings, say=say)
         return 0

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ..folders import Release, StudyFolder, cache_folder, read_json, whole_file, whole_folder, write_json
+from ..folders import (
+    Release,
+    StudyFolder,
+    cache_folder,
+    default_model,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from ..generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from ..generation.onnx_runtime import OnnxRuntime
 from ..generation.runtimes import Runtime
@@ -60,6 +70,15 @@ def folder_of(model: str | Path) -> str | Path:
     if winner.config.is_file() and not Release(Path(model)).config.is_file():
         return winner.folder
     return model
+
+
+def named_model(model: str | None, *, say: Callable[[str], None]) -> str | Path:
+    """The model that was named, or else the default one, which is told, since nobody asked for it."""
+    if model is not None:
+        return model
+    found = default_model()
+    say(f"model     {found.parent.name}/{found.name}")
+    return found
 
 
 def gguf_of(model: Path) -> Path | None:

@@ -1,7 +1,7 @@
-"""Trains the model that comes with the package, and puts it, measured and with its card, into model_cards/.
+"""Trains the model that comes with the package, and puts it, measured and with its card, beside this file.
 
-    accelerate launch --config_file configs/accelerate/one.yaml recipes/released_model.py "4800 seconds"
-    python recipes/released_model.py "21600 seconds" corpus.archives=~/wheels
+    accelerate launch --config_file configs/accelerate/one.yaml model_cards/make_model.py "4800 seconds"
+    python model_cards/make_model.py "21600 seconds" corpus.archives=~/wheels
 
 Text, training and format are those of configs/released.yaml, the architecture is the main job's winner
 (configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood.
@@ -17,7 +17,7 @@ from codenas_hf.folders import Release, whole_folder
 from codenas_hf.hardware import is_main_process
 from codenas_hf.release.parcels import model_parcel
 
-PLACE = Path(__file__).parents[1] / "model_cards" / "codenas-py-4mb"
+PLACE = Path(__file__).parent / "codenas-py-4mb"
 
 
 def main(budget: str, *words: str) -> None:
