@@ -299,6 +299,11 @@ def test_who_leaves_the_queue_gives_up_the_place(held: OpenModel) -> None:
         until(lambda: running.line.inside == 0)
 
 
+def resident_bytes() -> int:
+    """Memory of this process, in which the server runs."""
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
 def test_fifty_clients_are_all_served_in_their_order(scholar: OpenModel) -> None:
     def ask(number: int) -> tuple[int, int]:
         answer = running.post({"prompt": PROMPT + " " * number, "max_tokens": 8, "temperature": 0})
@@ -307,6 +312,10 @@ def test_fifty_clients_are_all_served_in_their_order(scholar: OpenModel) -> None
     with served(scholar, max_waiting=49) as running, concurrent.futures.ThreadPoolExecutor(50) as pool:
         assert set(pool.map(ask, range(50))) == {(200, 1)}
         assert running.line.inside == 0
+        before = resident_bytes()
+        for _ in range(3):
+            assert set(pool.map(ask, range(50))) == {(200, 1)}
+        assert resident_bytes() - before < 50e6, "fifty more clients find room in what fifty left"
 
 
 def test_beyond_the_queue_every_client_is_told_and_none_starves(held: OpenModel) -> None:
