@@ -19,7 +19,6 @@ INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *(
-            "parameters",
             "study",
             "members",
             "surrogate",
