@@ -18,6 +18,7 @@ OF_ITS_OWN = {  # one table each
     ROOT / "docs" / "data.md": "vocabularies",
     ROOT / "docs" / "formats.md": "formats",
     ROOT / "docs" / "squeeze.md": "squeeze",
+    ROOT / "docs" / "runtimes.md": "decode_speed",
 }
 
 

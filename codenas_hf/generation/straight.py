@@ -3,7 +3,7 @@
 A small model decodes a token in less time than transformers takes to find out what to do: masks, hooks, caches and
 settings are looked at in every layer. Here they are looked at once. One more token is computed with vectors in place
 of matrices of one row: fewer operations, on a processor only. There a product of matrix and vector that gives more
-numbers than it takes is two to four times as fast where the matrix lies column by column: queries, keys, values, the
+numbers than it takes is faster where the matrix lies column by column: queries, keys, values, the
 entrances of the feed-forward part and the head are kept so, side by side, as copies of the model's weights; what gives
 fewer numbers is the model's own.
 """
