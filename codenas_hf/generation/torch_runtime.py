@@ -119,8 +119,8 @@ class TorchRuntime(Runtime):
     def in_batches(self, count: int) -> bool:
         """Whether so many sequences are decoded faster together than one after the other.
 
-        By what `benchmarks/decode_speed` measured of a step on a processor: alone 0.1 ms and 0.3 for a million
-        parameters, with transformers' `generate` 2.3 ms and 0.45, and 0.07 for each further sequence.
+        A rule of thumb for a step on a processor, set by hand and not measured at the crossing: alone 0.1 ms and 0.3
+        for a million parameters, with transformers' `generate` 2.3 ms and 0.45, and 0.07 for each further sequence.
         """
         if count < 2:
             return False

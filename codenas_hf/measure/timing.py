@@ -86,6 +86,17 @@ class Latency:
     runtime: str = "torch"
     format: str | None = None
 
+    @classmethod
+    def of(cls, prefill: Sequence[float], decode: Sequence[float], **facts: Any) -> Latency:
+        """From the times of the prompts and of the further tokens, milliseconds; `facts` are the other fields."""
+        return cls(
+            prefill_ms=statistics.median(prefill),
+            prefill_p95_ms=float(np.percentile(prefill, 95)),
+            decode_ms=statistics.median(decode),
+            decode_p95_ms=float(np.percentile(decode, 95)),
+            **facts,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what was not measured is absent."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -218,11 +229,9 @@ def runtime_latency(
             ids.append(int(runtime.logits(ids).argmax()))
             if turn >= protocol.warmup:
                 times.append(1e3 * (now() - begin))
-    return Latency(
-        prefill_ms=statistics.median(firsts),
-        prefill_p95_ms=float(np.percentile(firsts, 95)),
-        decode_ms=statistics.median(times),
-        decode_p95_ms=float(np.percentile(times, 95)),
+    return Latency.of(
+        firsts,
+        times,
         peak_memory_bytes=None,
         cache="own",
         device=device_name("cpu"),
@@ -284,11 +293,9 @@ def measure_latency(model: nn.Module, protocol: TimingProtocol) -> Latency:
             prefill.append(first)
             decode += rest
         peak = _peak_memory(device)
-    return Latency(
-        prefill_ms=statistics.median(prefill),
-        prefill_p95_ms=float(np.percentile(prefill, 95)),
-        decode_ms=statistics.median(decode),
-        decode_p95_ms=float(np.percentile(decode, 95)),
+    return Latency.of(
+        prefill,
+        decode,
         peak_memory_bytes=peak,
         cache=cache,
         device=device_name(device),
