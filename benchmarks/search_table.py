@@ -43,12 +43,11 @@ from codenas_hf.engine.intervals import paired_ratio
 from codenas_hf.engine.result import RankCorrelation
 from codenas_hf.folders import read_json, whole_file, write_json
 from codenas_hf.generation import llama_cpp
+from codenas_hf.jobs.latency import ReaderTimer
 from codenas_hf.measure.candidate import CandidateSettings, candidate_seed, new_model, round_weights, save_artifact
 from codenas_hf.measure.latency import default_protocol
 from codenas_hf.measure.score import Score, score_passages
 from codenas_hf.measure.timing import measure_latency
-from codenas_hf.release.export import export_stock
-from codenas_hf.release.targets import export_model
 from codenas_hf.training import OptimSettings, TrainSettings, train
 
 TABLE = Path(__file__).parent / "search_table_data" / "rows.jsonl"
@@ -158,34 +157,13 @@ def execute(values: Mapping[str, Any], seed: int, *, data: PreparedData) -> dict
     }
 
 
-def latency_of(values: Mapping[str, Any], *, data: PreparedData) -> dict[str, Any]:
-    """Milliseconds of one further token in our own loop and, where its wheel is installed, in llama.cpp (q8_0)."""
+def latency_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Milliseconds of one further token in torch and, where its wheel is installed, in llama.cpp (q8_0)."""
     torch.set_num_threads(1)
-    genome = genome_of(values)
-    model = new_model(genome, train=TRAIN, settings=CANDIDATE, seed=0).eval()
-    found: dict[str, Any] = {
-        "genome_id": genome.genome_id,
-        "torch_ms": measure_latency(model, default_protocol("cpu")).decode_ms,
-    }
+    model = new_model(genome_of(values), train=TRAIN, settings=CANDIDATE, seed=0).eval()
+    found = {"torch_ms": measure_latency(model, default_protocol("cpu")).decode_ms}
     if llama_cpp.is_installed():
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = data.tokenizer(genome.vocab_size)
-            path = export_model(
-                export_stock(model), tokenizer=tokenizer, out=Path(folder) / "model.gguf", to="gguf", form="q8_0"
-            )
-            found["file_bytes_q8_0"] = path.stat().st_size
-            runtime = llama_cpp.LlamaCppRuntime(path)
-            ids = [int(x) for x in np.random.default_rng(0).integers(16, genome.vocab_size, size=192)]
-            times = []
-            for _ in range(3):
-                runtime.logits(ids[:1])
-                runtime.logits(ids[:64])
-                for length in range(65, len(ids)):
-                    start = time.perf_counter()
-                    runtime.logits(ids[:length])
-                    times.append(time.perf_counter() - start)
-            found["llama_cpp_q8_0_ms"] = statistics.median(times) * 1000
-            runtime.close()
+        found["llama_cpp_q8_0_ms"] = ReaderTimer("q8_0")(model, default_protocol("cpu")).decode_ms
     return found
 
 
@@ -206,6 +184,9 @@ def main() -> None:
         data = PreparedData.from_dict(read_json(note), beside=options.folder)
         write_json(Path(path), execute(values, seed, data=data))
         return
+    if options.latency:
+        print(time_all(options.folder / "latency"))
+        return
     data = prepare_data(
         corpus=CorpusSettings(max_bytes=options.data_bytes), tokenizer=TokenizerSettings(),
         vocab_sizes=CHOICES["vocab_size"], folder=options.folder / "data",
@@ -214,32 +195,28 @@ def main() -> None:
     key = [OPTIM, TRAINING, BUDGETS, SEARCH_BYTES, REPORT_BYTES, data.digest]
     runs = options.folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     runs.mkdir(exist_ok=True)
-    if options.latency:
-        print(time_all(runs, data=data))
-        return
     if not options.partial:
         train_all(runs, folder=options.folder, workers=options.workers)
     print(assemble(runs, data=data))
 
 
-def time_all(runs: Path, *, data: PreparedData) -> Path:
+def time_all(runs: Path) -> Path:
     """Times every genome in each pass where it was not yet, and writes the latencies beside the table, with a result.
 
     Of the passes the lowest time counts, as for the front of a study: a busy moment spoils one of them.
     """
+    runs.mkdir(exist_ok=True)
     times: dict[str, dict[str, float]] = {}
     for number, values in itertools.product(range(PASSES), combinations()):
-        path = runs / f"latency-{number}-{genome_of(values).genome_id}.json"
+        genome_id = genome_of(values).genome_id
+        path = runs / f"{genome_id}-{number}.json"
         if not path.exists():
-            write_json(path, latency_of(values, data=data))
-            print(f"pass {number + 1} of {PASSES}: {path.stem}", flush=True)
+            write_json(path, latency_of(values))
+            print(f"pass {number + 1} of {PASSES}: {genome_id}", flush=True)
         row = read_json(path)
-        known = times.setdefault(row.pop("genome_id"), row)
+        known = times.setdefault(genome_id, row)
         known |= {name: min(value, known[name]) for name, value in row.items()}
-    about = protocol(
-        genomes=len(times), passes=PASSES, threads=1, batch_size=1, torch=default_protocol("cpu").to_dict(),
-        llama_cpp="q8_0, 64 tokens of prompt, the median of 3 x 127 further tokens, by the clock",
-    )  # fmt: skip
+    about = protocol(genomes=len(times), passes=PASSES, clock="processor", decode=default_protocol("cpu").to_dict())
     write_json(LATENCY, {"protocol": about, "genomes": times})
     rows: list[dict[str, Any]] = []
     for name in ("torch_ms", "llama_cpp_q8_0_ms"):

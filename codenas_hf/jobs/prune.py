@@ -135,17 +135,17 @@ def prune(
     smaller, left, results = cut_in_steps(parent, genome, sizes, budget=budget, job=job)
     if not is_main_process():
         return out
+    earlier, total = release.read_record(), _joined(results)
     start = Start(
         folder=release.folder.name,
         weights=weights,
         bits_per_byte=score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte,
-        data=release.read_record().data,
-        start=release.read_record().start,
+        data=earlier.data,
+        start=earlier.start,
         kept=share,
     )
-    total = _joined(results)
     facts = training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes)
-    record = Record(origin=release.read_record().origin, start=start, training=facts, seconds={"train": total.seconds})
+    record = Record(origin=earlier.origin, start=start, training=facts, seconds={"train": total.seconds})
     return _measured_release(smaller, left, out=out, record=record, job=job)
 
 
