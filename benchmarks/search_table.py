@@ -206,28 +206,33 @@ def time_all(runs: Path) -> Path:
     Of the passes the lowest time counts, as for the front of a study: a busy moment spoils one of them.
     """
     runs.mkdir(exist_ok=True)
-    times: dict[str, dict[str, float]] = {}
+    passes: dict[str, list[dict[str, float]]] = {}
     for number, values in itertools.product(range(PASSES), combinations()):
         genome_id = genome_of(values).genome_id
         path = runs / f"{genome_id}-{number}.json"
         if not path.exists():
             write_json(path, latency_of(values))
             print(f"pass {number + 1} of {PASSES}: {genome_id}", flush=True)
-        row = read_json(path)
-        known = times.setdefault(genome_id, row)
-        known |= {name: min(value, known[name]) for name, value in row.items()}
-    about = protocol(genomes=len(times), passes=PASSES, clock="processor", decode=default_protocol("cpu").to_dict())
-    write_json(LATENCY, {"protocol": about, "genomes": times})
-    rows: list[dict[str, Any]] = []
-    for name in ("torch_ms", "llama_cpp_q8_0_ms"):
-        own = sorted(row[name] for row in times.values() if name in row)
-        if own:
-            rows.append({"runtime": name, "least_ms": own[0], "median_ms": statistics.median(own), "most_ms": own[-1]})
-    pairs = [(row["torch_ms"], row["llama_cpp_q8_0_ms"]) for row in times.values() if "llama_cpp_q8_0_ms" in row]
-    tau = RankCorrelation.of(pairs)
-    if tau is not None:
-        rows.append({"runtime": "Kendall's tau of the two", "tau": tau.tau, "interval": [tau.low, tau.high]})
-    return write("table_latency", protocol=about, rows=rows)
+        passes.setdefault(genome_id, []).append(read_json(path))
+    about = protocol(genomes=len(passes), passes=PASSES, clock="processor", decode=default_protocol("cpu").to_dict())
+    lowest = {each: {name: min(row[name] for row in rows) for name in rows[0]} for each, rows in passes.items()}
+    write_json(LATENCY, {"protocol": about, "genomes": lowest})
+    names = list(next(iter(lowest.values())))
+    found = []
+    for name in names:
+        own = sorted(row[name] for row in lowest.values())
+        ends = RankCorrelation.of([(rows[0][name], rows[-1][name]) for rows in passes.values()])
+        spread = {"least_ms": own[0], "median_ms": statistics.median(own), "most_ms": own[-1]}
+        found.append({"order": name, **spread, **tau_of(ends)})
+    if len(names) > 1:
+        pairs = [(row[names[0]], row[names[1]]) for row in lowest.values()]
+        found.append({"order": " and ".join(names), **tau_of(RankCorrelation.of(pairs))})
+    return write("table_latency", protocol=about, rows=found)
+
+
+def tau_of(correlation: RankCorrelation | None) -> dict[str, Any]:
+    """Kendall's tau as columns: of a runtime's first pass with its last, or of two runtimes."""
+    return {} if correlation is None else {"tau": correlation.tau, "interval": [correlation.low, correlation.high]}
 
 
 def train_all(runs: Path, *, folder: Path, workers: int) -> None:
