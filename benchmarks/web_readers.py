@@ -52,7 +52,7 @@ def packages(place: Path | None = None) -> Path:
     """
     lock = (READER / "package-lock.json").read_bytes()
     folder = (place or cache_folder() / "npm") / f"transformers_js-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if not folder.is_dir():
+    if not (folder / "node_modules").is_dir():
         if shutil.which("npm") is None:
             raise FileNotFoundError("npm is needed to fetch transformers.js; install Node.js 20 or newer")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,10 @@ def packages(place: Path | None = None) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=draft)
             if done.returncode:
                 raise OSError(f"npm could not fetch transformers.js: {done.stderr.strip()[-300:]}")
-            Path(draft).rename(folder)
-            Path(draft).mkdir()  # for what cleans up
+            modules = Path(draft) / "node_modules"
+            folder.mkdir(exist_ok=True)
+            if not (folder / "node_modules").is_dir():  # another process may have been as quick
+                modules.rename(folder / "node_modules")
     shutil.copy(READER / "read.mjs", folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""transformers.js reads what `codenas export --to onnx` writes, in Node and in Chromium: the tokens of our own model."""
+"""transformers.js reads what `codenas export --to onnx` writes, in Node and in Chromium: our own model's tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 from test_onnx import STORED
-from test_web_browser import CHROMIUM, prompts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from web_model import ROOT, plain_server, source_text
+from web_model import ROOT, chromium, plain_server, prompts_of, source_text
 
 from benchmarks import web_readers
 from codenas_hf.cli.main import main
@@ -52,13 +51,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def differences(form: str, found: list[dict[str, Any]], prompts: list[str]) -> list[str]:

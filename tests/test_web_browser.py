@@ -9,7 +9,6 @@ import random
 import shutil
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
-from web_model import plain_server, source_text, trained_release
+from web_model import READY, chromium, plain_server, prompts_of, source_text, trained_release, until
 from web_page import engine_archive, web_page
 
 from benchmarks.playground_load import random_model
@@ -27,7 +26,6 @@ from codenas_hf.measure import metrics
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 AXE = {
     "package": "axe-core",
@@ -35,7 +33,6 @@ AXE = {
     "integrity": "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
 }
 NEAR_TIE = 0.05  # of the two best logits: WebAssembly adds up in another order than this processor
-READY = "document.getElementById('loading').hidden && !document.getElementById('complete').disabled"
 DONE = f"{READY} && document.getElementById('chips').innerText.match(/\\d tokens?, /)"
 # Completes prompts one after the other with the page's own engine; token ids, text and why it ended.
 COMPLETE_ALL = """async ([wishes]) => {
@@ -52,15 +49,10 @@ COMPLETE_ALL = """async ([wishes]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
     if shutil.which("npm") is None:
         pytest.skip("npm is needed to fetch the page's engine; install Node.js 20 or newer")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +93,6 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
     for context in opened:
         context.close()
     assert complaints == []
-
-
-def until(page: Any, expression: str, *, seconds: float = 60) -> None:
-    """Waits until an expression is true in the page, whose policy forbids playwright's own way of asking again."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(f"Boolean({expression})"):
-        assert time.monotonic() < end, f"{expression}: {page.locator('body').inner_text()}"
-        page.wait_for_timeout(50)
 
 
 def set_values(page: Any, **values: str) -> None:
@@ -154,17 +138,6 @@ def asked(prompt: str, *, length: int = 24, penalty: float = 1.0, suffix: str | 
     """What the page asks its engine."""
     known = {"temperature": 0, "topP": 1, "seed": 0, "stops": []}
     return {"prompt": prompt, "suffix": suffix, "length": length, "penalty": penalty, **known}
-
-
-def prompts_of(text: str, count: int) -> list[str]:
-    """Pieces of text cut anywhere, also inside words, indents and characters of several bytes."""
-    rng = random.Random(0)
-    found = []
-    for number in range(count):
-        end = rng.randrange(300, len(text))
-        piece = text[end - rng.randrange(20, 300) : end]
-        found.append(piece + ("# déjà 漢" if number % 20 == 19 else ""))
-    return found
 
 
 @pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
@@ -311,54 +284,6 @@ def test_what_is_wrong_is_said(open_page: Any, values: dict[str, str], message: 
     page.click("#complete")
     assert message in page.locator("#problem").inner_text()
     assert page.get_by_role("alert").is_visible()
-
-
-def spoiled(folder: Path, target: Path, how: str) -> Path:
-    """A copy of the page whose model is not whole."""
-    shutil.copytree(folder, target)
-    weights = target / "model-q8_0.gguf"
-    content = bytearray(weights.read_bytes())
-    if how == "changed":
-        content[len(content) // 2] ^= 1
-    if how == "gone":
-        weights.unlink()
-    else:
-        weights.write_bytes(content[:-100] if how == "cut" else content)
-    return target
-
-
-@pytest.mark.parametrize(
-    ("how", "message"), [("cut", "is damaged"), ("changed", "is damaged"), ("gone", "is not there (404)")]
-)
-def test_a_damaged_file_is_told(browser: Any, folder: Path, tmp_path: Path, how: str, message: str) -> None:
-    with plain_server(spoiled(folder, tmp_path / "site", how)) as where:
-        assert message in problem_of(browser, where)
-
-
-def problem_of(browser: Any, where: str, script: str = "") -> str:
-    """What the page says that does not get ready."""
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.add_init_script(script)
-        page.goto(where)
-        until(page, "!document.getElementById('problem').hidden")
-        assert page.is_disabled("#complete")
-        assert page.locator("#loading").is_hidden()
-        return str(page.locator("#problem").inner_text())
-
-
-def test_a_browser_without_webassembly_is_told(browser: Any, address: str) -> None:
-    assert "has no WebAssembly" in problem_of(browser, address, "delete globalThis.WebAssembly")
-
-
-def test_short_memory_is_told(browser: Any, address: str) -> None:
-    small = browser.browser_type.launch(
-        executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--js-flags=--wasm-max-mem-pages=64"]
-    )
-    try:
-        assert "is short of memory" in problem_of(small, address)
-    finally:
-        small.close()
 
 
 def test_isolated_pages_may_use_threads(open_page: Any, folder: Path) -> None:
