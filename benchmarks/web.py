@@ -191,7 +191,7 @@ def reader_row(model: str, place: Path, *, form: str, repeats: int) -> dict[str,
     folder = web_readers.site(place / form, web_readers.packages(), export)
     (path,) = export.rglob("*.onnx")
     weights, rest = compressed_bytes(folder, path.name)
-    wish = web_readers.asked(export, form=form, prompts=list(PROMPTS), count=NEW_TOKENS, session=web_readers.EXACT)
+    wish = web_readers.asked(export, form=form, prompts=list(PROMPTS), count=NEW_TOKENS)
     known: dict[str, Any] = {"model": f"{Path(model).name}, {path.name}"}
     known |= {"engine": f"transformers.js {web_readers.version()}", "model_bytes": weights}
     visit = partial(visit_reader, wish=wish)
@@ -206,14 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="visits (default: 10)")
     options = parser.parse_args(arguments)
     rows, begun = [], time.perf_counter()
-    asked = [(model, None) for model in options.model]
-    asked += [(model, form) for model in options.onnx for form in ("int8", "int4")]
-    for model, form in asked:
+    asked = [partial(page_row, model) for model in options.model]
+    asked += [partial(reader_row, model, form=form) for model in options.onnx for form in ("int8", "int4")]
+    for row_of_one in asked:
         with tempfile.TemporaryDirectory() as place:
-            if form is None:
-                row = page_row(model, Path(place), repeats=options.repeats)
-            else:
-                row = reader_row(model, Path(place), form=form, repeats=options.repeats)
+            row = row_of_one(Path(place), repeats=options.repeats)
         version = row.pop("chromium")
         rows.append(row)
         print(row)
@@ -225,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         numbers="medians, with the lowest and the highest; of memory the most in one visit",
         cores_used="1, for server and browser",
         compression="gzip -9 of each file, the model as it is",
-        transformers_js="computes in float32 (accuracy level 1), ONNX Runtime's build without a GPU's part",
+        transformers_js="with ONNX Runtime's build for processors, which computes in float32",
         seconds=round(time.perf_counter() - begun),
     )
     write("web", protocol=known, rows=rows, targets=targets_of([row for row in rows if row["engine"] == OURS]))

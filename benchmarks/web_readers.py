@@ -26,7 +26,7 @@ LIBRARIES = {
     "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm": "ort-wasm-simd-threaded.wasm",
 }
 DTYPES = {"fp32": "fp32", "int8": "q8", "int4": "q4"}  # transformers.js's names of what `ONNX_FORMS` writes
-# ONNX Runtime would round activations to 8 bits too; so it computes with the numbers that are stored.
+# In Node ONNX Runtime rounds activations to 8 bits beside such weights, unless the pipeline gets these options.
 EXACT = {"extra": {"session": {"qdq_matmulnbits_accuracy_level": "1"}}}
 IN_NODE = """
 import { readFileSync } from "node:fs";
@@ -71,10 +71,12 @@ def packages(place: Path | None = None) -> Path:
     return folder
 
 
-def asked(export: Path, *, form: str, prompts: list[str], count: int, **more: Any) -> dict[str, Any]:
-    """What `read.mjs` is asked, in Node: greedy tokens of an exported folder after each prompt."""
+def asked(
+    export: Path, *, form: str, prompts: list[str], count: int, session: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `read.mjs` is asked in Node: greedy tokens of an exported folder after each prompt, on one thread."""
     place = {"root": str(export.parent), "name": export.name, "dtype": DTYPES[form], "device": "cpu"}
-    return {**place, "prompts": prompts, "count": count, **more}
+    return {**place, "prompts": prompts, "count": count, "session": {"intraOpNumThreads": 1, **(session or {})}}
 
 
 def in_node(folder: Path, wish: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,5 +113,5 @@ def in_page(page: Any, wish: Mapping[str, Any]) -> dict[str, Any]:
     """The answer of `read.mjs` in a page of a browser that has gone to `site`."""
     call = "async wish => (await import('./read.mjs')).complete(wish)"
     place = {"root": "./models/", "device": "wasm", "wasm": {"wasm": "./lib/ort-wasm-simd-threaded.wasm"}}
-    found: dict[str, Any] = page.evaluate(call, {**wish, **place})
+    found: dict[str, Any] = page.evaluate(call, {**wish, **place, "session": {}})
     return found

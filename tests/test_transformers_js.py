@@ -22,8 +22,11 @@ from codenas_hf.compression.quantize import store_in
 
 RELEASE = ROOT / "model_cards" / "codenas-py-4mb"
 PROMPTS, NEW_TOKENS = 50, 32
-NEAR_TIE = 0.05  # as for llama.cpp in a page, see test_web_browser.py
+NEAR_TIE = 0.05
 MOST = PROMPTS // 20
+# In Node, left to itself, ONNX Runtime rounds activations to 8 bits, which moves these logits by up to 0.3: of two
+# that are nearer either may win, in some prompts; a mistake in the file would change every prompt.
+ROUNDED_TIE = 0.5
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.parametrize("form", ["int8", "int4"])]
 
@@ -55,7 +58,7 @@ def browser() -> Iterator[Any]:
         yield started
 
 
-def differences(form: str, found: list[dict[str, Any]], prompts: list[str]) -> list[str]:
+def differences(form: str, found: list[dict[str, Any]], prompts: list[str], *, tie: float = NEAR_TIE) -> list[str]:
     """Where greedy tokens are not those of our own model, its weights as the form stores them; each a near tie."""
     tokenizer = AutoTokenizer.from_pretrained(RELEASE)
     ours: PreTrainedModel = AutoModelForCausalLM.from_pretrained(RELEASE, dtype=torch.float32).eval()
@@ -71,7 +74,7 @@ def differences(form: str, found: list[dict[str, Any]], prompts: list[str]) -> l
         if len(places):
             at = int(places[0])
             apart = float(logits[at].max() - logits[at, ids[at]])
-            assert apart < NEAR_TIE, f"prompt {number}, token {at}: logits {apart:.3g} apart"
+            assert apart < tie, f"prompt {number}, token {at}: logits {apart:.3g} apart"
             near.append(f"prompt {number}, token {at}: logits {apart:.2g} apart")
     print(f"{form}: {len(found) - len(near)} of {len(found)} equal; near ties: {near or 'none'}")
     return near
@@ -89,7 +92,7 @@ def test_in_a_page_it_gives_the_tokens_of_our_model(
     form: str, browser: Any, packages: Path, exports: dict[str, Path], tmp_path: Path
 ) -> None:
     prompts = prompts_of(source_text(), PROMPTS)
-    wish = web_readers.asked(exports[form], form=form, prompts=prompts, count=NEW_TOKENS, session=web_readers.EXACT)
+    wish = web_readers.asked(exports[form], form=form, prompts=prompts, count=NEW_TOKENS)
     with plain_server(web_readers.site(tmp_path / "site", packages, exports[form])) as where:
         page = browser.new_context().new_page()
         others: list[str] = []
@@ -98,3 +101,13 @@ def test_in_a_page_it_gives_the_tokens_of_our_model(
         found = web_readers.in_page(page, wish)["found"]
         assert others == []
     assert len(differences(form, found, prompts)) <= MOST
+
+
+@pytest.mark.node
+def test_left_to_itself_it_differs_in_near_ties_only(
+    form: str, packages: Path, exports: dict[str, Path]
+) -> None:
+    prompts = prompts_of(source_text(), PROMPTS)
+    wish = web_readers.asked(exports[form], form=form, prompts=prompts, count=NEW_TOKENS)
+    near = differences(form, web_readers.in_node(packages, wish)["found"], prompts, tie=ROUNDED_TIE)
+    assert len(near) < PROMPTS // 2, near
