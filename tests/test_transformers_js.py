@@ -104,9 +104,7 @@ def test_in_a_page_it_gives_the_tokens_of_our_model(
 
 
 @pytest.mark.node
-def test_left_to_itself_it_differs_in_near_ties_only(
-    form: str, packages: Path, exports: dict[str, Path]
-) -> None:
+def test_left_to_itself_it_differs_in_near_ties_only(form: str, packages: Path, exports: dict[str, Path]) -> None:
     prompts = prompts_of(source_text(), PROMPTS)
     wish = web_readers.asked(exports[form], form=form, prompts=prompts, count=NEW_TOKENS)
     near = differences(form, web_readers.in_node(packages, wish)["found"], prompts, tie=ROUNDED_TIE)
