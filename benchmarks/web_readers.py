@@ -49,6 +49,7 @@ def packages(place: Path | None = None) -> Path:
 
     Raises:
         OSError: npm is not here, or cannot fetch what the lock file names.
+        ValueError: what came is another file.
     """
     lock = (READER / "package-lock.json").read_bytes()
     folder = (place or cache_folder() / "npm") / f"transformers_js-{hashlib.sha256(lock).hexdigest()[:12]}"
@@ -61,6 +62,8 @@ def packages(place: Path | None = None) -> Path:
                 shutil.copy(READER / name, draft)
             command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=draft)
+            if "EINTEGRITY" in done.stderr:
+                raise ValueError(f"npm got other files than {READER.name}/package-lock.json names: {done.stderr}")
             if done.returncode:
                 raise OSError(f"npm could not fetch transformers.js: {done.stderr.strip()[-300:]}")
             modules = Path(draft) / "node_modules"

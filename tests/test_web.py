@@ -18,6 +18,7 @@ import yaml
 from bundle import bundle
 from web_page import engine_archive, web_page
 
+from benchmarks import web_readers
 from benchmarks.playground_load import random_model
 from codenas_hf.folders.record import Measured, Record, ReleaseFacts
 
@@ -92,6 +93,26 @@ def test_without_npm_it_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.
         ValueError, match=r"the page needs @wllama/wllama@.*, which npm fetches once: install Node\.js"
     ):
         engine_archive(json.loads(pages.PINNED.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        ("code EINTEGRITY", ValueError, "other files than transformers_js/package-lock.json names"),
+        ("code ENOTFOUND", OSError, "npm could not fetch transformers.js: npm error code ENOTFOUND"),
+        (None, OSError, "npm is needed to fetch transformers.js; install Node.js"),
+    ],
+)
+def test_the_other_reader_is_fetched_whole_or_not_at_all(
+    said: str | None, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\necho npm error {said} >&2\nexit 1\n")
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(error, match=message):
+        web_readers.packages(tmp_path / "kept")
+    assert not list(tmp_path.glob("kept/*/node_modules"))
 
 
 def test_a_model_that_llama_cpp_cannot_read_is_refused(engine: dict[str, object], tmp_path: Path) -> None:
