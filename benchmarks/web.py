@@ -178,7 +178,7 @@ def page_row(model: str, place: Path, *, repeats: int) -> dict[str, Any]:
     subprocess.run([sys.executable, str(script), str(folder), "--web", "--model", model], check=True)
     facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     weights, rest = compressed_bytes(folder, facts["file"])
-    known = {"model": f"{facts['name']}, {facts['file']}", "engine": OURS}
+    known: dict[str, Any] = {"model": f"{facts['name']}, {facts['file']}", "engine": OURS}
     known |= {"model_bytes": weights, "page_and_engine_bytes": rest}
     return known | measure(folder, visit_page, repeats=repeats)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import web_page as pages
 from web_model import CHROMIUM, READY, chromium, plain_server, until
-from web_page import web_page
 
 from benchmarks.playground_load import random_model
 
@@ -30,8 +31,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose files come in many pieces."""
     place = tmp_path_factory.mktemp("loading")
-    return web_page(place / "site", model=str(random_model(place / "random")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "PIECE_BYTES", 20_000)
+        site = pages.web_page(place / "site", model=str(random_model(place / "random")))
+    facts = json.loads((site / "model.json").read_text())
+    assert len(facts["sha256"]) > 2
+    return site
 
 
 @pytest.fixture(scope="module")
