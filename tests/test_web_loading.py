@@ -17,6 +17,7 @@ import web_page as pages
 from web_model import CHROMIUM, READY, chromium, plain_server, until
 
 from benchmarks.playground_load import random_model
+from benchmarks.web import watched_memory
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -89,6 +90,15 @@ def test_a_bar_shows_how_much_is_there(browser: Any, folder: Path) -> None:
         until(page, READY)
         assert bar.is_hidden()
         assert page.locator("#said").inner_text() == "The model is ready"
+
+
+def test_the_benchmark_sees_the_memory_of_a_page(browser: Any, address: str) -> None:
+    with watched_memory() as most, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address)
+        until(page, READY)
+        page.wait_for_timeout(200)
+    assert 50e6 < most["page_memory_bytes"] < most["chromium_memory_bytes"]
 
 
 def test_a_connection_that_breaks_is_told(browser: Any, folder: Path) -> None:
