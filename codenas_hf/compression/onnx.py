@@ -100,7 +100,7 @@ def _quiet() -> Iterator[None]:
 
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.export", "transformers")
     # The last is named by its file, so that it is none of transformers'.
-    loggers: list[logging.Logger] = [*(logging.getLogger(name) for name in names), exporter_dynamo.logger]
+    loggers = [logging.getLogger(name) for name in (*names, exporter_dynamo.__file__)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
