@@ -1,7 +1,7 @@
 """A whole search as a program, for tests that kill it: `search_program.py FOLDER [name=value ...]`.
 
 Writes the records to FOLDER/records.json when it is done. Options: seconds, generations, population, keep, workers,
-storage, heartbeat, lease, disk, confirm, far, adaptive.
+storage, heartbeat, lease, disk, confirm, far, adaptive, seed.
 """
 
 import json
@@ -30,6 +30,7 @@ if __name__ == "__main__":
         rungs=two_stage(population=population, keep=int(options.get("keep", "3"))),
         workers_per_rank=int(options.get("workers", "2")),
         adaptive="adaptive" in options,
+        seed=int(options.get("seed", "0")),
         storage=options.get("storage"),
         name="killed",
         patience=Patience(
