@@ -316,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000, help="in all; what the result file holds counts")
     parser.add_argument("--each", type=int, default=40, help="at most so many in one search")
+    parser.add_argument("--searches", type=int, default=None, help="stop after so many; the next call goes on")
     parser.add_argument("--fresh", action="store_true", help="forget what the result file holds")
     arguments = parser.parse_args()
     path = RESULTS / "storm.json"
@@ -327,7 +328,8 @@ def main() -> None:
             server = Postgres(Path(home))
             stack.callback(server.stop)
         storages = list(VICTIMS) if server is not None else ["journal"]
-        while (left := arguments.kills - sum(each["kills"] for each in rows.values())) > 0:
+        searches = arguments.searches
+        while searches != 0 and (left := arguments.kills - sum(each["kills"] for each in rows.values())) > 0:
             number = sum(each["searches"] for each in rows.values())
             storage = storages[number % len(storages)]
             if server is not None:
@@ -335,6 +337,7 @@ def main() -> None:
             used = server if storage == "postgresql" else None
             outcome = search(number, kills=min(left, arguments.each), server=used, expected=expected)
             rows[storage] = row(storage, rows.get(storage, {}), outcome)
+            searches = None if searches is None else searches - 1
             print(number, storage, outcome, flush=True)
             save(list(rows.values()))
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -116,6 +117,22 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, databas
     assert output == "done\n", errors
     assert "The database server does not answer, trying again" in errors
     assert records(tmp_path, "first") == expected
+
+
+@pytest.mark.parametrize("kind", ["claim", "tell", "heartbeat", "poll", "propose"])
+def test_a_server_that_goes_away_behind_any_question_is_waited_for(tmp_path: Path, database: str, kind: str) -> None:
+    """Behind a claim it is written, and its trial runs in the name of a process that has not read so."""
+    at = random.Random(f"{kind}{os.environ.get('CODENAS_TEST_SEED', '')}").randint(2, 12 if kind == "poll" else 6)
+    options = ("generations=2", f"cut={kind}:{at}", "heartbeat=0.2")
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=2")
+    process = launched(tmp_path, database, "first", "seconds=0.3", *options)
+    output, errors = process.communicate(timeout=120)
+    assert output == "done\n", errors
+    assert f"cut behind {kind}" in errors
+    assert "The database server does not answer, trying again" in errors
+    assert records(tmp_path, "first") == expected
+    lines = log_of(tmp_path)
+    assert len(lines) == len(set(lines)), "nothing is evaluated twice"
 
 
 def test_heartbeats_keep_a_far_member_alive(tmp_path: Path, database: str) -> None:

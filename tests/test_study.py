@@ -110,6 +110,21 @@ def test_who_has_lost_a_trial_that_nobody_took_yet_still_tells_its_outcome(stora
     assert record.evaluation == outcome(7.0)
 
 
+def test_a_trial_that_went_back_runs_in_nobodys_name_until_the_next_one_says_who_it_is(storage: BaseStorage) -> None:
+    """Else it would run for ever where who had it before lives, and who took it next died before it could write so."""
+    study = study_in(storage)
+    study.add(0, Point(1, 2), generation=0)
+    first = claimed(study, member=0)
+    study.release(first)
+    storage.set_trial_state_values(first.trial_id, optuna.trial.TrialState.RUNNING)
+    running = storage.get_trial(first.trial_id)
+    assert study.runner(running) is None
+    members = Members(storage, study.members_study, rank=0, heartbeat_s=None, lease_s=-1)
+    members.join()
+    assert members.number == 0
+    assert members.runner_is_dead(running, members.living())
+
+
 class LostAnswer:
     """A storage that does what it is asked, and whose first answer to a new trial is lost."""
 
@@ -610,6 +625,11 @@ def test_a_silent_member_of_another_host_is_dead_after_the_lease(
     storage.set_trial_user_attr(far._trial_id, "heartbeat", 1)
     now[0] += 29
     assert not near.leads()  # it showed a sign of life
+    now[0] += 31
+    near.forget()  # the server was away, so nobody could show one
+    assert not near.leads()
+    now[0] += 29
+    assert not near.leads()
     now[0] += 31
     assert near.leads()
     assert not far.leads()  # it was asleep, and enters again behind the other
