@@ -30,7 +30,7 @@ CUTS = {  # behind which question the server goes away: one of these names, the 
 
 
 def cut(url: str, kind: str, at: int) -> None:
-    """The server lets nobody in for two seconds, from the moment on when it has answered a kind of question so often."""
+    """The server lets nobody in for two seconds, as soon as it has answered a kind of question so often."""
     import psycopg
     from optuna.storages._cached_storage import _CachedStorage
 
