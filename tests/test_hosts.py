@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from integer_space import IntegerSpace
 from test_crash import log_of, straight, wait_until
 
 from benchmarks.postgres import Postgres, binaries
-from codenas_hf.engine import SearchResult
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.storage import open_storage
+from codenas_hf.engine.study import Study
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 PROGRAM = Path(__file__).parent / "search_program.py"
@@ -117,7 +120,10 @@ class Search:
     def __init__(self, hosts: Hosts, server: Postgres, folder: Path) -> None:
         self.hosts, self.folder = hosts, folder
         self.storage = server.create(folder.name)
-        self.local = f"postgresql+psycopg://search@/{folder.name}?host={server.home}&port={server.port}"
+        # By its socket file, which no network name space hides; opened once.
+        self.local = open_storage(
+            f"postgresql+psycopg://search@/{folder.name}?host={server.home}&port={server.port}", folder=folder
+        )
         self.running: dict[str, subprocess.Popen[str]] = {}
 
     def start_both(self) -> None:
@@ -139,7 +145,13 @@ class Search:
             self.hosts.link(host, "up")  # it was between two of them
 
     def records(self) -> tuple[Any, ...]:
-        return SearchResult.open(self.folder, space=IntegerSpace(), storage=self.local, name="killed").records
+        time.sleep(0.1)  # it is asked again and again
+        return self.study.snapshot().records
+
+    @cached_property
+    def study(self) -> Study:
+        objectives = Objectives({"a": "linear", "b": "linear"})
+        return Study(self.local, name="killed", space=IntegerSpace(), rungs=2, objectives=objectives)
 
     def holds(self, host: str) -> tuple[int, int] | None:
         running = [record for record in self.records() if record.state == "running"]

@@ -42,7 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 @pytest.fixture
 def database(server: Postgres, request: pytest.FixtureRequest) -> str:
     """A fresh database for each test."""
-    return server.create(request.node.name.replace("[", "_").replace("]", "").replace("-", "_"))
+    name = request.node.name.replace("[", "_").replace("]", "").replace("-", "_")
+    return server.create(name[-60:])  # longer ones are cut off, and then two are alike
 
 
 def launched(folder: Path, database: str, which: str, *options: str) -> subprocess.Popen[str]:
