@@ -33,13 +33,14 @@ from codenas_hf.engine.members import process_started
 
 PROGRAM = Path(__file__).parent.parent / "tests" / "search_program.py"
 VICTIMS = {  # and how often each is chosen: after most of them little happens for seconds, while everything starts
-    "journal": {"main": 2, "rank": 2, "child": 8, "launch": 1},
-    "postgresql": {"main": 2, "worker": 2, "child": 8, "launch": 1, "database": 1, "backend": 2},
+    "journal": {"main": 2, "rank": 2, "child": 16, "launch": 1},
+    "postgresql": {"main": 2, "worker": 2, "child": 16, "launch": 1, "database": 2, "backend": 3},
 }
 SEEDS = 8  # of the searches; that of the kills is another for each of them
-OPTIONS = ("generations=5", "workers=1", "confirm=yes", "heartbeat=0.5", "lease=4")
+GENERATIONS = 16
+OPTIONS = ("workers=1", "confirm=yes", "heartbeat=0.5", "lease=4")
 _PAUSE_S = 0.6
-_SECONDS = 600  # one search, kills included
+_SECONDS = 1800  # one search, kills included
 
 
 @dataclass
@@ -68,10 +69,11 @@ def below(pid: int) -> list[int]:
     return found
 
 
-def straight(seed: int) -> list[Any]:
+def straight(seed: int, generations: int) -> list[Any]:
     """The records of the search undisturbed."""
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, str(PROGRAM), name, "seconds=0", f"seed={seed}", *OPTIONS]
+        words = ["seconds=0", f"seed={seed}", f"generations={generations}", *OPTIONS]
+        command = [sys.executable, str(PROGRAM), name, *words]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         found: list[Any] = json.loads((Path(name) / "records.json").read_text())
         return found
@@ -86,6 +88,7 @@ class Storm:
         database: name of a database there.
         kills: how many at most; a search that is faster has fewer.
         seed: of the search.
+        generations: its length.
         rng: of the moments and the victims.
     """
 
@@ -97,9 +100,11 @@ class Storm:
         database: str = "storm",
         kills: int,
         seed: int,
+        generations: int,
         rng: random.Random,
     ) -> None:
-        self.folder, self.server, self.kills, self.rng, self.seed = folder, server, kills, rng, seed
+        self.folder, self.server, self.kills, self.rng = folder, server, kills, rng
+        self.words = (f"seed={seed}", f"generations={generations}", "seconds=0.15", *OPTIONS)
         self.url = server.create(database) if server is not None else None
         self.victims = VICTIMS["journal" if server is None else "postgresql"]
         self.counts: Counter[str] = Counter()
@@ -113,7 +118,7 @@ class Storm:
         """Runs it to its end.
 
         Raises:
-            RuntimeError: a process ended with an error that no kill explains; or nothing ended for ten minutes.
+            RuntimeError: a process ended with an error that no kill explains; or the search does not end.
         """
         deadline = time.monotonic() + _SECONDS
         try:
@@ -144,7 +149,7 @@ class Storm:
         time.sleep(self.rng.random() * _PAUSE_S)
 
     def _start(self, which: str) -> None:
-        words = [f"seed={self.seed}", "seconds=0.15", *OPTIONS, f"records={which}.json"]
+        words = [*self.words, f"records={which}.json"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if self.url is not None:
             words += [f"storage={self.url}", f"study={which}"]
@@ -285,14 +290,27 @@ class Storm:
         )
 
 
-def search(number: int, *, kills: int, server: Postgres | None, expected: dict[int, list[Any]]) -> Outcome:
+def search(
+    number: int,
+    *,
+    kills: int,
+    server: Postgres | None,
+    expected: dict[int, list[Any]],
+    generations: int = GENERATIONS,
+) -> Outcome:
     """One search of the storm: `number` decides its seed, its kills and their moments."""
     seed = number % SEEDS
     if seed not in expected:
-        expected[seed] = straight(seed)
+        expected[seed] = straight(seed, generations)
     with tempfile.TemporaryDirectory(prefix="codenas-storm-") as name:
         storm = Storm(
-            Path(name), server=server, database=f"storm{number}", kills=kills, seed=seed, rng=random.Random(number)
+            Path(name),
+            server=server,
+            database=f"storm{number}",
+            kills=kills,
+            seed=seed,
+            generations=generations,
+            rng=random.Random(number),
         )
         return storm.run(expected[seed])
 
@@ -315,7 +333,7 @@ def row(storage: str, before: dict[str, Any], outcome: Outcome) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000, help="in all; what the result file holds counts")
-    parser.add_argument("--each", type=int, default=40, help="at most so many in one search")
+    parser.add_argument("--each", type=int, default=100, help="at most so many in one search")
     parser.add_argument("--searches", type=int, default=None, help="stop after so many; the next call goes on")
     parser.add_argument("--fresh", action="store_true", help="forget what the result file holds")
     arguments = parser.parse_args()
@@ -348,7 +366,13 @@ def save(rows: list[dict[str, Any]]) -> None:
     wrong = {key: sum(row[key] for row in rows) for key in ("lost", "repeated", "other_records", "left_alive")}
     write(
         "storm",
-        protocol=protocol(processes=2, workers_a_process=1, longest_evaluation_s=0.15, options=" ".join(OPTIONS)),
+        protocol=protocol(
+            processes=2,
+            workers_a_process=1,
+            longest_evaluation_s=0.15,
+            generations=GENERATIONS,
+            options=" ".join(OPTIONS),
+        ),
         rows=rows,
         targets=[
             target("SIGKILLs", kills, 1000, better="higher"),

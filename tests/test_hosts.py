@@ -150,7 +150,7 @@ class Search:
 
     @cached_property
     def study(self) -> Study:
-        objectives = Objectives({"a": "linear", "b": "linear"})
+        objectives = Objectives(scales={"a": "linear", "b": "linear"})
         return Study(self.local, name="killed", space=IntegerSpace(), rungs=2, objectives=objectives)
 
     def holds(self, host: str) -> tuple[int, int] | None:
