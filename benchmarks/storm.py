@@ -39,7 +39,7 @@ VICTIMS = {  # and how often each is chosen: after most of them little happens f
 SEEDS = 8  # of the searches; that of the kills is another for each of them
 GENERATIONS = 16
 OPTIONS = ("workers=1", "confirm=yes", "heartbeat=0.5", "lease=4")
-_PAUSE_S = 0.6
+_PAUSE_S = 0.3
 _SECONDS = 1800  # one search, kills included
 
 
@@ -142,7 +142,7 @@ class Storm:
     def _pause(self) -> None:
         """Until the next kill: often while everything still starts, else once there is something to lose."""
         at = len(self._log("log"))
-        wait = self.rng.random() < 0.3
+        wait = self.rng.random() < 0.2
         end = time.monotonic() + 15
         while wait and len(self._log("log")) == at and time.monotonic() < end:
             time.sleep(0.01)
