@@ -148,9 +148,14 @@ class Search:
         time.sleep(0.1)  # it is asked again and again
         return self.study.snapshot().records
 
-    def record(self, place: tuple[int, int]) -> Any:
-        (found,) = [record for record in self.records() if (record.rung, record.number) == place]
-        return found
+    def told_by(self, place: tuple[int, int]) -> str | None:
+        """The host whose outcome a trial has; waits until it has one."""
+
+        def found() -> Any:
+            return [r for r in self.records() if (r.rung, r.number) == place and r.state == "complete"]
+
+        wait_until(found)
+        return host_of(found()[0])
 
     @cached_property
     def study(self) -> Study:
@@ -217,17 +222,15 @@ def test_a_host_vanishes_and_the_other_finishes(tmp_path: Path, search: Search, 
 
 def test_a_host_comes_back_after_its_trial_was_given_to_another(search: Search, expected: Any) -> None:
     search.start_both()
-    while True:
+    lost = search.cut("far")
+    while search.told_by(lost) != "near":  # its outcome was on its way already
+        search.hosts.link("far", "up")
         lost = search.cut("far")
-        wait_until(lambda: search.record(lost).state == "complete")
-        if host_of(search.record(lost)) == "near":
-            break
-        search.hosts.link("far", "up")  # its outcome was on its way already
     search.hosts.link("far", "up")
     search.ends("near")
     assert "another process has it now" in search.ends("far")
     assert search.told("near") == search.told("far") == expected
-    assert host_of(search.record(lost)) == "near", "the outcome that was told first stays"
+    assert search.told_by(lost) == "near", "the outcome that was told first stays"
 
 
 def test_the_database_restarts(tmp_path: Path, search: Search, server: Postgres, expected: Any) -> None:
