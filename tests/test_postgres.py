@@ -127,7 +127,11 @@ def test_a_server_that_goes_away_behind_any_question_is_waited_for(tmp_path: Pat
     options = ("generations=2", f"cut={kind}:{at}", "heartbeat=0.2")
     expected = straight(tmp_path / "straight", "seconds=0", "generations=2")
     process = launched(tmp_path, database, "first", "seconds=0.3", *options)
-    output, errors = process.communicate(timeout=120)
+    try:
+        output, errors = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it does not end: {process.communicate()[1][-5000:]}")
     assert output == "done\n", errors
     assert f"cut behind {kind}" in errors
     # Only the heartbeat notices it where Optuna itself tries again, to add a trial.
