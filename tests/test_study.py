@@ -24,7 +24,7 @@ from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.engine.schedule import PolicyError, Schedule, closed_generations
 from codenas_hf.engine.settings import Patience, RanksError, SearchSettings, World, single_stage, two_stage
-from codenas_hf.engine.storage import StorageError, open_storage, patiently
+from codenas_hf.engine.storage import ServerAway, StorageError, open_storage, patiently
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
 SPACE = IntegerSpace()
@@ -140,6 +140,25 @@ class LostAnswer:
             self.lost = True
             raise StorageInternalError("the server went away")
         return number
+
+
+def test_the_time_that_a_server_is_away_is_told_once_and_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("codenas_hf.engine.storage.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("codenas_hf.engine.storage.time.sleep", lambda seconds: None)
+    away, gone = ServerAway(None, seconds=60), StorageInternalError("gone")
+    now[0] += 10
+    away.wait(gone)
+    assert (away.gone, away.missed(), away.missed()) == (True, 10, 0)
+    now[0] += 40
+    away.wait(gone)  # it reads, but writes nothing: that is no answer
+    assert away.missed() == 40
+    now[0] += 20
+    with pytest.raises(StorageError, match="the database server is away"):
+        away.wait(gone)
+    away.answered()
+    now[0] += 5
+    assert (away.gone, away.missed()) == (False, 5)
 
 
 def test_an_entry_whose_answer_was_lost_does_not_lead_for_ever(
@@ -625,10 +644,8 @@ def test_a_silent_member_of_another_host_is_dead_after_the_lease(
     storage.set_trial_user_attr(far._trial_id, "heartbeat", 1)
     now[0] += 29
     assert not near.leads()  # it showed a sign of life
-    now[0] += 31
-    near.forget()  # the server was away, so nobody could show one
-    assert not near.leads()
-    now[0] += 29
+    now[0] += 10
+    near.excuse(10)  # the server was away for so long, and nobody could show one
     assert not near.leads()
     now[0] += 31
     assert near.leads()

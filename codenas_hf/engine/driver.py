@@ -261,6 +261,7 @@ class _Search:
             try:
                 if away.gone:
                     self._settle(pool)
+                    self.members.excuse(away.missed())
                 if turn(pool):
                     return
                 if not pool.busy:
@@ -276,20 +277,18 @@ class _Search:
 
         Nobody else does, for we live: the trial would run for ever, and everybody wait for it.
         """
-        self.members.forget()
         held = {claim.trial_id for claim in (*pool.busy, *(outcome.task for outcome in self.unrecorded))}
         me = self.members.number
         self.study.recover(lambda trial: self.study.runner(trial) == me and trial._trial_id not in held)
 
     def _patiently(self, step: Callable[[], T]) -> T:
         """`step`, which may be done twice, again and again while the server is away."""
-
-        def meanwhile() -> None:
-            self.members.forget()
-            self._check_stop(idle=True)
-
-        patience = self.settings.patience
-        return patiently(step, url=self.settings.storage, seconds=patience.server_s, meanwhile=meanwhile)
+        return patiently(
+            step,
+            url=self.settings.storage,
+            seconds=self.settings.patience.server_s,
+            meanwhile=lambda: self._check_stop(idle=True),
+        )
 
     def _record_all(self) -> None:
         while self.unrecorded:  # one that could not be recorded stays for the next turn

@@ -108,9 +108,9 @@ class Members:
                 living[trial.number] = trial
         return living
 
-    def forget(self) -> None:
-        """Starts every lease anew: while the server was away nobody could show a sign of life."""
-        self._seen.clear()
+    def excuse(self, seconds: float) -> None:
+        """Every lease is longer by so much: while the server was away nobody could show a sign of life."""
+        self._seen = {key: (value, since + seconds) for key, (value, since) in self._seen.items()}
 
     def leader_of(self, parent: str) -> bool:
         """Whether a rank 0 that `parent` started (see `parent_key`) is alive."""

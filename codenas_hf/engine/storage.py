@@ -125,13 +125,18 @@ class ServerAway:
     def __init__(self, url: str | None, *, seconds: float) -> None:
         self._url = url
         self._seconds = seconds
-        self._since = time.monotonic()
+        self._since = self._told = time.monotonic()
         self.gone = False
 
     def answered(self) -> None:
-        """It is there."""
+        """It is there, and did all that it was asked."""
         self._since = time.monotonic()
         self.gone = False
+
+    def missed(self) -> float:
+        """Seconds since it was there, each of them told once."""
+        before, self._told = max(self._told, self._since), time.monotonic()
+        return self._told - before
 
     def wait(self, error: Exception) -> None:
         """Waits a moment after `error`.
