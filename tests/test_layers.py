@@ -19,6 +19,7 @@ INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *(
+            "parameters",
             "study",
             "members",
             "surrogate",

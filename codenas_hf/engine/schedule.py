@@ -261,6 +261,23 @@ def closed_generations(snapshot: Snapshot) -> list[int]:
     return result
 
 
+def unconfirmed(
+    snapshot: Snapshot, *, front: Sequence[TrialRecord], passes: int
+) -> tuple[int, list[TrialRecord]] | None:
+    """Who is to be confirmed next, and in which pass; None when all are.
+
+    Who was timed badly by chance may have left the front for that alone: every pass is over all who were in it.
+    """
+    done = Counter((trial.rung, trial.parent) for trial in snapshot.confirmed)
+    kept = {(trial.rung, trial.parent) for trial in snapshot.confirmed if trial.evaluation is not None}
+    missing = {key for key in kept | {(record.rung, record.number) for record in front} if done[key] < passes}
+    if not missing:
+        return None
+    turn = min(done[key] for key in missing)
+    keys = [key for key in missing if done[key] == turn]
+    return turn, [record for record in snapshot.records if (record.rung, record.number) in keys]
+
+
 def superseded(
     snapshot: Snapshot, *, confirming: bool, objectives: Objectives
 ) -> list[tuple[TrialRecord, Evaluation]]:
