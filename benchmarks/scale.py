@@ -123,7 +123,7 @@ def simulate(workers: int, population: int, *, durations: np.ndarray, generation
     snapshot = schedule.advance(study.snapshot())
     while True:
         while idle:
-            claim = study.claim(member=0, worker="w")
+            claim = study.claim(member=0, worker="w", queues=schedule.queues(snapshot))
             if claim is None:
                 break
             # rung 1 trains 250 steps more after 50
@@ -185,7 +185,7 @@ def main() -> None:
         note = "virtual time; schedule, queue and record are the real code; the ramp at the end of the search counts"
         write(
             "scale",
-            protocol=protocol(durations=source, lag=[2, 4], rung_costs=[1, 5], note=note),
+            protocol=protocol(durations=source, lag=list(SearchSettings.lag), rung_costs=[1, 5], note=note),
             rows=rows,
             targets=targets,
         )
