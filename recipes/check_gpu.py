@@ -305,10 +305,8 @@ def main() -> int:
         row = {"check": check.__name__, "about": about, "state": state, "detail": detail}
         rows.append({**row, "seconds": round(time.monotonic() - begin, 1)})
         print(f"{state:<15} {check.__name__:<11} {about}\n{'':<27} {detail}", flush=True)
-    facts = (
-        {"devices": [torch.cuda.get_device_name(i) for i in range(hardware.count)]} if device.type == "cuda" else {}
-    )
-    known = {"name": "check_gpu", "protocol": {**provenance(device), **facts}, "rows": rows, "targets": []}
+    names = [torch.cuda.get_device_name(i) for i in range(hardware.count)] if device.type == "cuda" else []
+    known = {"name": "check_gpu", "protocol": {**provenance(device), "gpus": names}, "rows": rows, "targets": []}
     write_json(options.out, known)  # the form of benchmarks/results
     failed = sum(row["state"] == "does not hold" for row in rows)
     print(f"wrote {options.out}: {failed} of {len(rows)} do not hold")

@@ -105,7 +105,7 @@ def test_who_needs_none_takes_none(gpus: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unequal_gpus_share_a_queue(tmp_path: Path) -> None:
-    """Nobody waits for the slow one: it does one while the other does the rest. A worker's end, or death, frees its GPU."""
+    """Nobody waits for the slow one: it does one while the other does the rest."""
     os.environ.pop(VISIBLE, None)
     environment = {"TMPDIR": str(tmp_path)}
     pool = Pool(Unequal(tmp_path, ahead=7), workers=2, limits=Limits(seconds=100), environment=environment)
@@ -120,7 +120,7 @@ def test_unequal_gpus_share_a_queue(tmp_path: Path) -> None:
     assert not [outcome.failure for outcome in found if outcome.failure]
     seen = [outcome.evaluation.measurements for outcome in found if outcome.evaluation]
     assert sorted(each["gpu"] for each in seen) == ["0"] * 7 + ["1"]
-    assert all(each["visible"] == each["gpu"] and each["seen"] == 1 for each in seen)
+    assert all(each["visible"] == each["gpu"] and each["count"] == 1 for each in seen)
 
 
 @pytest.mark.parametrize(
