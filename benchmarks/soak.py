@@ -138,7 +138,7 @@ def soak(folder: Path, *, evaluations: int, seconds: float = SECONDS) -> tuple[S
         folder=folder,
         settings=settings,
         policy=watched,
-        preload=("codenas_hf.architecture.space", "benchmarks.soak"),
+        preload=("codenas_hf.architecture.space",),
     )
     watched.notes.append({"evaluations": len(result.records), "at_s": time.perf_counter(), **weighed(folder)})
     return result, watched.notes
