@@ -138,7 +138,7 @@ def soak(folder: Path, *, evaluations: int, seconds: float = SECONDS) -> tuple[S
         folder=folder,
         settings=settings,
         policy=watched,
-        preload=("codenas_hf.architecture.space",),
+        preload=() if __name__ == "__main__" else (__name__,),  # a main program is imported once anyway
     )
     watched.notes.append({"evaluations": len(result.records), "at_s": time.perf_counter(), **weighed(folder)})
     return result, watched.notes
@@ -217,7 +217,7 @@ def main() -> None:
             journal_bytes_per_evaluation=round(journal / len(result.records)),
             slowest_proposal_ms=round(max(times), 1),
             open_s=round(reading["open_s"], 3),
-            note="memory: resident, of the main process, at the end of each tenth; proposal: processor time, median of it",
+            note="memory: resident, main process, at the end of each tenth; proposal: its median, processor time",
         ),
         rows=rows,
         targets=[
