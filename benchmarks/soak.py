@@ -8,6 +8,7 @@ and answers from a formula, with a record of the size that a real candidate leav
 """
 
 import argparse
+import functools
 import math
 import os
 import statistics
@@ -33,7 +34,6 @@ from codenas_hf.jobs.search import SCALES
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.spaces import load_space
 from codenas_hf.measure.provenance import versions
-from codenas_hf.strict_yaml import dump
 
 SPACE, SECONDS, WORKERS, EVALUATIONS = "medium", 0.05, 2, 5_000
 PROJECTS = 17  # of the search text of a default study
@@ -41,6 +41,7 @@ IDEAL = {"bits_per_byte": 1.0, "artifact_bytes": 2e6, "decode_ms": 0.5}
 REFERENCE = {"bits_per_byte": 3.0, "artifact_bytes": 1e8, "decode_ms": 10.0}
 
 
+@functools.lru_cache(maxsize=4096)  # as a study keeps them
 def known_objectives(genome: Genome) -> dict[str, float]:
     """What is certain before training."""
     size = genome.weights_bytes()
@@ -168,7 +169,7 @@ def rows_of(notes: Sequence[Mapping[str, float]], *, parts: int = 10) -> list[di
 
 def opened(folder: Path) -> dict[str, float]:
     """Seconds that reading the study takes, the least of three: its record alone, and all of `codenas status`."""
-    StudyFolder(folder).settings.write_text(dump(RunSettings()), encoding="utf-8")
+    StudyFolder(folder).settings.write_text(f"study: {folder.name}\n", encoding="utf-8")
     record, command = [], []
     for _ in range(3):
         begin = time.perf_counter()
