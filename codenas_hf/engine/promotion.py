@@ -71,7 +71,7 @@ def _adding_most(
             near = np.flatnonzero(~asked & (gains >= gains[best] - 1e-9 * volume))  # rounding may lift what has fallen
             if not len(near):
                 break
-            for at in near:
+            for at in near.tolist():
                 gains[at] = hypervolume(values[[*rows, left[at]]], reference=corner) - volume
                 asked[at] = True
         if gains[best] <= 1e-9 * volume:  # rounding
