@@ -141,7 +141,8 @@ def context(device: torch.device) -> str:
     """Looking at GPUs starts none; a worker's context has its price."""
     if device.type == "cpu":
         raise NotTriedError("needs a GPU")
-    started = [i for i in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(i)]
+    has_context: Any = getattr(torch._C, "_cuda_hasPrimaryContext")  # noqa: B009  # in builds for CUDA only
+    started = [i for i in range(torch.cuda.device_count()) if has_context(i)]
     assert not started, f"the main process has a context on {started} before it computes anything"
     (only,) = answers(Products("cuda", size=8, repeats=1), workers=1, tasks=1, device=device)
     assert only.evaluation, only.failure
@@ -298,10 +299,10 @@ def main() -> int:
             continue
         begin = time.monotonic()
         state, detail = outcome(check, device)
-        about = " ".join((check.__doc__ or "").split())
-        row = {"check": check.__name__, "about": about, "state": state, "detail": detail}
+        asked = " ".join((check.__doc__ or "").split())
+        row = {"check": check.__name__, "about": asked, "state": state, "detail": detail}
         rows.append({**row, "seconds": round(time.monotonic() - begin, 1)})
-        print(f"{state:<15} {check.__name__:<11} {about}\n{'':<27} {detail}", flush=True)
+        print(f"{state:<15} {check.__name__:<11} {asked}\n{'':<27} {detail}", flush=True)
     failed = sum(row["state"] == "does not hold" for row in rows)
     names = [torch.cuda.get_device_name(i) for i in range(hardware.count)] if device.type == "cuda" else []
     about = protocol(**{**provenance(device), "gpus": names})

@@ -86,10 +86,10 @@ class Watched:
     folder: Path
     notes: list[dict[str, float]] = field(default_factory=list)
 
-    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
+    def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Any]:
         """As the policy."""
         begin = time.thread_time()
-        found: Any = self.policy.propose(records, space=space, n=n, rng=rng)
+        found = self.policy.propose(records, space=space, n=n, rng=rng)
         self.notes.append(
             {
                 "evaluations": sum(record.state == "complete" for record in records),
@@ -98,7 +98,7 @@ class Watched:
                 **weighed(self.folder),
             }
         )
-        return list(found)
+        return found
 
 
 def weighed(folder: Path) -> dict[str, float]:

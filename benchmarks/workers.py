@@ -130,13 +130,14 @@ class Timed:
 def take_part(url: str, folder: Path, number: int, *, population: int, generations: int) -> None:
     """One of many processes: its part in the search, and a file with its times."""
     timed: list[Timed] = []
-    plain: Callable[..., BaseStorage] = driver.open_storage
+    module: Any = driver
+    plain: Callable[..., BaseStorage] = module.open_storage
 
     def opened(*words: Any, **options: Any) -> Any:
         timed.append(Timed(plain(*words, **options)))
         return timed[-1]
 
-    driver.open_storage = opened
+    module.open_storage = opened
     settings = SearchSettings(
         objectives=("a", "b"),
         population=population,
