@@ -346,7 +346,9 @@ def searched(
         snapshot = schedule.advance(study.snapshot())
         if schedule.done(snapshot):
             return snapshot
-        while len(running) < workers and (claim := study.claim(member=0, worker=f"w:{workers}")) is not None:
+        queues = schedule.queues(snapshot) if order else None  # whatever the order, the search is the same
+        who = {"member": 0, "worker": f"w:{workers}"}
+        while len(running) < workers and (claim := study.claim(**who, queues=queues)) is not None:  # type: ignore[arg-type]
             running.append(claim)
         claim = running.pop(int(rng.integers(len(running))))
         record = claim.record
@@ -370,6 +372,23 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(lag: tuple
     assert len(runs[0]) == 6 * 8 + 6 * (3 + 1)
     for run in runs[1:]:
         assert run == runs[0]
+
+
+def test_the_last_generation_begins_at_the_lowest_rung() -> None:
+    """Later generations read the higher rungs first; once there are none, the lowest rung is what others wait for."""
+    study = study_in(InMemoryStorage())
+    policy = GeneticPolicy(objectives=SETTINGS.build_objectives(), parents=8)
+    schedule = Schedule(study, space=SPACE, policy=policy, settings=SETTINGS, leads=lambda: True)
+    seen = set()
+    while not schedule.done(snapshot := schedule.advance(study.snapshot())):
+        last = len([f for f in snapshot.facts if f.startswith("proposed:")]) == SETTINGS.generations
+        waiting = {record.rung for record in snapshot.records if record.state == "waiting"}
+        claim = study.claim(member=0, worker="w", queues=schedule.queues(snapshot))
+        assert claim is not None
+        assert claim.record.rung == (min(waiting) if last else max(waiting))
+        seen.add((last, len(waiting)))
+        study.finish(claim, Evaluate()(claim.record.genome, SETTINGS.rungs[claim.record.rung], claim.previous))  # type: ignore[arg-type]
+    assert {(False, 2), (True, 2)} <= seen, "both rungs waited, before and after"
 
 
 def test_the_search_depends_on_its_seed() -> None:

@@ -189,6 +189,7 @@ class _Search:
     preload: Sequence[str]
     workers: int
     progress: Progress
+    queues: list[int] | None = None
     discarded: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     unrecorded: list[Outcome] = dataclasses.field(default_factory=list)
 
@@ -303,12 +304,13 @@ class _Search:
         self.progress.update(snapshot, pool.busy)
         if self.schedule.done(snapshot) or self.finished():
             return True
+        self.queues = self.schedule.queues(snapshot)
         self._claim(pool)
         return False
 
     def _claim(self, pool: Pool) -> None:
         while pool.free and not self.stop.count:
-            claim = self.study.claim(member=self.members.number, worker=self.members.worker)
+            claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=self.queues)
             if claim is None:
                 return
             self._start(pool, claim)

@@ -62,11 +62,23 @@ class Schedule:
     def done(self, snapshot: Snapshot) -> bool:
         """Whether nothing is left to propose, promote or finish."""
         facts = snapshot.facts
-        generations = proposed(facts)
-        if generations < self._settings.generations and not self._exhausted(facts):
+        if not self._proposed_all(facts):
             return False
-        closed = closed_generations(snapshot)
+        generations, closed = proposed(facts), closed_generations(snapshot)
         return all(value >= generations for value in closed)
+
+    def queues(self, snapshot: Snapshot) -> list[int]:
+        """Rungs in the order in which waiting trials are to be taken; that changes when things are done, not what.
+
+        The highest first, since later generations read them. Once all generations are proposed nobody reads anything
+        any more, but what the last of them promotes waits for its last evaluation below: then the lowest come first,
+        and the long evaluations of higher rungs are left to fill that time.
+        """
+        rungs = range(len(self._settings.rungs))
+        return list(rungs if self._proposed_all(snapshot.facts) else reversed(rungs))
+
+    def _proposed_all(self, facts: Any) -> bool:
+        return proposed(facts) >= self._settings.generations or self._exhausted(facts)
 
     def _step(self, snapshot: Snapshot) -> bool:
         facts, closed = snapshot.facts, closed_generations(snapshot)
@@ -78,7 +90,7 @@ class Schedule:
                 self._promote(snapshot, generation, rung)
                 return True
         generation = proposed(facts)
-        if generation >= self._settings.generations or self._exhausted(facts):
+        if self._proposed_all(facts):
             return False
         if any(generation - self._settings.lag_of(rung) >= value for rung, value in enumerate(closed)):
             return False

@@ -367,6 +367,9 @@ class Study:
         cached = self._cache.get(trial._trial_id)
         if cached is not None and (cached[0] is trial or cached[0].state.is_finished()):
             return cached[1]
+        if cached is None:  # each trial brings choices of its own: the memory of thousands goes there
+            known = self._distributions
+            trial.distributions = {name: known.get(name, each) for name, each in trial.distributions.items()}
         attributes = trial.user_attrs
         state = _STATES[trial.state]
         record = TrialRecord(
