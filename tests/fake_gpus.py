@@ -54,7 +54,10 @@ class FakeCuda:
 
 @dataclass(frozen=True)
 class Unequal:
-    """GPU 0 is fast; an evaluation on GPU 1 lasts until GPU 0 has done `ahead`. Nobody else is on a GPU meanwhile."""
+    """GPU 0 is fast; an evaluation on GPU 1 lasts until GPU 0 has done `ahead`. Nobody else is on a GPU meanwhile.
+
+    None on GPU 0 ends before the one on GPU 1 has begun, however slowly its process starts.
+    """
 
     folder: Path
     ahead: int
@@ -66,7 +69,10 @@ class Unequal:
         gpu = hardware.take_gpu()
         alone = self.folder / f"on{gpu}"
         alone.touch(exist_ok=False)
-        while gpu == "1" and len(list(self.folder.glob("done0-*"))) < self.ahead:
+        begun = self.folder / "begun"
+        if gpu == "1":
+            begun.touch()
+        while len(list(self.folder.glob("done0-*"))) < self.ahead if gpu == "1" else not begun.exists():
             time.sleep(0.02)
         alone.unlink()
         (self.folder / f"done{gpu}-{os.getpid()}").touch()
