@@ -76,7 +76,7 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str
 
 
 def section(data: dict[str, Any], shown: Shown | None = None) -> str:
-    """Markdown of one result file: rows, targets, protocol in one line; all of it, or as README shows it."""
+    """Markdown of one result file: rows, targets, protocol in a line; all of it, or as README shows it."""
     rows = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in data["rows"]]
     columns = data.get("columns") or list(dict.fromkeys(key for row in rows for key in row))
     lines = [f"#### {data['name']}", "", *([shown.caption, ""] if shown else [])]
@@ -90,11 +90,16 @@ def section(data: dict[str, Any], shown: Shown | None = None) -> str:
     if data["targets"]:
         goals = [f"{t['name']} {came(t)} (target {goal(t)}: {met(t)})" for t in data["targets"]]
         lines += ["", "Targets: " + "; ".join(goals) + "."]
-    about = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python")}
+    about = {k: v for k, v in data["protocol"].items() if k not in ("versions", "python") and not is_long(v)}
     versions = data["protocol"].get("versions", {})
     about |= {k: versions[k] for k in ("torch", "transformers") if k in versions}
     lines += ["", "<sub>" + ", ".join(f"{k}: {v}" for k, v in about.items()) + "</sub>", ""]
     return "\n".join(lines)
+
+
+def is_long(value: Any) -> bool:
+    """Whether a part of a protocol, such as a whole genome, is left to the result file."""
+    return isinstance(value, dict) and len(value) > 8
 
 
 def goal(target: Mapping[str, Any]) -> str:
