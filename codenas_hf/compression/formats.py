@@ -48,6 +48,8 @@ BLOCKS = {
         Block(name="bf16", size=1, bits=16),
         Block(name="f16", size=1, bits=16),
         Block(name="q8_0", size=32, bits=8.5, points=tuple(range(-127, 128))),
+        Block(name="q5_1", size=32, bits=6.0, points=tuple(range(32)), offset=True),
+        Block(name="q5_0", size=32, bits=5.5, points=tuple(range(-16, 16))),
         Block(name="q4_1", size=32, bits=5.0, points=tuple(range(16)), offset=True),
         Block(name="q4_0", size=32, bits=4.5, points=tuple(range(-8, 8))),
         Block(name="iq4_nl", size=32, bits=4.5, points=IQ4_NL_POINTS),

@@ -27,6 +27,7 @@ from .formats import Block, Format
 _TARGETS = {
     "q8_0": (127.0,),
     "q4_0": (-8.25, -7.75, -8.5, -7.25, -8.0, -8.75, -7.0, -6.0),
+    "q5_0": (-16.25, -15.75, -16.0, -15.25, -16.5, -15.0, -14.0),
     "iq4_nl": (-129.0, -123.0, -135.0, 114.0, 120.0, -108.0, -132.0, -127.0, 113.0, -104.0),
 }
 _LARGEST = 65504.0  # of float16
@@ -50,7 +51,7 @@ class Codes:
 
     def decoded(self) -> torch.Tensor:
         """float32 `[rows, columns]`: one product for each weight, as every reader does it."""
-        points = _points(self.block).to(self.codes.device)[self.codes.long()]
+        points = points_of(self.block).to(self.codes.device)[self.codes.long()]
         rows, columns = self.codes.shape
         blocks = points.view(rows, -1, self.block.size) * self.scales.float()[..., None]
         if self.offsets is not None:
@@ -64,9 +65,11 @@ class Codes:
         codes = self.codes.cpu().numpy().reshape(rows, columns // self.block.size, self.block.size)
         if self.block.name == "q8_0":
             packed = (codes.astype(np.int16) - 127).astype(np.int8).view(np.uint8)
-        else:  # the first half of a block in the low bits, the second half in the high bits
-            half = self.block.size // 2
-            packed = codes[..., :half] | (codes[..., half:] << 4)
+        else:  # the first half of a block in the low bits, the second half in the high bits, fifth bits before both
+            half, low = self.block.size // 2, codes & 15
+            packed = low[..., :half] | (low[..., half:] << 4)
+            if len(self.block.points or ()) > 16:
+                packed = np.concatenate([np.packbits(codes >> 4, axis=-1, bitorder="little"), packed], axis=-1)
         if self.offsets is not None:
             offsets = self.offsets.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
             scales = np.concatenate([scales, offsets], axis=-1)
@@ -96,7 +99,7 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
     best_scale, best_codes = torch.zeros_like(peak).half(), torch.zeros_like(values, dtype=torch.uint8)
     for target in _TARGETS[block.name]:
         scale = (peak / target).half()
-        codes, error = _nearest(values, scale.float(), block)
+        codes, error = nearest(values, scale.float(), block)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
@@ -174,7 +177,7 @@ _CUTS = ((0.0, 0.0), (0.03, 0.03), (0.06, 0.0), (0.0, 0.06), (0.06, 0.06), (0.1,
 
 def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...]) -> Codes:
     """The codes of blocks `[blocks, size]` between their own lowest and highest weight, the best of some cuts."""
-    points = _points(block).to(values.device)
+    points = points_of(block).to(values.device)
     low, high = values.amin(dim=1), values.amax(dim=1)
     if not torch.isfinite(values).all() or float(values.abs().max()) > _LARGEST:
         raise ValueError(f"a weight of {float(values.abs().max()):.3g} does not fit {block.name}")
@@ -185,7 +188,7 @@ def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...])
         span = high - low
         offset = (low + below * span).half()
         scale = ((1 - below - above) * span / (len(points) - 1)).half()
-        found, error = _nearest(values - offset.float()[:, None], scale.float(), block)
+        found, error = nearest(values - offset.float()[:, None], scale.float(), block)
         better = error < best
         best = torch.where(better, error, best)
         scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
@@ -198,7 +201,8 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 @functools.cache
-def _points(block: Block) -> torch.Tensor:
+def points_of(block: Block) -> torch.Tensor:
+    """What each code stands for, float32, in units of the scale."""
     assert block.points is not None
     return torch.tensor(block.points, dtype=torch.float32)
 
@@ -206,13 +210,13 @@ def _points(block: Block) -> torch.Tensor:
 @functools.cache
 def _table(block: Block) -> tuple[torch.Tensor, int]:
     """The code nearest to each half of a unit, from the lowest on, and that lowest; borders lie at halves."""
-    points = _points(block)
+    points = points_of(block)
     borders = (points[1:] + points[:-1]) / 2
     halves = torch.arange(2 * int(points[0]), 2 * int(points[-1]) + 1)
     return torch.bucketize(halves / 2, borders), int(halves[0])
 
 
-def _nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of the points nearest to `values` `[blocks, size]` at a scale for each block, and their squared error.
 
     A value on the border of two points takes the lower one. Training does this at every step, so it goes without a
@@ -220,7 +224,7 @@ def _nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[t
     """
     inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)[:, None]
     wanted = values * inverse
-    points = _points(block).to(values.device)
+    points = points_of(block).to(values.device)
     lowest, highest = float(points[0]), float(points[-1])
     if len(points) == highest - lowest + 1:  # all whole numbers between them
         near = wanted.sub_(0.5).ceil_().clamp_(lowest, highest)
