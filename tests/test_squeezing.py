@@ -280,6 +280,17 @@ def test_unequal_layers_are_a_space_of_their_own(space: SqueezeSpace) -> None:
     assert "neurons and groups differ between layers" in str(space.validate(genome))
 
 
+def test_what_a_model_of_quality_learns_from_tells_formats_and_places(space: SqueezeSpace) -> None:
+    found = {genome.genome_id: genome.features() for genome in drawn(space)}
+    assert len({tuple(row) for row in found.values()}) == 1
+    assert all(isinstance(value, int | float) for row in found.values() for value in row.values())
+    assert len({tuple(row.values()) for row in found.values()}) == len(found)
+    early = replace(drawn(space, 1)[0], attention=("q8_0", "iq4_nl")).features()
+    late = replace(drawn(space, 1)[0], attention=("iq4_nl", "q8_0")).features()
+    assert early["attention.q8_0"] == late["attention.q8_0"] == 0.5
+    assert early["attention.q8_0.later"] < 0 < late["attention.q8_0.later"]
+
+
 def test_what_is_no_squeeze_of_the_space_is_said(space: SqueezeSpace) -> None:
     genome = drawn(space, 1)[0]
     wrong: list[tuple[Mapping[str, Any], str]] = [

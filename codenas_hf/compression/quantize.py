@@ -31,6 +31,8 @@ _TARGETS = {
     "iq4_nl": (-129.0, -123.0, -135.0, 114.0, 120.0, -108.0, -132.0, -127.0, 113.0, -104.0),
 }
 _LARGEST = 65504.0  # of float16
+# The reader's code of each point of MXFP4: a sign and one of eight sizes.
+_SIGNED = np.array([*range(15, 8, -1), *range(8)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,15 @@ class Codes:
         """Bytes `[rows, bytes of a row]` as llama.cpp lays them out: a scale, then the codes of each block."""
         rows, columns = self.codes.shape
         scales = self.scales.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
+        if self.block.power:
+            exponents = torch.where(self.scales > 0, self.scales.float().log2().round() + 128, 0.0)
+            scales = exponents.to(torch.uint8).cpu().numpy()[..., None]
         codes = self.codes.cpu().numpy().reshape(rows, columns // self.block.size, self.block.size)
         if self.block.name == "q8_0":
             packed = (codes.astype(np.int16) - 127).astype(np.int8).view(np.uint8)
         else:  # the first half of a block in the low bits, the second half in the high bits, fifth bits before both
+            if self.block.power:
+                codes = _SIGNED[codes]
             half, low = self.block.size // 2, codes & 15
             packed = low[..., :half] | (low[..., half:] << 4)
             if len(self.block.points or ()) > 16:
@@ -90,15 +97,15 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
     if block.offset:
         return _with_offsets(values, block, shape=tuple(weight.shape))
     largest = values.abs().amax(dim=1)
-    if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * abs(_TARGETS[block.name][-1]):
+    widest = 2 if block.power else abs(_TARGETS[block.name][-1])
+    if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * widest:
         raise ValueError(f"a weight of {float(largest.max()):.3g} does not fit {block.name}")
     peak = values.gather(1, values.abs().argmax(dim=1, keepdim=True)).squeeze(1)
     if block.name == "q8_0":  # symmetric: the sign of the largest weight does not matter
         peak = largest
     best_error = torch.full_like(peak, torch.inf)
     best_scale, best_codes = torch.zeros_like(peak).half(), torch.zeros_like(values, dtype=torch.uint8)
-    for target in _TARGETS[block.name]:
-        scale = (peak / target).half()
+    for scale in _scales(peak, block):
         codes, error = nearest(values, scale.float(), block)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -106,6 +113,18 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
         best_codes = torch.where(better[:, None], codes, best_codes)
     rows, columns = weight.shape
     return Codes(block, best_scale.view(rows, -1), best_codes.view(rows, columns))
+
+
+def _scales(peak: torch.Tensor, block: Block) -> Iterator[torch.Tensor]:
+    """The float16 scales to try for blocks with these largest weights, `[blocks]` each."""
+    if not block.power:
+        yield from ((peak / target).half() for target in _TARGETS[block.name])
+        return
+    most = float(points_of(block)[-1])
+    exponent = torch.ceil(torch.log2(peak.abs().clamp_min(2.0**-24) / most))
+    for step in (0, -1, 1):
+        scale = torch.exp2((exponent + step).clamp(-24, 15))
+        yield torch.where(peak == 0, torch.zeros_like(scale), scale).half()
 
 
 def as_stored(weight: torch.Tensor, block: Block) -> torch.Tensor:

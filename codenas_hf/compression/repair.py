@@ -164,6 +164,7 @@ def _spanning(weight: torch.Tensor, block: Block) -> torch.Tensor:
     """True for the largest weight of each block, or for its lowest and its highest: scales follow from these."""
     values = weight.float().reshape(-1, block.size)
     ends = [values.argmin(dim=1), values.argmax(dim=1)] if block.offset else [values.abs().argmax(dim=1)]
+    ends = [] if block.power else ends  # any weights say which powers of two they are multiples of
     found = torch.zeros_like(values, dtype=torch.bool)
     for end in ends:
         found[torch.arange(len(values)), end] = True

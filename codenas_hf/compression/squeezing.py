@@ -75,6 +75,25 @@ class SqueezeGenome:
             found[name] = {str(at): value for at, value in enumerate(found[name])}
         return found | {"without_layers": list(self.without_layers)}
 
+    def features(self) -> dict[str, Any]:
+        """What bits per byte are predicted from: sizes, and of each format how much of the depth has it, and where.
+
+        A few candidates teach a model these; of a gene for each section and format they would teach it nothing.
+        """
+        found: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "neurons": sum(self.neurons) / len(self.neurons),
+            "groups": sum(self.groups) / len(self.groups),
+            "layers_out": len(self.without_layers),
+        }
+        tables = {"embedding": (self.embedding,), "attention": self.attention, "feed_forward": self.feed_forward}
+        for kind, blocks in tables.items():
+            for name in BLOCKS:
+                places = [(at + 0.5) / len(blocks) - 0.5 for at, block in enumerate(blocks) if block == name]
+                found[f"{kind}.{name}"] = len(places) / len(blocks)
+                found[f"{kind}.{name}.later"] = sum(places) / len(blocks)
+        return found
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SqueezeGenome:
         """Inverse of `to_dict`.
