@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from .formats import Block
-from .quantize import Codes, nearest, points_of, quantize
+from .quantize import Codes, points_of, quantize
 
 _RIDGE = 1e-2  # of the mean of H's diagonal: inputs that the text hardly moved must not take over anything large
-_STEPS = 256  # in which neurons leave: a share of them at a time
+_STEPS = 128  # in which neurons leave: a share of them at a time
 _BATCH = 64  # columns that are rounded before all later ones are told
 
 
@@ -137,27 +137,30 @@ def rounded(weight: torch.Tensor, block: Block, moments: torch.Tensor | None) ->
     order = moments.diagonal().argsort(descending=True, stable=True)
     factor = torch.linalg.cholesky(_ridged(moments[order][:, order].double()))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
-    scales = plain.scales.float().repeat_interleave(block.size, dim=1)[:, order].T.contiguous()
-    offsets = None
-    if plain.offsets is not None:
-        offsets = plain.offsets.float().repeat_interleave(block.size, dim=1)[:, order].T.contiguous()
-    fixed, points = _spanning(weight, block)[:, order].T.contiguous(), points_of(block)
-    now, codes = weight.float()[:, order].T.contiguous(), plain.codes[:, order].T.contiguous()
+
+    def by_column(values: torch.Tensor) -> torch.Tensor:
+        whole = values.float().repeat_interleave(block.size, dim=1)
+        return whole[:, order].T.contiguous()
+
+    scales = by_column(plain.scales)
+    offsets = by_column(plain.offsets) if plain.offsets is not None else None
+    inverse, points = torch.where(scales == 0, 0.0, 1 / scales), points_of(block)
+    borders = (points[1:] + points[:-1]) / 2
+    fixed = _spanning(weight, block)[:, order].T.contiguous()
+    now, codes = weight.float()[:, order].T.contiguous(), plain.codes.long()[:, order].T.contiguous()
     for first in range(0, len(order), _BATCH):
         last = min(first + _BATCH, len(order))
         part, errors = now[first:last].clone(), torch.zeros(last - first, weight.shape[0])
-        for at in range(last - first):
-            here = first + at
-            offset = 0.0 if offsets is None else offsets[here]
-            found, _ = nearest((part[at] - offset)[:, None], scales[here], block)
-            codes[here] = torch.where(fixed[here], codes[here], found[:, 0])
-            value = points[codes[here].long()] * scales[here] + offset
-            errors[at] = (part[at] - value) / upper[here, here]
+        for at, here in enumerate(range(first, last)):
+            wanted = part[at] if offsets is None else part[at] - offsets[here]
+            code = torch.where(fixed[here], codes[here], torch.bucketize(wanted * inverse[here], borders))
+            codes[here] = code
+            errors[at] = (wanted - points[code] * scales[here]) / upper[here, here]
             part[at:] -= upper[here, here:last, None] * errors[at]
         now[last:] -= upper[first:last, last:].T @ errors
     back = torch.empty_like(codes)
     back[order] = codes
-    return Codes(block, plain.scales, back.T.contiguous(), plain.offsets)
+    return Codes(block, plain.scales, back.T.to(torch.uint8).contiguous(), plain.offsets)
 
 
 def _spanning(weight: torch.Tensor, block: Block) -> torch.Tensor:
