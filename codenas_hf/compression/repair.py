@@ -132,8 +132,8 @@ def rounded(weight: torch.Tensor, block: Block, moments: torch.Tensor | None) ->
         ValueError: as `quantize`.
     """
     plain = quantize(weight, block)
-    if moments is None or block.bits > 8:
-        return plain
+    if moments is None or block.bits > 8 or torch.equal(plain.decoded(), weight.float()):
+        return plain  # nothing known, nothing to gain, or nothing lost
     order = moments.diagonal().argsort(descending=True, stable=True)
     factor = torch.linalg.cholesky(_ridged(moments[order][:, order].double()))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True).float()
