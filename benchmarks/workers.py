@@ -3,40 +3,54 @@
 Everything is real: fresh processes, the journal with its fsync, proposals, promotions. `sleep` leaves the cores to the
 engine, `compute` keeps both busy.
 
+With `--storage` it is many processes on a database server instead, each a `run_search` of its own with one worker, as
+on so many machines, and evaluations that sleep for 0.2 s; docs/scaling.md starts a server.
+
     python -m benchmarks.workers [--smoke]
+    python -m benchmarks.workers --storage postgresql+psycopg://user@host/database [--processes 64]
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from benchmarks.results_file import protocol, target, write
 from benchmarks.scale import Number, Numbers
-from codenas_hf.engine import Evaluation, Rung, SearchSettings, run_search, two_stage
+from codenas_hf.engine import Evaluation, Rung, SearchSettings, driver, run_search, two_stage
 from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.storage import open_storage
 
 SECONDS, WORKERS = 0.1, 2
+SHARED_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Takes:
-    """Takes 0.1 s, asleep or computing."""
+    """Takes so many seconds, asleep or computing."""
 
     kind: str
+    seconds: float = SECONDS
 
     def __call__(self, genome: Number, rung: Rung, previous: Evaluation | None) -> Evaluation:
         if self.kind == "sleep":
-            time.sleep(SECONDS)
+            time.sleep(self.seconds)
         else:
             begin = time.thread_time()
-            while time.thread_time() - begin < SECONDS:
+            while time.thread_time() - begin < self.seconds:
                 sum(range(1000))
         value = float(genome.value % 10007)
         return Evaluation(objectives={"a": value, "b": 10007 - value + rung.index})
@@ -79,11 +93,125 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
     }
 
 
+class Timed:
+    """A storage that notes how long this thread was in it, how often it was asked what, and what it claimed."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self.storage = storage
+        self.thread = threading.get_ident()  # the heartbeat has one of its own
+        self.seconds = self.before = 0.0  # in it, and of that before its first claim
+        self.calls: Counter[str] = Counter()
+        self.claims: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.storage, name)
+        if name.startswith("_") or not callable(found):
+            return found
+
+        def call(*words: Any, **options: Any) -> Any:
+            begin = time.time()
+            answer = None
+            try:
+                answer = found(*words, **options)
+                return answer
+            finally:
+                if threading.get_ident() == self.thread:
+                    self.seconds += time.time() - begin
+                    self.calls[name] += 1
+                    if name == "set_trial_state_values" and words[1] is TrialState.RUNNING:
+                        self.calls["claim"] += 1
+                        if answer:
+                            self.before = self.before if self.claims else self.seconds
+                            self.claims.append(time.time())
+
+        return call
+
+
+def take_part(url: str, folder: Path, number: int, *, population: int, generations: int) -> None:
+    """One of many processes: its part in the search, and a file with its times."""
+    timed: list[Timed] = []
+    module: Any = driver
+    plain: Callable[..., BaseStorage] = module.open_storage
+
+    def opened(*words: Any, **options: Any) -> Any:
+        timed.append(Timed(plain(*words, **options)))
+        return timed[-1]
+
+    module.open_storage = opened
+    settings = SearchSettings(
+        objectives=("a", "b"),
+        population=population,
+        generations=generations,
+        rungs=two_stage(population=population, keep=population // 4),
+        workers_per_rank=1,
+        storage=url,
+        name=folder.name,
+    )
+    evaluator = Takes("sleep", SHARED_SECONDS)
+    result = run_search(Numbers(), evaluator, folder=folder, settings=settings, policy=RandomPolicy())
+    assert not result.failures
+    known = {"seconds": timed[0].seconds - timed[0].before, "calls": timed[0].calls, "claims": timed[0].claims}
+    path = folder / f"part{number}.json"
+    path.write_text(json.dumps({**known, "trials": len(result.records), "end": time.time()}))
+
+
+def shared(url: str, *, processes: int, population: int, generations: int) -> dict[str, Any]:
+    """A search by many processes; figures from the moment at which the last of them has its first evaluation."""
+    with tempfile.TemporaryDirectory(prefix=f"shared{processes}-") as place:
+        shape = ["--population", str(population), "--generations", str(generations)]
+        words = ["-m", "benchmarks.workers", "--storage", url, "--folder", place, *shape]
+        parts = [subprocess.Popen([sys.executable, *words, "--part", str(n)]) for n in range(processes)]
+        if any([part.wait() for part in parts]):
+            raise SystemExit("a process failed; its error stands above")
+        found = [json.loads(path.read_text()) for path in Path(place).glob("part*.json")]
+    claims = sorted(when for part in found for when in part["claims"])
+    assert len(claims) == found[0]["trials"], "each trial is claimed once"
+    begin, end = max(part["claims"][0] for part in found if part["claims"]), claims[-1]
+    within = sum(begin <= when <= end for when in claims)
+    spent = sum(part["seconds"] for part in found)
+    present = sum(part["end"] - part["claims"][0] for part in found if part["claims"])
+    calls = sum((Counter(part["calls"]) for part in found), Counter[str]())
+    return {
+        "processes": processes,
+        "trials": len(claims),
+        "claims_per_s": within / (end - begin),
+        "ideal_claims_per_s": processes / SHARED_SECONDS,
+        "share_in_storage": spent / present,
+        "share_evaluating": len(claims) * SHARED_SECONDS / present,
+        "calls_per_trial": (calls.total() - calls["claim"]) / len(claims),
+        "lost_races_per_trial": calls["claim"] / len(claims) - 1,
+        "ms_per_call": 1000 * spent / (calls.total() - calls["claim"]),
+        "wall_s": claims[-1] - claims[0],
+    }
+
+
+def on_server(url: str, *, processes: int, write_them: bool) -> None:
+    """Some processes, up to as many as were asked for."""
+    rows = []
+    for count in sorted({1, 8, processes} if write_them else {2}):
+        rows.append(shared(url, processes=count, population=max(12, 4 * count), generations=2))
+        print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
+    if write_them:
+        server = url.partition("+")[0].partition(":")[0]
+        about = protocol(server=server, evaluation_s=SHARED_SECONDS, generations=2, population="4 a process")
+        write("workers_shared", protocol=about, rows=rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a short search, nothing is written")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--storage", help="URL of a database: many processes share a search there")
+    parser.add_argument("--processes", type=int, default=64, help="with --storage, at most (default: 64)")
+    for name in ("--part", "--population", "--generations"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)  # of one of those processes
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.part is not None:
+        sizes = {"population": arguments.population, "generations": arguments.generations}
+        return take_part(arguments.storage, arguments.folder, arguments.part, **sizes)
+    if arguments.storage is not None:
+        return on_server(arguments.storage, processes=arguments.processes, write_them=not arguments.smoke)
     rows = []
     for kind in ("sleep", "compute"):
         sizes = {"population": 8, "generations": 2} if arguments.smoke else {"population": 24, "generations": 8}

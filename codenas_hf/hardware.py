@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
+import multiprocessing
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,6 +23,9 @@ LAUNCHER = (
     *("ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
 )
 LAUNCHER_PREFIX = "TORCHELASTIC_"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_TURNS = 64  # workers of one GPU, at most
+_held: list[int] = []  # locks that end with this process
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -29,7 +35,7 @@ class Hardware:
 
     Args:
         device: `cuda` or `cpu`.
-        name: of the processor or the first GPU.
+        name: of the processor, or of the GPUs, each kind once.
         count: GPUs, or cores that this process may run on.
     """
 
@@ -49,10 +55,70 @@ class Hardware:
 
             gpus = torch.cuda.device_count()
             if gpus:
-                return cls("cuda", torch.cuda.get_device_properties(0).name, gpus)
+                names = [torch.cuda.get_device_properties(index).name for index in range(gpus)]
+                return cls("cuda", ", ".join(dict.fromkeys(names)), gpus)
             if device == "cuda":
                 raise ValueError("`device` is cuda, but torch sees no GPU here; leave it out to use the CPU")
         return cls("cpu", processor_name(), cores())
+
+    @property
+    def share(self) -> int:
+        """How many of them each process of the launcher has on this machine, 1 or more."""
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+        return max(1, self.count // int(ranks))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; makes no CUDA context."""
+    import torch  # as above
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return tuple(named[:count] if named else map(str, range(count)))
+
+
+def take_gpu() -> str | None:
+    """Gives a worker one GPU for itself, and hides the others from it and from whatever it starts.
+
+    Whichever has the fewest workers of this user on this machine, of all ranks and studies; the next worker of a fast
+    GPU finds it free sooner, so unequal ones share a queue in proportion to their speed. It is to be called before
+    anything starts CUDA. Locks tell, which the kernel frees however a worker ends.
+
+    Returns:
+        Its name; None in a main process, which keeps all of them, and where there are not two.
+    """
+    if multiprocessing.parent_process() is None:
+        return None
+    names = visible_gpus()
+    if len(names) < 2:
+        return None
+    import torch  # as above
+
+    folder = Path(tempfile.gettempdir()) / f"codenas-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for turn in range(_TURNS):
+        for index, name in enumerate(names):
+            descriptor = os.open(folder / f"{name.replace(os.sep, '_')}.{turn}", os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            _held.append(descriptor)
+            os.environ[VISIBLE] = name
+            if torch.cuda.device_count() > 1:  # without NVML the driver has counted them, and looks no more
+                torch.cuda.set_device(index)
+            return name
+    return None
+
+
+def free_gpu_memory() -> None:
+    """Gives back what this process keeps of a GPU's memory for later; its workers need it."""
+    import torch  # as above
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def processor_name() -> str:

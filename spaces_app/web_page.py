@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 PAGE = HERE / "web"
 PINNED = PAGE / "engine.json"
 ENGINES = {"one": "engine/one-thread.wasm", "threads": "engine/threads.wasm"}
+PIECE_BYTES = 4 << 20  # so much at a time is fetched, hashed and put away
 FORMS = ("q8_0", "f16")  # the second stores widths that are no multiple of a block
 CARD = """\
 ---
@@ -105,9 +106,9 @@ def page_facts(release: Release, weights: Path, *, name: str, hub_id: str | None
         hub_id: of the model, for a link to its card.
 
     Returns:
-        `file`, `bytes` and `sha256` of the model and, under `engine`, of the engine with `one` thread or more
-        (`threads`); `context` in tokens, ids of `special` tokens, `entries` of the tokenizer; `name`, `link`, and
-        `facts` as pairs of text.
+        `file`, `bytes` and hashes of the model (`sha256` of each `piece` bytes) and, under `engine`, of the engine
+        with `one` thread or more (`threads`); `context` in tokens, ids of `special` tokens, `entries` of the
+        tokenizer; `name`, `link`, and `facts` as pairs of text.
     """
     config = release.read_config()
     tokenizer = AutoTokenizer.from_pretrained(release.folder)
@@ -149,9 +150,12 @@ def page_facts(release: Release, weights: Path, *, name: str, hub_id: str | None
 
 def _checked(path: Path, folder: Path) -> dict[str, Any]:
     """A file as the page asks for it, with what it has to be."""
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    return {"file": path.relative_to(folder).as_posix(), "bytes": len(content), "sha256": digest}
+    hashes = []
+    with path.open("rb") as file:
+        while content := file.read(PIECE_BYTES):
+            hashes.append(hashlib.sha256(content).hexdigest())
+    known = {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
+    return {**known, "piece": PIECE_BYTES, "sha256": hashes}
 
 
 def engine_archive(pinned: dict[str, Any]) -> Path:

@@ -198,3 +198,34 @@ def test_a_disk_that_fills_up_and_is_freed(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(folder / "study")], check=True)
     assert json.loads((folder / "records.json").read_text()) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_folder_that_may_only_be_read(tmp_path: Path) -> None:
+    """The search says so, what is finished can still be looked at, and the same command goes on once it may write."""
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=3")
+    folder = tmp_path / "read"
+    (folder / "study").mkdir(parents=True)
+    place = str(folder / "study")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        with started(folder, "seconds=0", "generations=1") as process:
+            assert process.communicate(timeout=100)[0] == "done\n"
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        with started(folder, "seconds=0", "generations=3") as process:
+            _, errors = process.communicate(timeout=100)
+        assert process.returncode != 0
+        assert "Read-only file system" in errors
+        known, at = finished(folder), len(log_of(folder))
+        assert known
+        subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+        with started(folder, "seconds=0", "generations=3") as process:
+            output, errors = process.communicate(timeout=100)
+        assert output == "done\n", errors
+        assert not known & set(log_of(folder)[at:])
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert json.loads((folder / "records.json").read_text()) == expected

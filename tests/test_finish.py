@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import PACE, planned
+from test_plan import planned
 from test_search_job import words
 
 from codenas_hf.engine import SearchResult
@@ -135,5 +135,5 @@ def test_how_long_the_winner_trains_on() -> None:
     assert seconds(some, plan=plan, elapsed_s=60.0) == 2 * plan.finish_s
     restarted = outcome((0, 2 * 1100.0), (1, 0.0))
     assert seconds(restarted, plan=plan, elapsed_s=5.0) == pytest.approx(
-        1800 - plan.spent_s - 1100 - PACE.final_s, rel=0.05
+        1800 - plan.spent_s - 1100 - plan.final_s, rel=0.05
     )

@@ -77,6 +77,16 @@ def test_a_list_of_processes_for_this_machine(place: Path) -> None:
     assert {p.name for p in (place / "runs" / "x" / "launch").glob("*.log")} == {"0.log", "1.log", "2.log"}
 
 
+def test_processes_of_this_machine_go_round_its_gpus(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this process may use, by the names that it was given."""
+    monkeypatch.setattr(jobs_launch.Hardware, "discover", lambda device="auto": jobs_launch.Hardware("cuda", "GPU", 2))
+    monkeypatch.setattr(jobs_launch, "visible_gpus", lambda: ("2", "5"))
+    assert main(["launch", "local", "--workers", "3", f"search.storage={URL}", "study=x", "space=tiny"]) == 0
+    lines = [line for line in written(place, "x")["local.sh"].splitlines() if "codenas search" in line]
+    assert [line.split()[0] for line in lines] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in ("2", "5", "2")]
+    assert not any("workers_per_rank" in line for line in lines)
+
+
 def test_an_array_of_jobs(place: Path) -> None:
     words = ["search.storage=postgresql+psycopg://me@db/codenas", "--config", "smoke"]
     options = ["--time", "02:00:00", "--option=--partition=gpu", "--option=--mem=8G"]

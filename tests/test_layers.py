@@ -19,6 +19,7 @@ INSIDE = {
     "engine": [
         *("records", "pareto", "objectives", "settings", "journal", "storage", "places"),
         *(
+            "parameters",
             "study",
             "members",
             "surrogate",
@@ -29,7 +30,7 @@ INSIDE = {
             "guided",
         ),
         *("promotion", "stages", "dots", "intervals"),
-        *("schedule", "result", "main_program", "workers", "progress", "stopping", "driver"),
+        *("schedule", "result", "main_program", "main_import", "workers", "progress", "stopping", "driver"),
     ],
     "architecture": ["genes", "genome", "genome_file", "stock", "choices", "space"],
     "data": [

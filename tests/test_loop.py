@@ -264,16 +264,25 @@ def test_divergence_in_the_last_steps_is_seen_too(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "error",
-    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")],
+    ("error", "size"),
+    [
+        (MemoryError(), ""),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "9 bytes"),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB."
+            ),
+            "Tried to allocate 2.50 GiB",
+        ),
+    ],
 )
-def test_memory_that_is_used_up_is_said(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_used_up_is_said(error: Exception, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     model = tiny_model()
     monkeypatch.setattr(model, "forward", fail)
-    match = r"ran out of memory \(.*\) with 8 sequences of 16 tokens in a pass; try train\.micro_sequences=4"
+    match = rf"ran out of memory \(.*{size}.*\) with 8 sequences of 16 tokens in a pass; try train\.micro_sequences=4"
     with pytest.raises(OutOfMemoryError, match=match):
         train(model, FakeTokens(), Budget("steps", 1), settings=settings())
     monkeypatch.setattr(model, "forward", lambda **_: 1 / 0)

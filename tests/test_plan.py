@@ -53,7 +53,7 @@ def test_settings_with_durations_are_written_and_read(tmp_path: Path) -> None:
     assert load(RunSettings, overrides=["search.finish=auto"]).search.finish == "auto"
 
 
-PACE = Pace(step_s=0.16, evaluation_s=1.0, report_s=1.0, final_s=10.0)
+PACE = Pace(step_s=0.16, evaluation_s=1.0, report_s=1.0, score_s=10.0)
 
 
 def planned(seconds: float, **changes: Any) -> Plan:
@@ -80,6 +80,13 @@ def test_a_plan_fills_its_time(seconds: float, step_s: float, workers: int) -> N
     assert plan.steps[0] >= FEWEST_STEPS
     assert plan.generations >= 2
     assert plan.keep < plan.population
+
+
+def test_only_the_winner_is_scored_at_the_end() -> None:
+    """The front is timed; its report text belongs to its evaluations."""
+    slow = dataclasses.replace(PACE, score_s=PACE.score_s + 40)
+    assert planned(1800, pace=slow).measure_s == pytest.approx(planned(1800).measure_s + 40)
+    assert planned(1800).measure_s > 2 * planned(1800).final_s, "and each of the front is timed"
 
 
 def test_more_time_buys_candidates_and_steps() -> None:

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import pwd
-import shutil
+import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from integer_space import IntegerSpace
 from test_crash import children_of, log_of, straight, wait_until
 from test_driver import started
 
+from benchmarks.postgres import Postgres, binaries
 from codenas_hf.engine import SearchResult
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(600)]
@@ -27,60 +26,24 @@ SPACE = IntegerSpace()
 OPTIONS = ("workers=2", "heartbeat=0.5", "lease=4", "generations=4")
 
 
-def binaries() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
-    return found[-1].parent if found else None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a fresh server on loopback, which ends with the tests."""
-    folder = binaries()
-    if folder is None:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A fresh server on loopback, which ends with the tests."""
+    if binaries() is None:
         pytest.skip("no PostgreSQL server program in /usr/lib/postgresql/*/bin: apt-get install postgresql")
-    home = Path(str(tmp_path_factory.mktemp("postgres")))
-    user = pwd.getpwuid(os.getuid()).pw_name
-    run_as: list[str] = []
-    if os.getuid() == 0:  # the server refuses to run as root
-        user = "postgres"
-        run_as = ["runuser", "-u", user, "--"]
-        shutil.chown(home, user)
-        for parent in home.parents:
-            with contextlib.suppress(PermissionError):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = home / "data"
-    command = [*run_as, str(folder / "initdb"), "-D", str(data), "-U", "search", "--auth=trust", "-E", "UTF8"]
-    subprocess.run(command, check=True, capture_output=True, cwd=home)
-    log = open(home.parent / "postgres.log", "w")
-    options = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={home}", "-p", str(port)]
-    process = subprocess.Popen(
-        [*run_as, str(folder / "postgres"), "-D", str(data), *options], stdout=log, stderr=log, cwd=home
-    )
+    found = Postgres(Path(str(tmp_path_factory.mktemp("postgres"))))
     try:
-        ready = [str(folder / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
-        wait_until(lambda: subprocess.run(ready, capture_output=True).returncode == 0)
-        yield f"postgresql+psycopg://search@127.0.0.1:{port}/postgres"
+        found.start()
+        yield found
     finally:
-        stop = [*run_as, str(folder / "pg_ctl"), "-D", str(data), "stop", "-m", "immediate"]
-        subprocess.run(stop, cwd=home, check=True)
-        process.wait(timeout=60)
-        log.close()
+        found.stop()
 
 
 @pytest.fixture
-def database(server: str, request: pytest.FixtureRequest) -> str:
+def database(server: Postgres, request: pytest.FixtureRequest) -> str:
     """A fresh database for each test."""
-    from sqlalchemy import create_engine, text
-
     name = request.node.name.replace("[", "_").replace("]", "").replace("-", "_")
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    engine.dispose()
-    return server.rsplit("/", 1)[0] + f"/{name}"
+    return server.create(name[-60:])  # longer ones are cut off, and then two are alike
 
 
 def launched(folder: Path, database: str, which: str, *options: str) -> subprocess.Popen[str]:
@@ -155,6 +118,27 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, databas
     assert output == "done\n", errors
     assert "The database server does not answer, trying again" in errors
     assert records(tmp_path, "first") == expected
+
+
+@pytest.mark.parametrize("kind", ["claim", "tell", "heartbeat", "poll", "propose"])
+def test_a_server_that_goes_away_behind_any_question_is_waited_for(tmp_path: Path, database: str, kind: str) -> None:
+    """Behind a claim it is written, and its trial runs in the name of a process that has not read so."""
+    at = random.Random(f"{kind}{os.environ.get('CODENAS_TEST_SEED', '')}").randint(2, 12 if kind == "poll" else 6)
+    options = ("generations=2", f"cut={kind}:{at}", "heartbeat=0.2")
+    expected = straight(tmp_path / "straight", "seconds=0", "generations=2")
+    process = launched(tmp_path, database, "first", "seconds=0.3", *options)
+    try:
+        output, errors = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it does not end: {process.communicate()[1][-5000:]}")
+    assert output == "done\n", errors
+    assert f"cut behind {kind}" in errors
+    # Only the heartbeat notices it where Optuna itself tries again, to add a trial.
+    assert "The database server does not answer, trying again" in errors or "heartbeat was not recorded" in errors
+    assert records(tmp_path, "first") == expected
+    lines = log_of(tmp_path)
+    assert len(lines) == len(set(lines)), "nothing is evaluated twice"
 
 
 def test_heartbeats_keep_a_far_member_alive(tmp_path: Path, database: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from integer_space import Evaluate, IntegerSpace, Point
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 
 from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy
@@ -23,7 +24,7 @@ from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.engine.schedule import PolicyError, Schedule, closed_generations
 from codenas_hf.engine.settings import Patience, RanksError, SearchSettings, World, single_stage, two_stage
-from codenas_hf.engine.storage import StorageError, open_storage
+from codenas_hf.engine.storage import ServerAway, StorageError, open_storage, patiently
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
 SPACE = IntegerSpace()
@@ -77,6 +78,100 @@ def test_a_trial_is_added_claimed_and_told_once(storage: BaseStorage) -> None:
     first, last = study.snapshot().rungs[0]
     assert first == TrialRecord(0, Point(1, 2), 0, "complete", full, worker="here:1")
     assert last == TrialRecord(1, Point(3, 4), 0, "fail", failure="no good", worker="here:1")
+
+
+def test_who_has_lost_a_trial_tells_nothing_and_gives_nothing_back(
+    storage: BaseStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = study_in(storage)
+    study.add(0, Point(1, 2), generation=0)
+    slept = claimed(study, member=0)
+    study.recover(lambda trial: True)
+    second = claimed(study, member=1)
+    study.finish(slept, outcome(7.0))
+    study.fail(slept, "late")
+    study.release(slept)
+    (record,) = study.snapshot().rungs[0]
+    assert record.state == "running"
+    assert "another process has it now" in caplog.text
+    study.finish(second, outcome(3.0))
+    (record,) = study.snapshot().rungs[0]
+    assert record.evaluation == outcome(3.0)
+
+
+def test_who_has_lost_a_trial_that_nobody_took_yet_still_tells_its_outcome(storage: BaseStorage) -> None:
+    study = study_in(storage)
+    study.add(0, Point(1, 2), generation=0)
+    slept = claimed(study, member=0)
+    study.recover(lambda trial: True)
+    study.finish(slept, outcome(7.0))
+    assert study.claim(member=1, worker="there:2") is None
+    (record,) = study.snapshot().rungs[0]
+    assert record.evaluation == outcome(7.0)
+
+
+def test_a_trial_that_went_back_runs_in_nobodys_name_until_the_next_one_says_who_it_is(storage: BaseStorage) -> None:
+    """Else it would run for ever where who had it before lives, and who took it next died before it could write so."""
+    study = study_in(storage)
+    study.add(0, Point(1, 2), generation=0)
+    first = claimed(study, member=0)
+    study.release(first)
+    storage.set_trial_state_values(first.trial_id, optuna.trial.TrialState.RUNNING)
+    running = storage.get_trial(first.trial_id)
+    assert study.runner(running) is None
+    members = Members(storage, study.members_study, rank=0, heartbeat_s=None, lease_s=-1)
+    members.join()
+    assert members.number == 0
+    assert members.runner_is_dead(running, members.living())
+
+
+class LostAnswer:
+    """A storage that does what it is asked, and whose first answer to a new trial is lost."""
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage, self.lost = storage, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def create_new_trial(self, *args: Any, **known: Any) -> int:
+        number = self._storage.create_new_trial(*args, **known)
+        if not self.lost:
+            self.lost = True
+            raise StorageInternalError("the server went away")
+        return number
+
+
+def test_the_time_that_a_server_is_away_is_told_once_and_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("codenas_hf.engine.storage.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("codenas_hf.engine.storage.time.sleep", lambda seconds: None)
+    away, gone = ServerAway(None, seconds=60), StorageInternalError("gone")
+    now[0] += 10
+    away.wait(gone)
+    assert (away.gone, away.missed(), away.missed()) == (True, 10, 0)
+    now[0] += 40
+    away.wait(gone)  # it reads, but writes nothing: that is no answer
+    assert away.missed() == 40
+    now[0] += 20
+    with pytest.raises(StorageError, match="the database server is away"):
+        away.wait(gone)
+    away.answered()
+    now[0] += 5
+    assert (away.gone, away.missed()) == (False, 5)
+
+
+def test_an_entry_whose_answer_was_lost_does_not_lead_for_ever(
+    storage: BaseStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_in(storage)
+    unlucky: Any = LostAnswer(storage)
+    members = Members(unlucky, study.members_study, rank=0, heartbeat_s=None, lease_s=30)
+    monkeypatch.setattr("codenas_hf.engine.storage.time.sleep", lambda seconds: None)
+    patiently(members.join, url=None, seconds=60)
+    assert members.leads()
+    assert list(members.living()) == [members.number] == [1]
+    members.leave()
 
 
 def test_higher_rungs_come_first_and_know_the_outcome_below(storage: BaseStorage) -> None:
@@ -251,7 +346,9 @@ def searched(
         snapshot = schedule.advance(study.snapshot())
         if schedule.done(snapshot):
             return snapshot
-        while len(running) < workers and (claim := study.claim(member=0, worker=f"w:{workers}")) is not None:
+        queues = schedule.queues(snapshot) if order else None  # whatever the order, the search is the same
+        who = {"member": 0, "worker": f"w:{workers}"}
+        while len(running) < workers and (claim := study.claim(**who, queues=queues)) is not None:  # type: ignore[arg-type]
             running.append(claim)
         claim = running.pop(int(rng.integers(len(running))))
         record = claim.record
@@ -275,6 +372,23 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(lag: tuple
     assert len(runs[0]) == 6 * 8 + 6 * (3 + 1)
     for run in runs[1:]:
         assert run == runs[0]
+
+
+def test_the_last_generation_begins_at_the_lowest_rung() -> None:
+    """Later generations read the higher rungs first; once there are none, the lowest rung is what others wait for."""
+    study = study_in(InMemoryStorage())
+    policy = GeneticPolicy(objectives=SETTINGS.build_objectives(), parents=8)
+    schedule = Schedule(study, space=SPACE, policy=policy, settings=SETTINGS, leads=lambda: True)
+    seen = set()
+    while not schedule.done(snapshot := schedule.advance(study.snapshot())):
+        last = len([f for f in snapshot.facts if f.startswith("proposed:")]) == SETTINGS.generations
+        waiting = {record.rung for record in snapshot.records if record.state == "waiting"}
+        claim = study.claim(member=0, worker="w", queues=schedule.queues(snapshot))
+        assert claim is not None
+        assert claim.record.rung == (min(waiting) if last else max(waiting))
+        seen.add((last, len(waiting)))
+        study.finish(claim, Evaluate()(claim.record.genome, SETTINGS.rungs[claim.record.rung], claim.previous))  # type: ignore[arg-type]
+    assert {(False, 2), (True, 2)} <= seen, "both rungs waited, before and after"
 
 
 def test_the_search_depends_on_its_seed() -> None:
@@ -549,6 +663,9 @@ def test_a_silent_member_of_another_host_is_dead_after_the_lease(
     storage.set_trial_user_attr(far._trial_id, "heartbeat", 1)
     now[0] += 29
     assert not near.leads()  # it showed a sign of life
+    now[0] += 10
+    near.excuse(10)  # the server was away for so long, and nobody could show one
+    assert not near.leads()
     now[0] += 31
     assert near.leads()
     assert not far.leads()  # it was asleep, and enters again behind the other

@@ -18,6 +18,7 @@ import yaml
 from bundle import bundle
 from web_page import engine_archive, web_page
 
+from benchmarks import web_readers
 from benchmarks.playground_load import random_model
 from codenas_hf.folders.record import Measured, Record, ReleaseFacts
 
@@ -58,7 +59,8 @@ def test_a_page_is_whole(release: Path, engine: dict[str, object], tmp_path: Pat
     facts = json.loads((folder / "model.json").read_text())
     for part in (facts, *facts["engine"].values()):
         content = (folder / part["file"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (part["bytes"], part["sha256"])
+        assert len(content) == part["bytes"]
+        assert [hashlib.sha256(content).hexdigest()] == part["sha256"]
     assert facts["special"] == list(range(8))
     assert facts["context"] == 1024
     told = dict(facts["facts"])
@@ -92,6 +94,26 @@ def test_without_npm_it_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.
         ValueError, match=r"the page needs @wllama/wllama@.*, which npm fetches once: install Node\.js"
     ):
         engine_archive(json.loads(pages.PINNED.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        ("code EINTEGRITY", ValueError, "other files than transformers_js/package-lock.json names"),
+        ("code ENOTFOUND", OSError, "npm could not fetch transformers.js: npm error code ENOTFOUND"),
+        (None, OSError, "npm is needed to fetch transformers.js; install Node.js"),
+    ],
+)
+def test_the_other_reader_is_fetched_whole_or_not_at_all(
+    said: str | None, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\necho npm error {said} >&2\nexit 1\n")
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(error, match=message):
+        web_readers.packages(tmp_path / "kept")
+    assert not list(tmp_path.glob("kept/*/node_modules"))
 
 
 def test_a_model_that_llama_cpp_cannot_read_is_refused(engine: dict[str, object], tmp_path: Path) -> None:

@@ -254,6 +254,33 @@ def test_the_main_program_is_imported_once_for_all_children(tmp_path: Path, how:
     assert (tmp_path / "imports").read_text().split() == ["__main__", "__mp_main__"]
 
 
+OF_THE_ENGINE = """
+from codenas_hf.engine import Budget, Evaluation, Rung
+from codenas_hf.engine.workers import Pool
+with open({file!r}, "a") as file:
+    file.write(__name__ + "\\n")
+class Answer:
+    def __call__(self, genome, rung, previous):
+        return Evaluation(objectives={{"a": float(genome)}})
+if __name__ == "__main__":
+    pool = Pool(Answer(), workers=1)
+    for x in range(3):
+        pool.start(x, x, rung=Rung(0, Budget("steps", 1)), previous=None)
+        while pool.busy:
+            assert all(outcome.evaluation is not None for outcome in pool.poll(1.0))
+    pool.close()
+"""
+
+
+def test_a_main_program_may_use_the_engine(tmp_path: Path) -> None:
+    """It is imported once there too, though the engine itself imports it."""
+    program = tmp_path / "program.py"
+    program.write_text(OF_THE_ENGINE.format(file=str(tmp_path / "imports")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, str(program)], check=True, cwd=tmp_path, timeout=100, env=environment)
+    assert (tmp_path / "imports").read_text().split() == ["__main__", "__mp_main__"]
+
+
 def test_a_main_program_that_cannot_be_imported_again_is_an_outcome(tmp_path: Path) -> None:
     """No guard: the program starts processes while children import it."""
     program = COUNTING.format(path=sys.path, file=str(tmp_path / "imports")).replace(

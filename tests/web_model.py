@@ -1,19 +1,26 @@
-"""A small trained release for the page's tests, and a plain server for the page."""
+"""What the tests of pages share: a small trained release, prompts, a plain server, Chromium."""
 
 from __future__ import annotations
 
+import random
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.playground_load import random_model
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+READY = "document.getElementById('loading').hidden && !document.getElementById('complete').disabled"
 TEXTS = ("codenas_hf/folders/record.py", "codenas_hf/generation/decode.py", "codenas_hf/release/hub.py")
 
 
@@ -40,6 +47,17 @@ def trained_release(folder: Path, *, steps: int = 60) -> Path:
     return folder
 
 
+def prompts_of(text: str, count: int) -> list[str]:
+    """Pieces of text cut anywhere, also inside words, indents and characters of several bytes."""
+    rng = random.Random(0)
+    found = []
+    for number in range(count):
+        end = rng.randrange(300, len(text))
+        piece = text[end - rng.randrange(20, 300) : end]
+        found.append(piece + ("# déjà 漢" if number % 20 == 19 else ""))
+    return found
+
+
 @contextmanager
 def plain_server(folder: Path) -> Iterator[str]:
     """`python -m http.server` for a folder; its address."""
@@ -51,3 +69,23 @@ def plain_server(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser; skips the test where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+def until(page: Any, expression: str, *, seconds: float = 60) -> None:
+    """Waits until an expression is true in the page, whose policy forbids playwright's own way of asking again."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(f"Boolean({expression})"):
+        assert time.monotonic() < end, f"{expression}: {page.locator('body').inner_text()}"
+        page.wait_for_timeout(50)

@@ -96,8 +96,11 @@ def _opset(graph: Any) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints each of its steps and warns of operators that are not ours."""
+    from transformers.exporters import exporter_dynamo
+
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.export", "transformers")
-    loggers = [logging.getLogger(name) for name in names]
+    # The last is named by its file, so that it is none of transformers'.
+    loggers = [logging.getLogger(name) for name in (*names, exporter_dynamo.__file__)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

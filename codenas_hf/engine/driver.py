@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .evolution import GeneticPolicy
 from .journal import JobLock, check_local
@@ -18,10 +18,10 @@ from .objectives import Objectives
 from .progress import Progress, Status
 from .records import Evaluator, Policy
 from .result import SearchResult
-from .schedule import Schedule, superseded
+from .schedule import Schedule, superseded, unconfirmed
 from .settings import RanksError, SearchSettings, World
 from .stopping import Stop, stopping
-from .storage import SERVER_ERRORS, StorageError, first_line, open_storage
+from .storage import SERVER_ERRORS, ServerAway, open_storage, patiently
 from .study import Claim, Snapshot, Study
 from .surrogate import Screened
 from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = "study.lock"
 _IDLE_S = (0.02, 0.2)
 _BUSY_S = 0.2
+
+T = TypeVar("T")
 
 
 def run_search(
@@ -105,9 +107,7 @@ def run_search(
             workers=world.workers(settings.workers_per_rank, threads=settings.threads_per_worker),
             progress=stack.enter_context(Progress(settings, shown=world.rank == 0, follow=follow)),
         )
-        if not search.finished():
-            search.run()
-        result = search.result(study.snapshot())
+        result = search.run()
         search.progress.finish(result)
         return result
 
@@ -128,13 +128,16 @@ def _enter(
     storage = open_storage(
         settings.storage, folder=folder, full_disk_wait_s=patience.full_disk_s, lease_s=patience.lease_s
     )
-    study = Study(
-        storage,
-        name=settings.name or (Study.name_in_journal(storage) if journal else None) or folder.name,
-        space=space,
-        rungs=len(settings.rungs),
-        objectives=settings.build_objectives(),
-        folder=folder,
+    patient = partial(patiently, url=settings.storage, seconds=patience.server_s)
+    study = patient(
+        lambda: Study(
+            storage,
+            name=settings.name or (Study.name_in_journal(storage) if journal else None) or folder.name,
+            space=space,
+            rungs=len(settings.rungs),
+            objectives=settings.build_objectives(),
+            folder=folder,
+        )
     )
     members = Members(
         storage,
@@ -152,10 +155,10 @@ def _enter(
         return study, members
     if journal:
         _wait(lambda: members.leader_of(parent_key()), patience.start_s, "rank 0 has not opened the study")
-    members.join()
+    patient(members.join)
     stack.callback(members.leave)
     _wait(
-        lambda: study.check_identity(identity, create=members.leads()),
+        lambda: patient(lambda: study.check_identity(identity, create=members.leads())),
         patience.start_s,
         "nobody has created the study",
     )
@@ -186,6 +189,7 @@ class _Search:
     preload: Sequence[str]
     workers: int
     progress: Progress
+    queues: list[int] | None = None
     discarded: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     unrecorded: list[Outcome] = dataclasses.field(default_factory=list)
 
@@ -201,21 +205,29 @@ class _Search:
             snapshot, objectives=self.objectives, rungs=tuple(self.settings.rungs), finished=self.finished()
         )
 
-    def run(self) -> None:
+    def run(self) -> SearchResult:
         """Works until the search is finished."""
-        with self._pool(self.evaluator, self.workers) as pool:
-            self._evaluate(pool)
-        while not self.finished():
-            if self.members.leads():
-                if self.confirm is not None:
-                    with self._pool(self.confirm, 1) as pool:
-                        self._confirm(pool)
-                mark = {"generations": self.settings.generations, "confirmed": self.confirm is not None}
-                self.study.set_fact("finished", mark)
-                return
+        if not self._patiently(self.finished):
+            with self._pool(self.evaluator, self.workers) as pool:
+                self._work(pool, self._turn)
+        while not self._patiently(self.finished):
+            if self._patiently(self.members.leads) and self._close():
+                break
             self._check_stop(idle=True)
-            self._check_leader()
+            self._patiently(self._check_leader)
             time.sleep(_IDLE_S[1])
+        return self._patiently(lambda: self.result(self.study.snapshot()))
+
+    def _close(self) -> bool:
+        """Confirms the front and marks the search as finished; False when another process leads meanwhile."""
+        if self.confirm is not None:
+            with self._pool(self.confirm, 1) as pool:
+                self._work(pool, self._confirm_turn)
+        if not self._patiently(self.members.leads):
+            return False
+        mark = {"generations": self.settings.generations, "confirmed": self.confirm is not None}
+        self._patiently(lambda: self.study.set_fact("finished", mark))
+        return True
 
     @contextmanager
     def _pool(self, evaluator: Evaluator, workers: int) -> Iterator[Pool]:
@@ -241,52 +253,74 @@ class _Search:
                 except (OSError, *SERVER_ERRORS) as error:  # what ended the search may be the storage itself
                     logger.warning("A trial was not given back to the queue, the next start does that: %s", error)
 
-    def _evaluate(self, pool: Pool) -> None:
-        """Evaluates until everything is proposed, promoted and finished; waits for a server that is away."""
+    def _work(self, pool: Pool, turn: Callable[[Pool], bool]) -> None:
+        """Takes turns until one says that nothing is left to do; waits for a server that is away."""
         idle = _IDLE_S[0]
-        well = time.monotonic()
+        away = ServerAway(self.settings.storage, seconds=self.settings.patience.server_s)
         while True:
             self._check_stop(idle=not pool.busy and not self.unrecorded)
             try:
-                if self._turn(pool):
+                if away.gone:
+                    self._settle(pool)
+                    self.members.excuse(away.missed())
+                if turn(pool):
                     return
                 if not pool.busy:
                     self._check_leader()
-                well = time.monotonic()
+                away.answered()
             except SERVER_ERRORS as error:
-                reason = first_line(error, self.settings.storage)
-                if time.monotonic() - well > self.settings.patience.server_s:
-                    raise StorageError(
-                        f"the database server is away ({reason}); what is finished is kept: run the same command again"
-                    ) from error
-                logger.warning("The database server does not answer, trying again: %s", reason)
-                time.sleep(1.0)
+                away.wait(error)
             self.unrecorded += pool.poll(idle if pool.free else _BUSY_S)
             idle = _IDLE_S[0] if self.unrecorded else min(2 * idle, _IDLE_S[1])
+
+    def _settle(self, pool: Pool) -> None:
+        """Gives back what is claimed in our name without our knowing: the server was gone before `claim` returned.
+
+        Nobody else does, for we live: the trial would run for ever, and everybody wait for it.
+        """
+        held = {claim.trial_id for claim in (*pool.busy, *(outcome.task for outcome in self.unrecorded))}
+        me = self.members.number
+        self.study.recover(lambda trial: self.study.runner(trial) == me and trial._trial_id not in held)
+
+    def _patiently(self, step: Callable[[], T]) -> T:
+        """`step`, which may be done twice, again and again while the server is away."""
+        return patiently(
+            step,
+            url=self.settings.storage,
+            seconds=self.settings.patience.server_s,
+            meanwhile=lambda: self._check_stop(idle=True),
+        )
+
+    def _record_all(self) -> None:
+        while self.unrecorded:  # one that could not be recorded stays for the next turn
+            self._record(self.unrecorded[0])
+            self.unrecorded.pop(0)
 
     def _turn(self, pool: Pool) -> bool:
         """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
         self._claim(pool)  # what waits already starts first: a worker must not stand still while records are written
-        while self.unrecorded:
-            self._record(self.unrecorded[0])
-            self.unrecorded.pop(0)
+        self._record_all()
         snapshot = self._lead() if self.members.leads() else self.study.snapshot()
         self.progress.update(snapshot, pool.busy)
         if self.schedule.done(snapshot) or self.finished():
             return True
+        self.queues = self.schedule.queues(snapshot)
         self._claim(pool)
         return False
 
     def _claim(self, pool: Pool) -> None:
         while pool.free and not self.stop.count:
-            claim = self.study.claim(member=self.members.number, worker=self.members.worker)
+            claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=self.queues)
             if claim is None:
                 return
             self._start(pool, claim)
 
-    def _lead(self) -> Snapshot:
+    def _recover(self) -> None:
         living = self.members.living()
         self.study.recover(lambda trial: self.members.runner_is_dead(trial, living))
+
+    def _lead(self) -> Snapshot:
+        self._recover()
         snapshot = self.schedule.advance(self.study.snapshot())
         self._discard(snapshot)
         return snapshot
@@ -310,40 +344,30 @@ class _Search:
             return
         self.study.finish(claim, evaluation)
 
-    def _confirm(self, pool: Pool) -> None:
-        """Confirms members of the front, one at a time and pass by pass, until all of them are."""
+    def _confirm_turn(self, pool: Pool) -> bool:
+        """Confirms members of the front, one at a time and pass by pass; True when all are, or another leads."""
         queue, passes = self.study.confirmations, getattr(self.confirm, "passes", 1)
-        while True:
-            claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=[queue])
-            if claim is not None:
-                self._start(pool, claim)
-                while pool.busy:
-                    self._check_stop(idle=False)
-                    for outcome in pool.poll(_BUSY_S):
-                        self._record(outcome)
-                self._check_stop(idle=True)
-                continue
-            snapshot = self.study.snapshot()
-            self.progress.update(snapshot, ())
-            # Who was timed badly by chance may have left the front for that alone: every pass is over all of them.
-            done = Counter((trial.rung, trial.parent) for trial in snapshot.confirmed)
-            kept = {(trial.rung, trial.parent) for trial in snapshot.confirmed if trial.evaluation is not None}
-            front = {(record.rung, record.number) for record in self.result(snapshot).front}
-            missing = {key for key in kept | front if done[key] < passes}
-            if not missing:
-                return
-            turn = min(done[key] for key in missing)
-            for record in snapshot.records:
-                key = (record.rung, record.number)
-                if key in missing and done[key] == turn:
-                    self.study.add(
-                        queue,
-                        record.genome,
-                        generation=record.generation,
-                        parent=record.number,
-                        rung=record.rung,
-                        turn=turn,
-                    )
+        self._record_all()
+        if pool.busy:
+            return False
+        if not self.members.leads():
+            return True
+        self._recover()  # one that was confirming when it died
+        claim = self.study.claim(member=self.members.number, worker=self.members.worker, queues=[queue])
+        if claim is not None:
+            self._start(pool, claim)
+            return False
+        snapshot = self.study.snapshot()
+        self.progress.update(snapshot, pool.busy)
+        if any(trial.state == "running" for trial in snapshot.confirmed):  # by one who led before
+            return False
+        following = unconfirmed(snapshot, front=self.result(snapshot).front, passes=passes)
+        if following is None:
+            return True
+        turn, records = following
+        for r in records:
+            self.study.add(queue, r.genome, generation=r.generation, parent=r.number, rung=r.rung, turn=turn)
+        return False
 
     def _check_stop(self, *, idle: bool) -> None:
         if self.stop.count >= 2 or (self.stop.count and idle):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,8 @@ class GuidedPolicy:
     ) -> list[Genome]:
         """Genomes that no record has, the best that an evolution inside the model comes across."""
         met = {record.genome.genome_id: record.genome for record in records if record.evaluation is not None}
-        parents = list(met.values())
+        fitted = {genome.genome_id for genome in model.fitted}
+        parents = [genome for key, genome in met.items() if key in fitted]
         values = model.optimistic(parents)
         for _ in range(self.generations):
             order = survival_order(values)[: self.brood]
@@ -166,7 +167,8 @@ class Model:
     features: Features
     learned: Mapping[str, GaussianProcess]
     order: tuple[str, ...]
-    seen: Floats  # of what was evaluated, without its noise: [k, m] in `order`
+    fitted: Sequence[Genome]  # all that were evaluated, or of very many the best and the latest
+    seen: Floats  # of these, without their noise: [k, m] in `order`
 
     @classmethod
     def fit(cls, records: Sequence[TrialRecord], *, space: Any, objectives: Objectives) -> Model:
@@ -188,9 +190,9 @@ class Model:
         }
         uncertain = [*learned] or [objectives.names[0]]
         order = (uncertain[0], *(name for name in objectives.names if name != uncertain[0]))
-        model = cls(space, objectives, features, learned, order, np.zeros((0, len(order))))
+        model = cls(space, objectives, features, learned, order, genomes, np.zeros((0, len(order))))
         seen, _ = model.predict(genomes)
-        return cls(space, objectives, features, learned, order, seen)
+        return replace(model, seen=seen)
 
     def predict(self, genomes: Sequence[Genome]) -> tuple[Floats, Floats]:
         """Scaled objectives `[n, m]` in `order`, and the standard deviation of the first `[n]`."""

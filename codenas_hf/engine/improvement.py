@@ -15,6 +15,7 @@ import numpy as np
 from .pareto import Floats
 
 _MOST_CELLS = 20_000
+_MOST_VALUES = 250_000
 
 
 def expected_improvement(
@@ -33,15 +34,20 @@ def expected_improvement(
         `[n]`, 0 or more.
     """
     lower, upper, covered = _cells(front, reference)
-    # For each candidate and cell: the part of the cell at or beyond the candidate in all known objectives ...
-    sizes = np.ones((len(mean), len(covered)))
-    for axis in range(known.shape[1]):
-        start = np.maximum(lower[:, axis], known[:, axis : axis + 1])
-        sizes *= np.maximum(0.0, upper[:, axis] - start)
-    # ... times the expected length between the candidate and whatever covers the cell already.
-    spread = np.maximum(deviation, 1e-12)[:, None]
-    reach = spread * _softened((covered - mean[:, None]) / spread)
-    return np.asarray((sizes * reach).sum(axis=1))
+    spread = np.maximum(deviation, 1e-12)
+    gains = np.empty(len(mean))
+    rows = max(1, _MOST_VALUES // len(covered))  # at a time: a large front would need much memory for a moment
+    for first in range(0, len(mean), rows):
+        some = slice(first, first + rows)
+        # For each candidate and cell: the part of the cell at or beyond the candidate in all known objectives ...
+        sizes = np.ones((len(mean[some]), len(covered)))
+        for axis in range(known.shape[1]):
+            start = np.maximum(lower[:, axis], known[some, axis : axis + 1])
+            sizes *= np.maximum(0.0, upper[:, axis] - start)
+        # ... times the expected length between the candidate and whatever covers the cell already.
+        reach = spread[some, None] * _softened((covered - mean[some, None]) / spread[some, None])
+        gains[some] = (sizes * reach).sum(axis=1)
+    return gains
 
 
 def _cells(front: Floats, reference: Floats) -> tuple[Floats, Floats, Floats]:

@@ -1,4 +1,4 @@
-"""Imported once by the server of children: it imports the main program there, so that no child has to.
+"""Imports the main program in the server of children, so that no child has to.
 
 A child of `multiprocessing` imports the main program again, with all that it imports; that costs a second or more for
 each candidate. The server could do it once for all (preload of `__main__`), but Python 3.11 to 3.13 look for the path
@@ -38,6 +38,3 @@ def import_once() -> None:
         logger.debug("The main program was not imported ahead: %s", error)
     finally:
         del process._inheriting
-
-
-import_once()

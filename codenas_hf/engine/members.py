@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Members:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._key = uuid.uuid4().hex
         self.number = -1
         self._trial_id = -1
 
@@ -58,6 +60,7 @@ class Members:
             "parent": parent_key(),
             "rank": self._rank,
             "worker": self.worker,
+            "key": self._key,
             "heartbeat": 0,
         }
         template = create_trial(state=TrialState.RUNNING, user_attrs=me)
@@ -96,12 +99,18 @@ class Members:
         """The living members by number; takes out the dead ones that it meets."""
         living = {}
         for trial in self._running():
-            if trial.number != self.number and self._is_dead(trial):
+            if trial.number != self.number and trial.user_attrs.get("key") == self._key:
+                self._end(trial._trial_id)  # entered by us, but the server went away before it could say so
+            elif trial.number != self.number and self._is_dead(trial):
                 logger.warning("Process %s of the study is gone.", trial.user_attrs["worker"])
                 self._end(trial._trial_id)
             else:
                 living[trial.number] = trial
         return living
+
+    def excuse(self, seconds: float) -> None:
+        """Every lease is longer by so much: while the server was away nobody could show a sign of life."""
+        self._seen = {key: (value, since + seconds) for key, (value, since) in self._seen.items()}
 
     def leader_of(self, parent: str) -> bool:
         """Whether a rank 0 that `parent` started (see `parent_key`) is alive."""

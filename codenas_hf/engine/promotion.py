@@ -47,16 +47,39 @@ def promoted_indices(
         return order[:keep]
     quality = objectives.names.index(improves)
     corner = corner_of(frame, values[left], quality)
-    chosen = [min(left, key=lambda index: values[index, quality])]  # of equals the first in order
-    while len(chosen) < keep and len(chosen) < len(left):
-        volume = hypervolume(values[chosen], reference=corner)
-        rest = [index for index in left if index not in chosen]
-        gains = [hypervolume(values[[*chosen, index]], reference=corner) - volume for index in rest]
-        best = int(np.argmax(gains))  # of equals the first in order
+    first = min(left, key=lambda index: values[index, quality])  # of equals the first in order
+    rest = [index for index in left if index != first]
+    chosen = [first, *_adding_most(values, rest, [first], corner=corner, most=keep - 1)]
+    return [*chosen, *(index for index in order if index not in set(chosen))][:keep]
+
+
+def _adding_most(
+    values: Floats, left: Sequence[int], chosen: Sequence[int], *, corner: Floats, most: int
+) -> list[int]:
+    """Greedily those of `left` that add most hypervolume to `chosen`, until nobody adds anything.
+
+    What a member adds only falls while more are chosen, so an earlier value is an upper bound, and only those near the
+    top are asked again: a large generation would otherwise ask for all of them, once for each that goes on.
+    """
+    rows = [*chosen]
+    volume = hypervolume(values[rows], reference=corner)
+    gains = np.full(len(left), np.inf)
+    asked = np.zeros(len(left), dtype=bool)  # since the last one was chosen
+    while len(rows) - len(chosen) < min(most, len(left)):
+        while True:
+            best = int(gains.argmax())  # of equals the first in order
+            near = np.flatnonzero(~asked & (gains >= gains[best] - 1e-9 * volume))  # rounding may lift what has fallen
+            if not len(near):
+                break
+            for at in near.tolist():
+                gains[at] = hypervolume(values[[*rows, left[at]]], reference=corner) - volume
+                asked[at] = True
         if gains[best] <= 1e-9 * volume:  # rounding
             break
-        chosen.append(rest[best])
-    return [*chosen, *(index for index in order if index not in chosen)][:keep]
+        rows.append(left[best])
+        volume = hypervolume(values[rows], reference=corner)
+        gains[best], asked[:] = -np.inf, False
+    return rows[len(chosen) :]
 
 
 def corner_of(frame: Frame, points: Floats, quality: int) -> Floats:

@@ -62,11 +62,23 @@ class Schedule:
     def done(self, snapshot: Snapshot) -> bool:
         """Whether nothing is left to propose, promote or finish."""
         facts = snapshot.facts
-        generations = proposed(facts)
-        if generations < self._settings.generations and not self._exhausted(facts):
+        if not self._proposed_all(facts):
             return False
-        closed = closed_generations(snapshot)
+        generations, closed = proposed(facts), closed_generations(snapshot)
         return all(value >= generations for value in closed)
+
+    def queues(self, snapshot: Snapshot) -> list[int]:
+        """Rungs in the order in which waiting trials are to be taken; that changes when things are done, not what.
+
+        The highest first, since later generations read them. Once all generations are proposed nobody reads anything
+        any more, but what the last of them promotes waits for its last evaluation below: then the lowest come first,
+        and the long evaluations of higher rungs are left to fill that time.
+        """
+        rungs = range(len(self._settings.rungs))
+        return list(rungs if self._proposed_all(snapshot.facts) else reversed(rungs))
+
+    def _proposed_all(self, facts: Any) -> bool:
+        return proposed(facts) >= self._settings.generations or self._exhausted(facts)
 
     def _step(self, snapshot: Snapshot) -> bool:
         facts, closed = snapshot.facts, closed_generations(snapshot)
@@ -78,7 +90,7 @@ class Schedule:
                 self._promote(snapshot, generation, rung)
                 return True
         generation = proposed(facts)
-        if generation >= self._settings.generations or self._exhausted(facts):
+        if self._proposed_all(facts):
             return False
         if any(generation - self._settings.lag_of(rung) >= value for rung, value in enumerate(closed)):
             return False
@@ -259,6 +271,23 @@ def closed_generations(snapshot: Snapshot) -> list[int]:
         limit = min([opened, *unfinished])
         result.append(limit if rung == 0 else min(limit, result[-1]))
     return result
+
+
+def unconfirmed(
+    snapshot: Snapshot, *, front: Sequence[TrialRecord], passes: int
+) -> tuple[int, list[TrialRecord]] | None:
+    """Who is to be confirmed next, and in which pass; None when all are.
+
+    Who was timed badly by chance may have left the front for that alone: every pass is over all who were in it.
+    """
+    done = Counter((trial.rung, trial.parent) for trial in snapshot.confirmed)
+    kept = {(trial.rung, trial.parent) for trial in snapshot.confirmed if trial.evaluation is not None}
+    missing = {key for key in kept | {(record.rung, record.number) for record in front} if done[key] < passes}
+    if not missing:
+        return None
+    turn = min(done[key] for key in missing)
+    keys = [key for key in missing if done[key] == turn]
+    return turn, [record for record in snapshot.records if (record.rung, record.number) in keys]
 
 
 def superseded(

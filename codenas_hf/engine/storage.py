@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.engine import make_url
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from .journal import GuardedJournal
 
-SERVER_ERRORS = (StorageInternalError, SQLAlchemyError)
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 JOURNAL_FILE = "study.journal"
 _EXAMPLE = "such as postgresql+psycopg://user@host/database; leave it out for a journal file"
 _CONNECT_S = 10
@@ -24,6 +30,13 @@ _TRIES = 5
 
 class StorageError(ValueError):
     """The storage cannot be opened, or went away; its text holds no password."""
+
+
+class ServerGoneError(Exception):
+    """The database server went away in the middle of a question: it may have done what it was asked, or not."""
+
+
+SERVER_ERRORS = (ServerGoneError, StorageInternalError, SQLAlchemyError)
 
 
 def open_storage(
@@ -48,17 +61,15 @@ def open_storage(
     arguments: dict[str, Any] = {}
     try:
         if make_url(url).get_backend_name() == "postgresql":
-            limit = f"-c idle_in_transaction_session_timeout={int(1000 * lease_s)}"
-            arguments = {
-                "pool_pre_ping": True,
-                "connect_args": {"options": limit, "connect_timeout": _CONNECT_S},
-            }
+            arguments = {"pool_pre_ping": True, "connect_args": _patience_of_connections(lease_s)}
     except (ArgumentError, ValueError):  # the original text may quote a part of the password
         reason = f"it is no URL of a database, {_EXAMPLE}; in a password write @ as %40, : as %3A, / as %2F"
         raise StorageError(_problem(url, reason)) from None
     for attempt in range(_TRIES):
         try:
-            return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=arguments))
+            database = RDBStorage(url, engine_kwargs=arguments)
+            event.listen(database.engine, "handle_error", _gone)
+            return optuna.storages.get_storage(database)
         except NoSuchModuleError as error:
             written = "; write postgresql:// for postgres://" if url.startswith("postgres:") else ""
             reason = f"no such kind of database is known, {_EXAMPLE}{written}"
@@ -71,6 +82,99 @@ def open_storage(
                 raise StorageError(_problem(url, f"{first_line(error, url)}: is the server up?")) from error
             time.sleep(0.2 * (attempt + 1))
     raise AssertionError
+
+
+def _gone(context: ExceptionContext) -> None:
+    """Else Optuna would add a trial a second time where only the answer to the first was lost."""
+    if context.is_disconnect and not context.is_pre_ping:
+        raise ServerGoneError(str(context.original_exception)) from context.original_exception
+
+
+def _patience_of_connections(lease_s: float) -> dict[str, Any]:
+    """When a connection to PostgreSQL is given up, on both ends.
+
+    Without it a machine whose network went away hangs in its last question for a quarter of an hour, and the server
+    keeps its transaction, and with it everybody else, for as long.
+    """
+    silent_s = max(3, round(lease_s / 3))
+    ours = {
+        "keepalives_idle": silent_s,
+        "keepalives_interval": max(1, silent_s // 3),
+        "keepalives_count": 3,
+        "tcp_user_timeout": 2000 * silent_s,
+    }
+    theirs = {
+        "idle_in_transaction_session_timeout": round(1000 * lease_s),
+        **{name if name.startswith("tcp") else f"tcp_{name}": value for name, value in ours.items()},
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in theirs.items())
+    return {**ours, "options": options, "connect_timeout": _CONNECT_S}
+
+
+class ServerAway:
+    """How long a database server has been away.
+
+    Args:
+        url: of the storage, for its secrets.
+        seconds: how long it may be away.
+
+    Attributes:
+        gone: whether it went away since it last `answered`.
+    """
+
+    def __init__(self, url: str | None, *, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._since = self._told = time.monotonic()
+        self.gone = False
+
+    def answered(self) -> None:
+        """It is there, and did all that it was asked."""
+        self._since = time.monotonic()
+        self.gone = False
+
+    def missed(self) -> float:
+        """Seconds since it was there, each of them told once."""
+        before, self._told = max(self._told, self._since), time.monotonic()
+        return self._told - before
+
+    def wait(self, error: Exception) -> None:
+        """Waits a moment after `error`.
+
+        Raises:
+            StorageError: it was away for too long.
+        """
+        self.gone = True
+        reason = first_line(error, self._url)
+        if time.monotonic() - self._since > self._seconds:
+            raise StorageError(
+                f"the database server is away ({reason}); what is finished is kept: run the same command again"
+            ) from error
+        logger.warning("The database server does not answer, trying again: %s", reason)
+        time.sleep(1.0)
+
+
+def patiently(
+    step: Callable[[], T], *, url: str | None, seconds: float, meanwhile: Callable[[], None] = lambda: None
+) -> T:
+    """`step`, which may be done twice, again and again while the database server is away.
+
+    Args:
+        step: what to do.
+        url: of the storage.
+        seconds: how long the server may be away.
+        meanwhile: called between two tries; may raise.
+
+    Raises:
+        StorageError: it was away for too long.
+    """
+    away = ServerAway(url, seconds=seconds)
+    while True:
+        try:
+            return step()
+        except SERVER_ERRORS as error:
+            away.wait(error)
+        meanwhile()
 
 
 def first_line(error: BaseException, url: str | None) -> str:

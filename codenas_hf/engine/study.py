@@ -13,16 +13,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .objectives import Objectives
+from .parameters import is_choice, shown_genes
 from .places import found_place, stored_place
 from .records import Evaluation, Genome, Space, State, TrialRecord, WrittenGenome
 from .settings import different
@@ -50,12 +51,14 @@ class Claim:
         trial_id: its identifier in the storage.
         queue: index of the study it lies in: its rung, or one past the last rung for a confirmation.
         previous: the outcome at the rung below; for a confirmation the earlier one, else the one at its own rung.
+        member: the claiming process's number among the members; once another one stands there, the trial is lost.
     """
 
     record: TrialRecord
     trial_id: int
     queue: int
     previous: Evaluation | None
+    member: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Study:
         self.objectives = objectives
         self._folder = folder
         self._space = space
-        self._distributions = _distributions(space)
+        self._distributions = shown_genes(space)
         names = [f"{name}/rung{index}" for index in range(rungs)] + [f"{name}/confirmed"]
         self._studies = [self._open(study, objectives.names) for study in names]
         self.members_study = self._open(f"{name}/members", ("unused",))
@@ -202,7 +205,9 @@ class Study:
         """Adds a waiting trial to a queue (a rung's index, or `confirmations`: there once for each turn)."""
         data = genome.to_dict()
         params = {
-            gene: data[gene] for gene, values in self._distributions.items() if _known(data.get(gene), values.choices)
+            gene: data[gene]
+            for gene, values in self._distributions.items()
+            if is_choice(data.get(gene), values.choices)
         }
         attributes = {
             "genome": json.dumps(data, sort_keys=True, separators=(",", ":")),
@@ -234,15 +239,11 @@ class Study:
         for queue in reversed(range(self.rungs)) if queues is None else queues:
             study = self._studies[queue]
             for trial in self.storage.get_all_trials(study, deepcopy=False, states=(TrialState.WAITING,)):
-                try:
-                    if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
-                        continue
-                except UpdateFinishedTrialError:
+                if not self._take(trial._trial_id, member, worker):
                     continue
-                self.storage.set_trial_user_attr(trial._trial_id, "claim", {"member": member, "worker": worker})
                 claimed = self.storage.get_trial(trial._trial_id)
                 record = self._record(claimed)
-                return Claim(record, trial._trial_id, queue, self._previous(queue, record))
+                return Claim(record, trial._trial_id, queue, self._previous(queue, record), member)
         return None
 
     def _previous(self, queue: int, record: TrialRecord) -> Evaluation | None:
@@ -260,19 +261,49 @@ class Study:
         return self._record(self.storage.get_trial(trial_id)).evaluation
 
     def finish(self, claim: Claim, evaluation: Evaluation) -> None:
-        """Records the outcome of a claimed trial, once; one that someone else finished meanwhile stays as it is."""
+        """Records the outcome of a claimed trial, once; does nothing where somebody else has or had it meanwhile."""
+        if not self._held(claim):
+            return
         outcome = evaluation.to_dict()
         if self._folder is not None and evaluation.checkpoint is not None:
             outcome["checkpoint"] = stored_place(evaluation.checkpoint, self._folder)
         self._finish(claim.trial_id, "evaluation", outcome)
 
     def fail(self, claim: Claim, reason: str) -> None:
-        """Records that a claimed trial failed, with the reason."""
-        self._finish(claim.trial_id, "failure", reason)
+        """Records that a claimed trial failed, with the reason; as `finish`."""
+        if self._held(claim):
+            self._finish(claim.trial_id, "failure", reason)
 
     def release(self, claim: Claim) -> None:
-        """Gives a claimed trial back to the queue."""
-        self._requeue(claim.trial_id)
+        """Gives a claimed trial back to the queue, unless it was given to somebody else meanwhile."""
+        if self.runner(self.storage.get_trial(claim.trial_id)) == claim.member:
+            self._requeue(claim.trial_id)
+
+    def _held(self, claim: Claim) -> bool:
+        """Whether the trial is still this claim's. A process that stood still for long, or whose network was down, was
+        taken for dead, and its trial belongs to another; while it only waits again, it is taken back."""
+        trial = self.storage.get_trial(claim.trial_id)
+        if trial.state is TrialState.WAITING and self._take(claim.trial_id, claim.member, claim.record.worker):
+            return True
+        if self.runner(trial) == claim.member:
+            return True
+        logger.warning("Trial %d is finished, or another process has it now: what it records counts.", claim.trial_id)
+        return False
+
+    @staticmethod
+    def runner(trial: FrozenTrial) -> int | None:
+        """The member that runs a trial; None when nobody does, or has not said so yet."""
+        member: int | None = trial.user_attrs.get("claim", {}).get("member")
+        return member if trial.state is TrialState.RUNNING else None
+
+    def _take(self, trial_id: int, member: int, worker: str | None) -> bool:
+        try:
+            if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                return False
+            self.storage.set_trial_user_attr(trial_id, "claim", {"member": member, "worker": worker})
+        except UpdateFinishedTrialError:
+            return False
+        return True
 
     def recover(self, dead: Callable[[FrozenTrial], bool]) -> int:
         """Gives the running trials of dead processes back to their queues; outcomes that are already there are kept.
@@ -313,7 +344,8 @@ class Study:
             logger.warning("Trial %d was finished by another process meanwhile; its outcome there counts.", trial_id)
 
     def _requeue(self, trial_id: int) -> None:
-        try:
+        try:  # without its old claim: who takes it next may die before it has written its own
+            self.storage.set_trial_user_attr(trial_id, "claim", {})
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             logger.debug("Trial %d was finished meanwhile.", trial_id)
@@ -335,6 +367,9 @@ class Study:
         cached = self._cache.get(trial._trial_id)
         if cached is not None and (cached[0] is trial or cached[0].state.is_finished()):
             return cached[1]
+        if cached is None:  # each trial brings choices of its own: the memory of thousands goes there
+            known = self._distributions
+            trial.distributions = {name: known.get(name, each) for name, each in trial.distributions.items()}
         attributes = trial.user_attrs
         state = _STATES[trial.state]
         record = TrialRecord(
@@ -365,17 +400,3 @@ class Study:
                 WrittenGenome(genome_id, data) if self._space is None else self._space.genome_from_dict(data)
             )
         return self._genomes[text]
-
-
-def _distributions(space: Space | None) -> dict[str, CategoricalDistribution]:
-    genes = cast(Mapping[str, Sequence[Any]], getattr(space, "genes", None) or {})
-    return {
-        gene: CategoricalDistribution(tuple(choices))
-        for gene, choices in genes.items()
-        if len(choices) > 0
-        and all(choice is None or isinstance(choice, bool | int | float | str) for choice in choices)
-    }
-
-
-def _known(value: Any, choices: Sequence[Any]) -> bool:
-    return any(value == choice and type(value) is type(choice) for choice in choices)

@@ -115,7 +115,8 @@ class Pool:
         self._limits = limits
         self._environment = child_environment(environment or {})
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload, main_program.__name__, __name__])
+        last = f"{main_program.__name__.rpartition('.')[0]}.main_import"
+        self._context.set_forkserver_preload([*preload, __name__, last])
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
         self._gone: list[_Child] = []

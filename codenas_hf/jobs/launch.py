@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..engine.storage import shown_url
 from ..folders import StudyFolder, whole_file
-from ..hardware import Hardware
+from ..hardware import VISIBLE, Hardware, visible_gpus
 from ..strict_yaml import SettingsError
 from .settings import RunSettings
 
@@ -159,9 +159,11 @@ def local(wanted: Wanted, folder: Path) -> Launch:
         each = max(1, hardware.count // wanted.workers)
         wanted = replace(wanted, words=[*wanted.words, f"search.workers_per_rank={each}"])
 
+    gpus = visible_gpus() if hardware.device == "cuda" else ()
+
     def started(number: int) -> str:
         log = shlex.quote(str(folder.absolute() / f"{number}.log"))
-        gpu = f"CUDA_VISIBLE_DEVICES={number % hardware.count} " if hardware.device == "cuda" else ""
+        gpu = f"{VISIBLE}={gpus[number % len(gpus)]} " if gpus else ""
         return f'{gpu}{wanted.command(worker=number > 0)} >{log} 2>&1 & started="$started $!"'
 
     body = "\n".join(map(started, range(wanted.workers)))

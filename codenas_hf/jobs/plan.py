@@ -30,7 +30,7 @@ FINISH_SHARE = 0.25  # of the time, for the training of the winner; it also take
 FEWEST_STEPS = 20  # at rung 0: below, the warm-up is all that is compared
 # What the shipped search spends: 48 candidates on 5,120 steps. More time buys candidates and steps alike.
 CANDIDATES, STEPS = 48, 5760
-FRONT = 10  # members that are timed and scored at the end
+FRONT = 10  # members that are timed at the end
 FIXED_S = 0.6  # of an evaluation: a process, the leak gate, files
 # Of a training step's time for as many tokens: a forward pass alone, but in float32 and with each passage's context.
 # 0.6 to 1.0 for six shapes of the space `tiny` on a processor that trains in bfloat16.
@@ -46,13 +46,15 @@ class Pace:
         step_s: one training step of a candidate that a search looks at, one compute thread.
         evaluation_s: what an evaluation costs besides training.
         report_s: what one of the last rung costs more, which is scored on the report text too.
-        final_s: what it costs to time and score one model at the end.
+        score_s: what scoring the winner costs at the end.
+        timing_s: of one model, timed alone.
     """
 
     step_s: float
     evaluation_s: float
     report_s: float
-    final_s: float
+    score_s: float
+    timing_s: float = TIMING_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Plan:
         population, generations, keep, steps: the search; `steps` are the totals of its two rungs.
         search_s, measure_s, finish_s: what the search, the measuring of its front and the training of the winner are
             expected to take.
-        final_s: of measuring and releasing the winner.
+        final_s: of timing and scoring the winner; its share of `measure_s`.
         step_s: the measured pace.
     """
 
@@ -119,7 +121,8 @@ def make_plan(
     Raises:
         SettingsError: too little time for two generations of four.
     """
-    measure_s = (FRONT + 1) * pace.final_s
+    final_s = pace.timing_s + pace.score_s
+    measure_s = FRONT * pace.timing_s + final_s  # the front's report text is part of its evaluations
     left = time_s - spent_s - measure_s
     finish_s = FINISH_SHARE * left if finish_s is None else finish_s
     search_s = left - finish_s
@@ -167,7 +170,7 @@ def make_plan(
         search_s=expected,
         measure_s=measure_s,
         finish_s=finish_s,
-        final_s=pace.final_s,
+        final_s=final_s,
         step_s=pace.step_s,
     )
 
@@ -197,7 +200,7 @@ def measure_pace(settings: RunSettings, *, space: SearchSpace, data: PreparedDat
         step_s=step_s,
         evaluation_s=FIXED_S + byte_s * settings.candidate.score_bytes,
         report_s=byte_s * settings.candidate.report_bytes,
-        final_s=TIMING_S + byte_s * settings.final_score_bytes,
+        score_s=byte_s * settings.final_score_bytes,
     )
 
 

@@ -27,7 +27,7 @@ from ..engine import (
 )
 from ..engine.progress import Status
 from ..folders import StudyFolder, keep_sockets_short
-from ..hardware import Hardware, alone, is_main_process
+from ..hardware import Hardware, alone, free_gpu_memory, is_main_process
 from ..measure.candidate import CandidateEvaluator
 from ..measure.checkpoints import brought
 from ..measure.confirm import LatencyConfirmer
@@ -263,6 +263,8 @@ def _searched(
                 say(line)
 
     keep_sockets_short()
+    if hardware.device == "cuda":
+        free_gpu_memory()  # of what was measured before
     timed: Any = timed_on(settings.ship, hardware.device)
     evaluator = CandidateEvaluator(
         data=data,
@@ -356,7 +358,7 @@ def engine_settings(
         identity=identity,
         name=None if ladder.storage is None else settings.study,
         storage=ladder.storage,
-        workers_per_rank=ladder.workers_per_rank or (1 if hardware.device == "cuda" else None),
+        workers_per_rank=ladder.workers_per_rank or (hardware.share if hardware.device == "cuda" else None),
         time_limit_s=ladder.time_limit_s,
         memory_limit_bytes=ladder.memory_limit_bytes,
     )

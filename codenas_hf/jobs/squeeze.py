@@ -14,7 +14,7 @@ from ..compression.squeeze_space import SqueezeSpace
 from ..compression.squeezing import SqueezeGenome
 from ..engine import IdentityError, Objectives, SearchResult, Seeded, run_search
 from ..folders import keep_sockets_short
-from ..hardware import Hardware, is_main_process
+from ..hardware import Hardware, free_gpu_memory, is_main_process
 from ..report.curve import Watch
 from ..strict_yaml import SettingsError, read_yaml, to_mapping
 from .parents import find_parent
@@ -217,6 +217,8 @@ def search_squeezes(
         if reason is not None:
             raise SettingsError(f"`search.seeds`: {path} is not in the space `{settings.space}`: {reason}")
     keep_sockets_short()
+    if hardware.device == "cuda":
+        free_gpu_memory()  # of the parent's measurements
     try:
         return run_search(
             space,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, l
     """
     limits, ship = settings.limits, settings.ship
 
+    @functools.lru_cache(maxsize=4096)  # a proposal asks for a thousand, each several times
     def known(genome: Genome) -> dict[str, float]:
         total = shipped_bytes(genome, ship, tokenizer=data.tokenizer(genome.vocab_size))
         return {"artifact_bytes": float(total), "decode_ms": latency.predict_decode_ms(genome)}

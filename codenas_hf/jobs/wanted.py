@@ -99,7 +99,7 @@ class LadderSettings:
         storage: URL of a database that several machines share; a journal file in the study's folder without.
         share: where machines without a common folder leave checkpoints for each other, by the hash of their content: a
             folder, `hf://buckets/OWNER/NAME`, or another place that fsspec opens; only with `storage`.
-        workers_per_rank: candidates at a time in each process; the share of the cores, or 1 on a GPU, when null.
+        workers_per_rank: candidates at a time in each process; its share of the cores, or of the GPUs, when null.
         time_limit_s: of one evaluation; null for none.
         memory_limit_bytes: of one evaluation; null for none.
 

@@ -25,7 +25,7 @@ from ..engine.records import Evaluation, Rung
 from ..folders import folder_bytes, whole_folder
 from ..folders.ranges import check_range
 from ..folders.share import Share
-from ..hardware import DeviceName, Hardware
+from ..hardware import DeviceName, Hardware, take_gpu
 from ..modeling_codenas import CodeNASForCausalLM
 from ..training import OptimSettings, TrainResult, TrainSettings, build_model, precision_name, resolve_precision, train
 from .checkpoints import ARTIFACT, TRAINING, artifact_damage, brought, left, removed, training_state
@@ -164,6 +164,13 @@ def unstarted_device(device: DeviceName) -> torch.device:
     return torch.device(Hardware.discover(device).device)
 
 
+def worker_device(device: DeviceName) -> torch.device:
+    """The device of an evaluation; where there are several GPUs, one that the other workers leave to this one."""
+    if device != "cpu":
+        take_gpu()
+    return unstarted_device(device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateEvaluator:
     """Builds, checks, trains, scores, saves and weighs one candidate; picklable.
@@ -221,7 +228,7 @@ class CandidateEvaluator:
         """
         disable_progress_bar()  # of saving and loading weights; the search has a display of its own
         watch = Stopwatch()
-        device = unstarted_device(self.device)
+        device = worker_device(self.device)
         seed = candidate_seed(genome, seed=self.train.seed)
         check_widths(genome, self.ship)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"

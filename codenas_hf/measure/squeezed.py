@@ -35,7 +35,7 @@ from ..folders.ranges import check_range
 from ..hardware import DeviceName
 from ..training import TrainResult, TrainSettings, train
 from ..training.distil import DistilSettings, Moves, moving, taught
-from .candidate import CandidateSettings, Stopwatch, unstarted_device
+from .candidate import CandidateSettings, Stopwatch, worker_device
 from .checkpoints import ARTIFACT, TRAINING, training_state
 from .provenance import provenance
 from .score import leak_gate, score_passages
@@ -154,7 +154,7 @@ class SqueezeEvaluator:
             LeakError, DivergenceError, OSError, ValueError: the candidate fails for the reason given.
         """
         disable_progress_bar()
-        watch, device = Stopwatch(), unstarted_device(self.device)
+        watch, device = Stopwatch(), worker_device(self.device)
         heals = rung.budget.amount > 0
         known = self.space.known_objectives(genome)
         target = self.folder / f"{genome.genome_id}-r{rung.index}"

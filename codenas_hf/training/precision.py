@@ -30,8 +30,9 @@ def processor_flags() -> frozenset[str]:
 
 
 def _fastest(device: torch.device) -> torch.dtype:
-    if device.type == "cuda":
-        units = torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":  # all of them: a candidate may be trained on any
+        each = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        units = torch.version.hip is not None or all(gpu.major >= 8 for gpu in each)
     else:
         units = torch.backends.mkldnn.is_available() and bool(_BFLOAT16_UNITS & processor_flags())
     return torch.bfloat16 if units else torch.float32

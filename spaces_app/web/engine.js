@@ -12,29 +12,51 @@ const ONE_THREAD_BYTES = 20e6;
 const MOST_CONTEXT = 4096;
 
 /**
- * Fetches a file and checks it.
- * @param {{file: string, bytes: number, sha256: string}} wanted
+ * Fetches a file and checks it, piece by piece: what has come lies in a blob, which the browser may keep on disk, so
+ * that a large model is not held twice beside the memory that it computes in.
+ * @param {{file: string, bytes: number, piece: number, sha256: string[]}} wanted a hash for each `piece` bytes
  * @param {(more: number) => void} onBytes told of bytes as they arrive
  * @returns {Promise<Blob>}
  */
-async function fetchFile({ file, bytes, sha256 }, onBytes) {
+async function fetchFile({ file, bytes, piece, sha256 }, onBytes) {
   const answer = await fetch(file).catch(() => null);
   if (!answer) throw new Problem(`${file} cannot be fetched: is the connection there? Load the page again.`);
   if (!answer.ok) throw new Problem(`${file} is not there (${answer.status}): this page was not copied whole.`);
-  const parts = [];
-  try {
-    for (let reader = answer.body.getReader(), step; !(step = await reader.read()).done; onBytes(step.value.length))
-      parts.push(step.value);
-  } catch {
-    throw new Problem(`${file} broke off on its way. Load the page again.`);
-  }
-  const blob = new Blob(parts, { type: file.endsWith(".wasm") ? "application/wasm" : "" });
-  // A page that came neither over https nor from this computer has no `crypto.subtle`: there the length must do.
-  const sum = crypto.subtle && new Uint8Array(await crypto.subtle.digest("SHA-256", await blob.arrayBuffer()));
-  const hex = sum ? Array.from(sum, (byte) => byte.toString(16).padStart(2, "0")).join("") : sha256;
-  if (blob.size === bytes && hex === sha256) return blob;
   const again = "Load the page again; if it stays so, build the page anew.";
+  const blobs = [];
+  const held = new Uint8Array(Math.min(piece, bytes));
+  let filled = 0;
+  const settle = async () => {
+    const content = held.subarray(0, filled);
+    // A page that came neither over https nor from this computer has no `crypto.subtle`: there the length must do.
+    if (crypto.subtle && (await hash(content)) !== sha256[blobs.length])
+      throw new Problem(`${file} is damaged. ${again}`);
+    blobs.push(new Blob([content]));
+    filled = 0;
+  };
+  const reader = answer.body.getReader();
+  const next = () =>
+    reader.read().catch(() => {
+      throw new Problem(`${file} broke off on its way. Load the page again.`);
+    });
+  for (let step; !(step = await next()).done; onBytes(step.value.length)) {
+    for (let from = 0; from < step.value.length; ) {
+      const more = step.value.subarray(from, from + held.length - filled);
+      held.set(more, filled);
+      filled += more.length;
+      from += more.length;
+      if (filled === held.length) await settle();
+    }
+  }
+  if (filled) await settle();
+  const blob = new Blob(blobs, { type: file.endsWith(".wasm") ? "application/wasm" : "" });
+  if (blob.size === bytes) return blob;
   throw new Problem(`${file} is damaged (${blob.size} bytes of ${bytes}). ${again}`);
+}
+
+async function hash(content) {
+  const sum = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+  return Array.from(sum, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 export class Engine {
