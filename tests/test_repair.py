@@ -8,7 +8,7 @@ from torch import nn
 
 from codenas_hf.compression.formats import BLOCKS
 from codenas_hf.compression.quantize import quantize
-from codenas_hf.compression.repair import keeping_order, repaired, rounded, second_moments
+from codenas_hf.compression.repair import repaired, rounded, second_moments
 
 FEW_BITS = [name for name, block in BLOCKS.items() if block.points and block.bits < 8]
 ROWS, COLUMNS = 40, 96
@@ -96,29 +96,16 @@ def test_repair_is_the_least_squares_fit_and_better_than_plain_cutting() -> None
     ).norm()
 
 
-def test_a_neuron_that_others_stand_for_leaves_first_and_without_a_trace() -> None:
+def test_a_neuron_that_others_stand_for_leaves_without_a_trace() -> None:
     rows = torch.randn(2000, COLUMNS, generator=torch.Generator().manual_seed(3))
     rows[:, 10] = rows[:, 40] - rows[:, 41]  # as large as all others, but known from two of them
     rows[:, 20] = 0
-    moments, full = moments_of(rows), weight()
-    order = keeping_order(full, moments)
-    assert sorted(order.tolist()) == list(range(COLUMNS))
-    assert set(order[-2:].tolist()) <= {10, 20, 40, 41}
-    assert 20 in order[-2:].tolist()
-    kept = order[: COLUMNS - 2]
-    found = repaired(full, moments, kept)
-    assert (rows[:, kept] @ found.T - rows @ full.T).norm() < 0.05 * (rows @ full.T).norm()
-
-
-def test_the_order_is_better_than_that_by_energy() -> None:
-    rows, full = inputs(), weight()
-    moments = moments_of(rows)
-    energy = (moments.diagonal() * full.square().sum(dim=0)).argsort(descending=True)
-    missed = []
-    for order in (keeping_order(full, moments), energy):
-        kept = order[:32]
-        missed.append(float((rows[:, kept] @ repaired(full, moments, kept).T - rows @ full.T).norm()))
-    assert missed[0] < missed[1]
+    full = weight()
+    kept = torch.tensor([at for at in range(COLUMNS) if at not in (10, 20)])
+    found = repaired(full, moments_of(rows), kept)
+    wanted = rows @ full.T
+    assert (rows[:, kept] @ found.T - wanted).norm() < 0.02 * wanted.norm()
+    assert (rows[:, kept] @ full[:, kept].T - wanted).norm() > 0.05 * wanted.norm()
 
 
 @pytest.mark.parametrize("name", FEW_BITS)
@@ -160,12 +147,11 @@ def test_inputs_that_do_not_hang_together_change_no_rounding(name: str) -> None:
 def test_singular_moments_do_no_harm(kind: str) -> None:
     """Text that moves few inputs says nothing of the others: they stay what they were, and nothing grows large."""
     full, moments = weight(), SINGULAR[kind]
-    order = keeping_order(full, moments)
-    assert sorted(order.tolist()) == list(range(COLUMNS))
-    found = repaired(full, moments, order[:64])
+    kept = torch.arange(COLUMNS).flip(0)[:64]
+    found = repaired(full, moments, kept)
     assert torch.isfinite(found).all()
     assert found.abs().max() < 10 * full.abs().max()
     codes = rounded(full, BLOCKS["iq4_nl"], moments).decoded()
     assert (codes - full).abs().max() < full.abs().max()
     if kind == "zero":
-        assert torch.equal(found, full[:, order[:64]])
+        assert torch.equal(found, full[:, kept])

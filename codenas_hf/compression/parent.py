@@ -31,7 +31,7 @@ from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
 from .quantize import Codes, as_stored, transposed
-from .repair import keeping_order, repaired, rounded, second_moments
+from .repair import repaired, rounded, second_moments
 from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
@@ -149,11 +149,8 @@ class ParentFolder:
                 with torch.no_grad():
                     for ids in batches:
                         model(input_ids=ids, use_cache=False)
-        tensors = dict(moments.sums)
-        for name in filter(self._loses_neurons, self.shape.shapes):
-            tensors[f"{name}|order"] = keeping_order(self._tensor(WEIGHTS, name), moments.sums[name])
         with whole_file(self.folder / _MOMENTS) as draft:  # last: it says that all is there
-            save_file(tensors, draft, metadata={"same": json.dumps(moments.same)})
+            save_file(moments.sums, draft, metadata={"same": json.dumps(moments.same)})
 
     @functools.cached_property
     def importance(self) -> Importance:
@@ -293,11 +290,8 @@ class ParentFolder:
         return (torch.from_numpy(np.sort(best))[:, None] * width + torch.arange(width)).flatten()
 
     def _order(self, layer: int | None) -> torch.Tensor:
-        """The neurons of a layer, those first that the others make up for least."""
-        name = next(
-            name for name in self.shape.shapes if self._loses_neurons(name) and self.shape.layer_of(name) == layer
-        )
-        return self._tensor(_MOMENTS, f"{name}|order")
+        """The neurons of a layer, the most important first."""
+        return torch.from_numpy(np.argsort(-self.importance.neurons[layer], kind="stable"))
 
     def _loses_neurons(self, name: str) -> bool:
         """It is a matrix whose columns leave with neurons."""
