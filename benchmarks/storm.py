@@ -332,13 +332,15 @@ def row(storage: str, before: dict[str, Any], outcome: Outcome) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000, help="in all; what the result file holds counts")
+    parser.add_argument("--kills", type=int, default=1000, help="in all, with those of this commit in the result file")
     parser.add_argument("--each", type=int, default=100, help="at most so many in one search")
     parser.add_argument("--searches", type=int, default=None, help="stop after so many; the next call goes on")
     parser.add_argument("--fresh", action="store_true", help="forget what the result file holds")
     arguments = parser.parse_args()
     path = RESULTS / "storm.json"
-    rows = {} if arguments.fresh or not path.exists() else {each["storage"]: each for each in read(path)["rows"]}
+    known = read(path) if path.exists() and not arguments.fresh else None
+    same = known is not None and known["protocol"]["commit"] == protocol()["commit"]  # of another state nothing counts
+    rows = {each["storage"]: each for each in known["rows"]} if known and same else {}
     expected: dict[int, list[Any]] = {}
     with tempfile.TemporaryDirectory(prefix="codenas-storm-") as home, contextlib.ExitStack() as stack:
         server = None

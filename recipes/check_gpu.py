@@ -1,4 +1,4 @@
-"""What holds on this machine's GPUs, line by line, in five minutes; a result file to keep or to send.
+"""What holds on this machine's GPUs, line by line; a result file to keep or to send.
 
     python recipes/check_gpu.py                    # all GPUs that there are
     python recipes/check_gpu.py --device cpu       # the same code on the processor, where that makes sense

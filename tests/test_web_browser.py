@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import random
-import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -53,9 +52,7 @@ COMPLETE_ALL = """async ([wishes]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is needed to fetch the page's engine; install Node.js 20 or newer")
-    with chromium() as started:
+    with chromium(npm=True) as started:
         yield started
 
 

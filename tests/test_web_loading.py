@@ -24,9 +24,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is needed to fetch the page's engine; install Node.js 20 or newer")
-    with chromium() as started:
+    with chromium(npm=True) as started:
         yield started
 
 

@@ -72,8 +72,10 @@ def plain_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """A headless browser; skips the test where there is none."""
+def chromium(*, npm: bool = False) -> Iterator[Any]:
+    """A headless browser; skips the test where there is none, or no npm for the page's engine."""
+    if npm and shutil.which("npm") is None:
+        pytest.skip("npm is needed to fetch the page's engine; install Node.js 20 or newer")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

@@ -370,8 +370,7 @@ class Study:
         if cached is None:  # each trial brings choices of its own: the memory of thousands goes there
             known = self._distributions
             trial.distributions = {name: known.get(name, each) for name, each in trial.distributions.items()}
-        attributes = trial.user_attrs
-        state = _STATES[trial.state]
+        attributes, state = trial.user_attrs, _STATES[trial.state]
         record = TrialRecord(
             number=trial.number,
             genome=self._genome(attributes["genome"], attributes["genome_id"]),
@@ -395,8 +394,6 @@ class Study:
 
     def _genome(self, text: str, genome_id: str) -> Genome:
         if text not in self._genomes:
-            data = json.loads(text)
-            self._genomes[text] = (
-                WrittenGenome(genome_id, data) if self._space is None else self._space.genome_from_dict(data)
-            )
+            data, space = json.loads(text), self._space
+            self._genomes[text] = WrittenGenome(genome_id, data) if space is None else space.genome_from_dict(data)
         return self._genomes[text]

@@ -3,8 +3,7 @@
 A budget is spent as warm-up, a constant rate, and a decay to zero over its last `decay_share`. The state at the end
 of the constant part is kept as the checkpoint `constant`: the next rung goes on from there, so a model that is scored
 at a rung has had exactly that rung's budget, decay included, and never continues from a decayed state. The decay of a
-lower rung is the price of scoring it; `TrainResult.steps` counts what the scored model has had,
-`TrainResult.steps_run` what this call has computed.
+lower rung is the price of scoring it; `TrainResult.steps` are those of the scored model, `steps_run` of this call.
 """
 
 from __future__ import annotations
