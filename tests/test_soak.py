@@ -35,6 +35,6 @@ def test_a_search_does_not_grow(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     notes = found["notes"]
     early = next(note for note in notes if note["evaluations"] >= 30)
-    assert notes[-1]["memory_mb"] - early["memory_mb"] < 60
+    assert notes[-1]["memory_mb"] - early["memory_mb"] < 35  # 12 as it is, 56 with such a leak
     assert [row["evaluations"] for row in rows_of(notes, parts=4)][-1] == found["records"]
     assert set(opened(folder)) == {"open_s", "status_s"}
