@@ -8,7 +8,7 @@ import pytest
 
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.pareto import hypervolume, survival_order
-from codenas_hf.engine.promotion import promoted_indices
+from codenas_hf.engine.promotion import corner_of, promoted_indices
 from codenas_hf.engine.records import Evaluation
 from codenas_hf.engine.settings import SearchSettings, single_stage
 
@@ -88,6 +88,44 @@ def test_within_the_limits() -> None:
     one = chosen(frame_of(bytes=2.02e5), FIRST)
     assert one[0] == 0
     assert len(one) == 3
+
+
+def greedy(values: np.ndarray, *, first: int, corner: np.ndarray, keep: int) -> list[int]:
+    """By definition: whoever adds most to those before, of equals the first; ends where nobody adds anything."""
+    going = [first]
+    while len(going) < keep:
+        before = hypervolume(values[going], reference=corner)
+        gains = [hypervolume(values[[*going, at]], reference=corner) - before for at in range(len(values))]
+        if max(gains) <= 1e-9 * before:
+            break
+        going.append(next(at for at, gain in enumerate(gains) if gain >= max(gains) - 1e-9 * before))
+    return going
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+@pytest.mark.parametrize("values", ["few", "many", "front"])
+def test_the_quick_choice_is_the_plain_one(objectives: int, values: str) -> None:
+    names = "abcd"[:objectives]
+    frame = Frame(
+        objectives=Objectives(scales=dict.fromkeys(names, "linear")),
+        ideal=dict.fromkeys(names, 0.0),
+        reference=dict.fromkeys(names, 0.8),  # some lie beyond it
+    )
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        rows = rng.random((40, objectives))
+        if values == "few":  # many are equal, and many add the same
+            rows = rows.round(1)
+        if values == "front":
+            rows = 1 - rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        evaluations = [Evaluation(objectives=dict(zip(names, row, strict=True))) for row in rows.tolist()]
+        order = survival_order(rows)
+        corner = corner_of(frame, rows, objectives - 1)
+        ordered = rows[order]
+        going = order[greedy(ordered, first=int(ordered[:, -1].argmin()), corner=corner, keep=20)].tolist()
+        found = promoted_indices(evaluations, frame=frame, improves=names[-1], keep=20)
+        assert found[: len(going)] == going
+        assert found[len(going) :] == [at for at in order.tolist() if at not in going][: 20 - len(going)]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -50,36 +50,56 @@ def promoted_indices(
     first = min(left, key=lambda index: values[index, quality])  # of equals the first in order
     rest = [index for index in left if index != first]
     chosen = [first, *_adding_most(values, rest, [first], corner=corner, most=keep - 1)]
-    return [*chosen, *(index for index in order if index not in set(chosen))][:keep]
+    return list(dict.fromkeys([*chosen, *order]))[:keep]
 
 
 def _adding_most(
     values: Floats, left: Sequence[int], chosen: Sequence[int], *, corner: Floats, most: int
 ) -> list[int]:
-    """Greedily those of `left` that add most hypervolume to `chosen`, until nobody adds anything.
+    """Greedily those of `left` that add most hypervolume to `chosen`, of equals the first, until nobody adds anything.
 
-    What a member adds only falls while more are chosen, so an earlier value is an upper bound, and only those near the
-    top are asked again: a large generation would otherwise ask for all of them, once for each that goes on.
+    What a point alone dominates lies in a box that begins at the point. The volume of that box, and what the point
+    added earlier, are upper bounds, so only those near the top are asked for what they add; and each is asked again
+    only once its box has met that of somebody chosen since.
     """
-    rows = [*chosen]
-    volume = hypervolume(values[rows], reference=corner)
-    gains = np.full(len(left), np.inf)
-    asked = np.zeros(len(left), dtype=bool)  # since the last one was chosen
-    while len(rows) - len(chosen) < min(most, len(left)):
-        while True:
-            best = int(gains.argmax())  # of equals the first in order
-            near = np.flatnonzero(~asked & (gains >= gains[best] - 1e-9 * volume))  # rounding may lift what has fallen
-            if not len(near):
-                break
-            for at in near.tolist():
-                gains[at] = hypervolume(values[[*rows, left[at]]], reference=corner) - volume
-                asked[at] = True
-        if gains[best] <= 1e-9 * volume:  # rounding
-            break
-        rows.append(left[best])
-        volume = hypervolume(values[rows], reference=corner)
-        gains[best], asked[:] = -np.inf, False
-    return rows[len(chosen) :]
+    points, rows = values[list(left)], values[list(chosen)]
+    ends = np.tile(corner, (len(points), 1))
+    for row in rows:
+        ends = _shortened(ends, points, row)
+    volume = hypervolume(rows, reference=corner)
+    gains, known = _boxes(points, ends), np.zeros(len(points), dtype=bool)
+    added: list[int] = []
+    while len(added) < min(most, len(points)) and (top := gains.max()) > 1e-9 * volume:  # below that it is rounding
+        near = gains >= (1 - 1e-9) * top  # nor does rounding decide between equals
+        if unknown := np.flatnonzero(near & ~known).tolist():
+            for at in unknown:
+                inside = np.maximum(rows[(rows < ends[at]).all(axis=1)], points[at])
+                gains[at] = float(_boxes(points[at], ends[at])) - hypervolume(inside, reference=ends[at])
+                known[at] = True
+            continue
+        best = int(near.argmax())
+        known &= ~(np.maximum(points, points[best]) < np.minimum(ends, ends[best])).all(axis=1)
+        volume += gains[best]
+        gains[best] = -np.inf
+        added.append(best)
+        rows = np.vstack([rows, points[best]])
+        ends = _shortened(ends, points, points[best])
+        gains = np.minimum(gains, _boxes(points, ends))
+    return [left[at] for at in added]
+
+
+def _shortened(ends: Floats, points: Floats, row: Floats) -> Floats:
+    """Far ends of the boxes that begin at `points`, `[n, objectives]`, now that `row` `[objectives]` is chosen.
+
+    Along an axis a box ends where somebody begins who is as good in all other objectives.
+    """
+    worse = row > points
+    alone = worse == worse.sum(axis=1, keepdims=True)  # worse nowhere but there
+    return np.where(alone, np.minimum(ends, row), ends)
+
+
+def _boxes(points: Floats, ends: Floats) -> Floats:
+    return np.asarray(np.maximum(ends - points, 0.0).prod(axis=-1))
 
 
 def corner_of(frame: Frame, points: Floats, quality: int) -> Floats:

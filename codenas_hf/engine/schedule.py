@@ -131,7 +131,7 @@ class Schedule:
             if record.generation == generation and record.evaluation is not None
         ]
         chosen, forecast = self._judged(snapshot, below, generation, rung)
-        rest = [index for index in range(len(below)) if index not in chosen]
+        rest = sorted(set(range(len(below))) - set(chosen))
         rng = np.random.default_rng([self._settings.seed, generation, _AUDIT + rung])
         audits = [rest[int(i)] for i in rng.permutation(len(rest))[: self._settings.audit]]
         present = {record.genome.genome_id for record in snapshot.rungs[rung]}
