@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +39,25 @@ SHARED_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Takes:
-    """Takes so many seconds, asleep or computing."""
+    """Takes so many seconds, asleep or computing.
+
+    Args:
+        kind: "sleep" or "compute".
+        seconds: how long.
+        start: a file of this process's own; until the folder has one of each of `processes`, evaluations wait there.
+        processes: how many share the search.
+    """
 
     kind: str
     seconds: float = SECONDS
+    start: Path | None = None
+    processes: int = 1
 
     def __call__(self, genome: Number, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        if self.start is not None and not self.start.exists():
+            self.start.touch()
+            while len(list(self.start.parent.glob(f"*{self.start.suffix}"))) < self.processes:
+                time.sleep(0.05)
         if self.kind == "sleep":
             time.sleep(self.seconds)
         else:
@@ -94,13 +106,13 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
 
 
 class Timed:
-    """A storage that notes how long this thread was in it, how often it was asked what, and what it claimed."""
+    """A storage that notes each call of this thread, its begin and its end, and when it has claimed a trial."""
 
     def __init__(self, storage: BaseStorage) -> None:
         self.storage = storage
         self.thread = threading.get_ident()  # the heartbeat has one of its own
-        self.seconds = self.before = 0.0  # in it, and of that before its first claim
-        self.calls: Counter[str] = Counter()
+        self.calls: list[tuple[float, float]] = []
+        self.tries: list[float] = []  # to claim a trial
         self.claims: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -115,19 +127,18 @@ class Timed:
                 answer = found(*words, **options)
                 return answer
             finally:
+                end = time.time()
                 if threading.get_ident() == self.thread:
-                    self.seconds += time.time() - begin
-                    self.calls[name] += 1
+                    self.calls.append((begin, end))
                     if name == "set_trial_state_values" and words[1] is TrialState.RUNNING:
-                        self.calls["claim"] += 1
+                        self.tries.append(end)
                         if answer:
-                            self.before = self.before if self.claims else self.seconds
-                            self.claims.append(time.time())
+                            self.claims.append(end)
 
         return call
 
 
-def take_part(url: str, folder: Path, number: int, *, population: int, generations: int) -> None:
+def take_part(url: str, folder: Path, number: int, *, processes: int, population: int, generations: int) -> None:
     """One of many processes: its part in the search, and a file with its times."""
     timed: list[Timed] = []
     module: Any = driver
@@ -147,41 +158,44 @@ def take_part(url: str, folder: Path, number: int, *, population: int, generatio
         storage=url,
         name=folder.name,
     )
-    evaluator = Takes("sleep", SHARED_SECONDS)
+    evaluator = Takes("sleep", SHARED_SECONDS, start=folder / f"{number}.started", processes=processes)
     result = run_search(Numbers(), evaluator, folder=folder, settings=settings, policy=RandomPolicy())
     assert not result.failures
-    known = {"seconds": timed[0].seconds - timed[0].before, "calls": timed[0].calls, "claims": timed[0].claims}
-    path = folder / f"part{number}.json"
-    path.write_text(json.dumps({**known, "trials": len(result.records), "end": time.time()}))
+    known = {"calls": timed[0].calls, "tries": timed[0].tries, "claims": timed[0].claims}
+    (folder / f"part{number}.json").write_text(json.dumps({**known, "trials": len(result.records)}))
 
 
 def shared(url: str, *, processes: int, population: int, generations: int) -> dict[str, Any]:
-    """A search by many processes; figures from the moment at which the last of them has its first evaluation."""
+    """A search by many processes; figures from the moment at which each has its first trial to the last claim."""
     with tempfile.TemporaryDirectory(prefix=f"shared{processes}-") as place:
-        shape = ["--population", str(population), "--generations", str(generations)]
+        shape = ["--processes", str(processes), "--population", str(population), "--generations", str(generations)]
         words = ["-m", "benchmarks.workers", "--storage", url, "--folder", place, *shape]
-        parts = [subprocess.Popen([sys.executable, *words, "--part", str(n)]) for n in range(processes)]
+        parts = [
+            subprocess.Popen([sys.executable, *words, "--part", str(n)], stdout=subprocess.DEVNULL)
+            for n in range(processes)
+        ]
         if any([part.wait() for part in parts]):
             raise SystemExit("a process failed; its error stands above")
         found = [json.loads(path.read_text()) for path in Path(place).glob("part*.json")]
     claims = sorted(when for part in found for when in part["claims"])
     assert len(claims) == found[0]["trials"], "each trial is claimed once"
-    begin, end = max(part["claims"][0] for part in found if part["claims"]), claims[-1]
-    within = sum(begin <= when <= end for when in claims)
-    spent = sum(part["seconds"] for part in found)
-    present = sum(part["end"] - part["claims"][0] for part in found if part["claims"])
-    calls = sum((Counter(part["calls"]) for part in found), Counter[str]())
+    begin, end = max(part["claims"][0] for part in found), claims[-1]
+    calls = [(first, last) for part in found for first, last in part["calls"] if last > begin and first < end]
+    spent = sum(min(last, end) - max(first, begin) for first, last in calls)
+    within = sum(begin < when <= end for when in claims)
+    tries = sum(begin < when <= end for part in found for when in part["tries"])
+    present = processes * (end - begin)
     return {
         "processes": processes,
-        "trials": len(claims),
+        "trials": within,
         "claims_per_s": within / (end - begin),
         "ideal_claims_per_s": processes / SHARED_SECONDS,
         "share_in_storage": spent / present,
-        "share_evaluating": len(claims) * SHARED_SECONDS / present,
-        "calls_per_trial": (calls.total() - calls["claim"]) / len(claims),
-        "lost_races_per_trial": calls["claim"] / len(claims) - 1,
-        "ms_per_call": 1000 * spent / (calls.total() - calls["claim"]),
-        "wall_s": claims[-1] - claims[0],
+        "share_evaluating": within * SHARED_SECONDS / present,
+        "calls_per_trial": len(calls) / within,
+        "lost_races_per_trial": tries / within - 1,
+        "ms_per_call": 1000 * spent / len(calls),
+        "wall_s": end - begin,
     }
 
 
@@ -208,7 +222,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part is not None:
-        sizes = {"population": arguments.population, "generations": arguments.generations}
+        sizes = {name: getattr(arguments, name) for name in ("processes", "population", "generations")}
         return take_part(arguments.storage, arguments.folder, arguments.part, **sizes)
     if arguments.storage is not None:
         return on_server(arguments.storage, processes=arguments.processes, write_them=not arguments.smoke)
