@@ -236,6 +236,17 @@ def test_optuna_tools_see_genes_values_and_constraints(tmp_path: Path) -> None:
     assert seen.best_trials == []  # Optuna heeds the constraint too
 
 
+def test_trials_share_the_choices_of_their_genes_in_memory(tmp_path: Path) -> None:
+    study_in(open_storage(None, folder=tmp_path)).add(0, Point(1, 2), generation=0)
+    study = study_in(open_storage(None, folder=tmp_path))
+    study.add(0, Point(3, 4), generation=0)
+    study.finish(claimed(study), outcome())
+    study.snapshot()
+    trials = [study.storage.get_trial(number) for number in range(2)]
+    assert trials[0].distributions is trials[1].distributions
+    assert {name: each.to_external_repr(5) for name, each in trials[0].distributions.items()} == {"x": 5, "y": 5}
+
+
 def test_another_identity_is_refused_by_name(storage: BaseStorage) -> None:
     study = study_in(storage)
     policy = GeneticPolicy(objectives=SETTINGS.build_objectives())

@@ -18,6 +18,7 @@ import re
 import shlex
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,7 @@ class GuardedJournal(BaseJournalBackend):
     def __init__(self, path: Path, *, full_disk_wait_s: float = 60.0) -> None:
         self._path = path
         self._full_disk_wait_s = full_disk_wait_s
-        self._offsets = [0]  # where each line that was read begins
+        self._offsets = array("q", [0])  # where each line that was read begins
         if path.is_dir():
             raise JournalError(f"{path} is a folder, expected the journal of a study: move it away")
         try:

@@ -112,6 +112,7 @@ class Study:
         self._folder = folder
         self._space = space
         self._distributions = shown_genes(space)
+        self._shown: dict[tuple[str, ...], dict[str, BaseDistribution]] = {}
         names = [f"{name}/rung{index}" for index in range(rungs)] + [f"{name}/confirmed"]
         self._studies = [self._open(study, objectives.names) for study in names]
         self.members_study = self._open(f"{name}/members", ("unused",))
@@ -368,8 +369,8 @@ class Study:
         if cached is not None and (cached[0] is trial or cached[0].state.is_finished()):
             return cached[1]
         if cached is None:  # each trial brings choices of its own: the memory of thousands goes there
-            known = self._distributions
-            trial.distributions = {name: known.get(name, each) for name, each in trial.distributions.items()}
+            shown = {name: self._distributions.get(name, each) for name, each in trial.distributions.items()}
+            trial.distributions = self._shown.setdefault(tuple(shown), shown)
         attributes, state = trial.user_attrs, _STATES[trial.state]
         record = TrialRecord(
             number=trial.number,
