@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +63,13 @@ class Codes:
 
     def packed(self) -> NDArray[np.uint8]:
         """Bytes `[rows, bytes of a row]` as llama.cpp lays them out: a scale, then the codes of each block."""
-        rows, columns = self.codes.shape
+        rows = len(self.codes)
         scales = self.scales.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
         if self.block.power:
             exponents = torch.where(self.scales > 0, self.scales.float().log2().round() + 128, 0.0)
             scales = exponents.to(torch.uint8).cpu().numpy()[..., None]
-        codes = self.codes.cpu().numpy().reshape(rows, columns // self.block.size, self.block.size)
+        codes = self.codes.cpu().numpy().reshape(rows, -1, self.block.size)
+        packed: NDArray[Any]
         if self.block.name == "q8_0":
             packed = (codes.astype(np.int16) - 127).astype(np.int8).view(np.uint8)
         else:  # the first half of a block in the low bits, the second half in the high bits, fifth bits before both

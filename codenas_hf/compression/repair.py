@@ -89,7 +89,8 @@ def repaired(weight: torch.Tensor, moments: torch.Tensor, kept: torch.Tensor) ->
     # The ridge holds the change, not the weights: where the text says nothing the columns stay as they were.
     missing = weight[:, ~stays].double() @ moments[~stays][:, kept].double()
     change = torch.linalg.solve(_ridged(moments[kept][:, kept].double()), missing.T).T
-    return (weight[:, kept].double() + change).float()
+    found: torch.Tensor = (weight[:, kept].double() + change).float()
+    return found
 
 
 @torch.no_grad()
