@@ -238,7 +238,9 @@ def main_job(folder: Path, *, speedup: bool) -> Path:
     return write("main_job", protocol=protocol(**facts), rows=rows, targets=targets)
 
 
-def by_the_clock(folder: Path, times: Sequence[Duration], *, words: Sequence[str] = ()) -> Path:
+def by_the_clock(
+    folder: Path, times: Sequence[Duration], *, words: Sequence[str] = (), note: str | None = None
+) -> Path:
     """Searches that were given a time: what was planned, what it took, what came of it."""
     path = RESULTS / "search_time.json"
     rows = {row["asked"]: row for row in (read(path)["rows"] if path.exists() else ())}
@@ -255,7 +257,8 @@ def by_the_clock(folder: Path, times: Sequence[Duration], *, words: Sequence[str
         for row in ordered
     ]
     columns = [name for name in ordered[0] if name != "asked_seconds"]
-    return write("search_time", protocol=protocol(workers=2), rows=ordered, targets=targets, columns=columns)
+    about = protocol(workers=2, **({"note": note} if note else {}))
+    return write("search_time", protocol=about, rows=ordered, targets=targets, columns=columns)
 
 
 def clock_row(asked: Duration, plan: Plan, *, taken: float, study: StudyFolder) -> dict[str, Any]:
@@ -282,11 +285,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="work here and keep it (default: a temporary folder)")
     parser.add_argument("--speedup", action="store_true", help="also compare one worker with two")
     parser.add_argument("--time", nargs="+", type=Duration.parse, help="search by the clock, such as 10m 30m 2h")
+    parser.add_argument("--note", help="what the protocol of `--time` should say besides, such as other jobs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.folder or Path(temporary)).resolve()
         if options.time:
-            print(by_the_clock(folder, options.time))
+            print(by_the_clock(folder, options.time, note=options.note))
         else:
             print(main_job(folder, speedup=options.speedup))
 

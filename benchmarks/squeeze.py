@@ -324,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/squeeze_benchmark"))
     parser.add_argument("--parts", nargs="+", default=["searched", "random", "report", "heal"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), choices=SIZES, help="in this order")
     parser.add_argument("--population", type=int, default=12)
     parser.add_argument("--generations", type=int, default=3)
     parser.add_argument("--score-bytes", type=int, default=25_000)
@@ -342,7 +343,7 @@ def main() -> None:
         return
     (options.folder / "report").mkdir(parents=True, exist_ok=True)
     for arm in ARMS:
-        for size in SIZES:
+        for size in options.sizes:
             if arm in options.parts:
                 run_search(options, arm=arm, size=size)
     if "report" in options.parts:

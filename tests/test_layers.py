@@ -54,7 +54,7 @@ INSIDE = {
         ),
     ],
     "compression": [
-        *("formats", "quantize", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"),
+        *("formats", "quantize", "repair", "vocabulary", "prune", "gguf_words", "gguf", "onnx", "packed"),
         *("squeezing", "squeeze_space", "parent"),
     ],
     "generation": [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codenas_hf.compression.formats import BLOCKS, FORMATS, find_format
-from codenas_hf.compression.quantize import _nearest, as_stored, quantize, store_in, stored_bytes, stored_weights
+from codenas_hf.compression.quantize import as_stored, nearest, quantize, store_in, stored_bytes, stored_weights
 
 CODED = [name for name, block in BLOCKS.items() if block.points]
 
@@ -37,7 +37,7 @@ def test_each_weight_takes_the_nearest_point(name: str) -> None:
     values = torch.cat([points, borders, borders + 1e-4, borders - 1e-4, points * 3, torch.linspace(-140, 140, 4099)])
     values = torch.nn.functional.pad(values, (0, -len(values) % 32)).view(-1, 32)
     for size in (1.0, -0.5, 0.0):
-        codes, error = _nearest(values.clone(), torch.full((len(values),), size), BLOCKS[name])
+        codes, error = nearest(values.clone(), torch.full((len(values),), size), BLOCKS[name])
         wanted = torch.zeros_like(values) if size == 0 else values / size
         assert torch.equal(codes.long(), torch.bucketize(wanted, borders))
         assert torch.allclose(error, ((points[codes.long()] * size - values) ** 2).sum(dim=1))

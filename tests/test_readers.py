@@ -15,11 +15,12 @@ from test_onnx import GPT2, LLAMA, STORED, Reader
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from codenas_hf.compression.formats import FORMATS, PACKED_FORMS
+from codenas_hf.compression.formats import BLOCKS, FORMATS, PACKED_FORMS, Format
 from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.compression.onnx import write_onnx
 from codenas_hf.compression.packed import write_packed
 from codenas_hf.compression.quantize import as_stored, store_in
+from codenas_hf.compression.squeezing import FILE_TYPE
 from codenas_hf.generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from codenas_hf.generation.torch_runtime import TorchRuntime
 
@@ -116,6 +117,22 @@ def test_llama_cpp_gives_the_tokens_of_our_dequantised_model(
     path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form=form)
     ours = copy.deepcopy(model)
     store_in(ours, FORMATS[form])
+    different, wrong = disagreements(ours, LlamaCppRuntime(path), prompts_of(ids))
+    assert wrong == 0
+    assert different <= MOST
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize(
+    "name", ["q5_0", "mxfp4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("q4_1", "q5_1"))]
+)
+def test_llama_cpp_reads_the_blocks_that_only_squeezes_have(name: str, words: Path, tmp_path: Path) -> None:
+    ids, block = tokens_of(words), BLOCKS[name]
+    model = trained("llama", ids, tie_word_embeddings=True)
+    form = Format(name=name, matrix=block, embedding=block, readers=("llama.cpp",), file_type=FILE_TYPE)
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form=form)
+    ours = copy.deepcopy(model)
+    store_in(ours, form)
     different, wrong = disagreements(ours, LlamaCppRuntime(path), prompts_of(ids))
     assert wrong == 0
     assert different <= MOST

@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 from small_parents import ENTRIES, TEXTS, small_parent, small_tokenizer
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from codenas_hf.compression import parent as parent_module
 from codenas_hf.compression.formats import BLOCKS
 from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.compression.parent import ParentFolder, adopt
 from codenas_hf.compression.prune import pruned
 from codenas_hf.compression.quantize import as_stored
-from codenas_hf.compression.squeeze_space import SqueezeChoices, SqueezeSpace
+from codenas_hf.compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
 from codenas_hf.compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
 from codenas_hf.compression.vocabulary import adopted, count_tokens
 from codenas_hf.data.tokenizer import SPECIAL_TOKENS
@@ -29,6 +31,7 @@ from codenas_hf.measure.squeezed import HealSettings
 
 BLOCKS_USED = ("q8_0", "q4_1", "iq4_nl")
 SIZES = (400, 700, 5000)
+WATCHED = torch.randint(ENTRIES, (4, 64), generator=torch.Generator().manual_seed(0))
 CHOICES = SqueezeChoices(
     vocab_sizes=SIZES, neuron_shares=(0.4, 0.7, 1.0), group_shares=(0.5, 1.0), sections=2, matrices=BLOCKS_USED
 )
@@ -44,10 +47,14 @@ def prepared(folder: Path, *, kind: str = "llama", **others: Any) -> ParentFolde
     )
     words = Tokenizer.from_file(str(parent.folder / TOKENIZER))
     parent.keep_vocabularies(count_tokens(words, TEXTS), SIZES)
-    ids = torch.randint(ENTRIES, (4, 64), generator=torch.Generator().manual_seed(0))
-    parent.measure([ids])
-    parent.store(matrices=BLOCKS_USED, embedding=("q8_0", "q4_0"))
+    parent.measure([WATCHED])
+    store(parent)
     return parent
+
+
+def store(parent: ParentFolder) -> None:
+    counts = neuron_counts(parent.shape, CHOICES)
+    parent.store(matrices=BLOCKS_USED, embedding=("q8_0", "q4_0"), neurons=counts)
 
 
 @pytest.fixture(scope="module")
@@ -109,25 +116,95 @@ def test_every_vocabulary_is_exact(parent: ParentFolder, size: int) -> None:
     assert words.get_vocab_size() == size == len(parent.kept(size))
 
 
-def test_the_genome_that_cuts_nothing_is_the_stored_parent(parent: ParentFolder) -> None:
-    genome = parent.shape.everything(form="q4_1", sections=2)
-    found = parent.weights(genome, stored=True)
-    for name, weight in parent.weights(None, stored=False).items():
-        block = BLOCKS["q8_0" if "embed" in name else "q4_1"]
-        assert torch.equal(found[name], weight if weight.dim() < 2 else as_stored(weight, block)), name
+def test_what_a_parent_has_in_a_format_stays_as_it_is(tmp_path: Path) -> None:
+    """SmolLM2 comes in Q4_1: a squeeze that cuts nothing and stores it in Q4_1 has those very weights."""
+    source = small_parent(tmp_path / "source")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    genome = SqueezeGenome(
+        vocab_size=ENTRIES + 7,
+        neurons=(96,),
+        groups=(2,),
+        embedding="q4_0",
+        attention=("q4_1",),
+        feed_forward=("q4_1",),
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.copy_(as_stored(weight, BLOCKS["q4_1"]))
+    state = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
+    parent = adopt(model, state, folder=tmp_path / "parent", special=SPECIAL_TOKENS, start=None, facts={"digest": "d"})
+    parent.keep_vocabularies(count_tokens(Tokenizer.from_file(str(parent.folder / TOKENIZER)), TEXTS), SIZES)
+    parent.measure([WATCHED])
+    store(parent)
+    found, before = parent.weights(genome, stored=True), parent.weights(None, stored=False)
+    for name, weight in before.items():
+        if "embed" not in name:
+            assert torch.allclose(found[name], weight, rtol=1e-3, atol=0), name
+    # In fewer bits the inputs count, those of the tied head too.
+    assert not torch.equal(
+        found["model.embed_tokens.weight"], as_stored(before["model.embed_tokens.weight"], BLOCKS["q4_0"])
+    )
 
 
-def test_a_slice_of_what_was_stored_is_what_is_sliced_and_then_stored(
+def test_a_slice_is_stored_once_and_what_is_written_is_what_was_scored(
     parent: ParentFolder, space: SqueezeSpace
 ) -> None:
-    """So a candidate costs no quantising, and the written file holds the weights that were scored."""
+    """A candidate costs no rounding; the file is written from its weights, and storing these again changes nothing."""
+    whole = parent.shape.vocab_size
     for genome in drawn(space, 12):
         stored, full = (parent.weights(genome, stored=flag) for flag in (True, False))
+        same = parent.weights(replace(genome, vocab_size=whole), stored=True)
         for piece in pieces(genome, parent.shape):
-            weight = full[piece.name]
-            assert tuple(weight.shape) == piece.shape
-            wanted = weight if weight.dim() < 2 else as_stored(weight, BLOCKS[piece.block])
-            assert torch.equal(stored[piece.name], wanted), (piece, genome)
+            weight, block = stored[piece.name], BLOCKS[piece.block]
+            assert tuple(weight.shape) == tuple(full[piece.name].shape) == piece.shape
+            if weight.dim() == 2:
+                assert torch.allclose(as_stored(weight, block), weight, rtol=1e-3, atol=0), (piece, genome)
+                assert (weight - full[piece.name]).norm() < 0.2 * full[piece.name].norm()
+            else:
+                assert torch.equal(weight, full[piece.name])
+            rows = torch.from_numpy(parent.kept(genome.vocab_size)) if piece.rows == "entries" else slice(None)
+            assert torch.equal(weight, same[piece.name][rows])
+
+
+def test_neurons_that_stay_make_up_for_those_that_leave(parent: ParentFolder, space: SqueezeSpace) -> None:
+    genome = replace(drawn(space, 1)[0], vocab_size=parent.shape.vocab_size, neurons=(64,), groups=(2,))
+    plain = pruned(parent.model(None), parent.importance, neurons=64)
+    own = parent.model(genome, stored=False)
+    ids = WATCHED[0].tolist()
+    wanted = logits(parent.model(None), ids)
+    assert (logits(own, ids) - wanted).norm() < 0.9 * (logits(plain, ids) - wanted).norm()
+    # Neurons lie in the same order in all three matrices.
+    layer = parent.model(None).model.layers[1]
+    kept = [
+        int((layer.mlp.up_proj.weight == row).all(dim=1).nonzero()) for row in own.model.layers[1].mlp.up_proj.weight
+    ]
+    assert torch.equal(own.model.layers[1].mlp.gate_proj.weight, layer.mlp.gate_proj.weight[kept])
+    near = nn.functional.cosine_similarity(
+        own.model.layers[1].mlp.down_proj.weight, layer.mlp.down_proj.weight[:, kept], dim=0
+    )
+    assert near.min() > 0.5
+
+
+def test_what_was_stored_is_not_rounded_again(parent: ParentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+    once = parent_module.rounded
+    monkeypatch.setattr(
+        parent_module,
+        "rounded",
+        lambda w, block, moments: made.append((block.name, w.shape[1])) or once(w, block, moments),
+    )
+    monkeypatch.setattr(parent_module, "measure_importance", lambda *args: pytest.fail("it was watched before"))
+    parent.measure([WATCHED])
+    store(parent)
+    assert made == []
+    gone = parent.folder / "codes-iq4_nl-neurons-64.safetensors"
+    before = load_file(gone)
+    gone.unlink()
+    store(parent)
+    assert made == [("iq4_nl", 64)] * 4
+    after = load_file(gone)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_what_will_be_trained_begins_in_full_precision(parent: ParentFolder, space: SqueezeSpace) -> None:
@@ -143,11 +220,9 @@ def test_what_will_be_trained_begins_in_full_precision(parent: ParentFolder, spa
     assert not torch.equal(stored["model.embed_tokens.weight"], full["model.embed_tokens.weight"])
 
 
-def test_pruning_is_that_of_the_pruner(parent: ParentFolder, space: SqueezeSpace) -> None:
-    """Neurons lie in another order, which changes no logit."""
-    genome = next(g for g in drawn(space) if g.neurons[0] < parent.shape.neurons and g.groups[0] == 1)
-    genome = replace(genome, vocab_size=parent.shape.vocab_size)
-    theirs = pruned(parent.model(None), parent.importance, neurons=genome.neurons[0], groups=1)
+def test_groups_of_heads_leave_as_in_the_pruner(parent: ParentFolder, space: SqueezeSpace) -> None:
+    genome = replace(drawn(space, 1)[0], vocab_size=parent.shape.vocab_size, neurons=(96,), groups=(1,))
+    theirs = pruned(parent.model(None), parent.importance, groups=1)
     ids = list(range(8, 60))
     assert torch.allclose(logits(parent.model(genome, stored=False), ids), logits(theirs, ids), atol=1e-5)
 
@@ -203,6 +278,17 @@ def test_unequal_layers_are_a_space_of_their_own(space: SqueezeSpace) -> None:
     genome = next(g for g in drawn(free) if not g.equal)
     assert free.validate(genome) is None
     assert "neurons and groups differ between layers" in str(space.validate(genome))
+
+
+def test_what_a_model_of_quality_learns_from_tells_formats_and_places(space: SqueezeSpace) -> None:
+    found = {genome.genome_id: genome.features() for genome in drawn(space)}
+    assert len({tuple(row) for row in found.values()}) == 1
+    assert all(isinstance(value, int | float) for row in found.values() for value in row.values())
+    assert len({tuple(row.values()) for row in found.values()}) == len(found)
+    early = replace(drawn(space, 1)[0], attention=("q8_0", "iq4_nl")).features()
+    late = replace(drawn(space, 1)[0], attention=("iq4_nl", "q8_0")).features()
+    assert early["attention.q8_0"] == late["attention.q8_0"] == 0.5
+    assert early["attention.q8_0.later"] < 0 < late["attention.q8_0.later"]
 
 
 def test_what_is_no_squeeze_of_the_space_is_said(space: SqueezeSpace) -> None:

@@ -1,5 +1,6 @@
 """Whatever a child does is an outcome with a reason; nothing of it stays, and the rank lives on."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -51,6 +52,23 @@ def one(pool: Pool, x: int = 3) -> Outcome:
     (outcome,) = drain(pool)
     assert outcome.task == "task"
     return outcome
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Holds a lock as long as its process lives, and memory that the kernel needs a while to take back."""
+
+    lock: Path
+
+    def __call__(self, genome: Any, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        fcntl.flock(os.open(self.lock, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        genome.__dict__["kept"] = b"\1" * 2**28
+        return Evaluation(objectives={"a": 1.0})
+
+
+def test_the_next_one_begins_when_the_last_is_gone(pools: Any, tmp_path: Path) -> None:
+    pool = pools(Alone(tmp_path / "lock"))
+    assert [one(pool).failure for _ in range(5)] == [None] * 5
 
 
 def test_evaluations_come_back(pools: Any) -> None:

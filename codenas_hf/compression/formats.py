@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# What four bits stand for in MXFP4, in the order of their codes here: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives,
+# doubled. The reader has the sign in the highest bit.
+MXFP4_POINTS = (-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12)
 # The fixed points of a 4-bit weight in llama.cpp's IQ4_NL: denser near zero, where weights are.
 IQ4_NL_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -15,10 +18,11 @@ class Block:
 
     Args:
         name: as llama.cpp spells it, in small letters.
-        size: weights that share one float16 scale; 1 where there is none.
+        size: weights that share one scale, a float16; 1 where there is none.
         bits: of one weight, its share of the scale included.
         points: what a code stands for, in units of the scale; None for plain floating point.
         offset: a second float16 of each block is added to all of its weights.
+        power: scales are powers of two, in one byte.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Block:
     bits: float
     points: tuple[int, ...] | None = None
     offset: bool = False
+    power: bool = False
 
     def num_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a matrix.
@@ -48,9 +53,12 @@ BLOCKS = {
         Block(name="bf16", size=1, bits=16),
         Block(name="f16", size=1, bits=16),
         Block(name="q8_0", size=32, bits=8.5, points=tuple(range(-127, 128))),
+        Block(name="q5_1", size=32, bits=6.0, points=tuple(range(32)), offset=True),
+        Block(name="q5_0", size=32, bits=5.5, points=tuple(range(-16, 16))),
         Block(name="q4_1", size=32, bits=5.0, points=tuple(range(16)), offset=True),
         Block(name="q4_0", size=32, bits=4.5, points=tuple(range(-8, 8))),
         Block(name="iq4_nl", size=32, bits=4.5, points=IQ4_NL_POINTS),
+        Block(name="mxfp4", size=32, bits=4.25, points=MXFP4_POINTS, power=True),
     )
 }
 

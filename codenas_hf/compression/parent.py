@@ -1,14 +1,15 @@
 """A pretrained parent, prepared once: what its parts do, its weights as every format stores them, its vocabularies.
 
-A squeeze is then a slice: rows of stored matrices are rows of the matrix stored, whole blocks of columns likewise. The
-columns of the feed-forward output move in whole blocks only where neurons lie in the order of their importance, so
-that matrix is stored a second time in that order. Nothing of a parent is quantised twice.
+A squeeze is then a slice: rows of stored matrices are rows of the matrix stored, whole blocks of columns likewise.
+The feed-forward output is repaired for each number of neurons that stay, and stored once for each of them. Whatever a
+squeeze holds was rounded once, from the parent's own weights or from those that were repaired.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,19 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from ..folders import read_json, whole_file, whole_folder, write_json
 from ..folders.files import PARENT, TOKENIZER, WEIGHTS
 from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
-from .quantize import Codes, as_stored, quantize, transposed
+from .quantize import Codes, as_stored, transposed
+from .repair import repaired, rounded, second_moments
 from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
-_IMPORTANCE, _KEPT = "importance.npz", "kept.npy"
-_SIZES = ("intermediate_size", "n_inner"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")
+_IMPORTANCE, _KEPT, _MOMENTS = "importance.npz", "kept.npy", "moments.safetensors"
 
 
 def adopt(
@@ -72,7 +74,8 @@ def adopt(
         name: (parameter.detach().T if name in across else parameter.detach()).float().contiguous()
         for name, parameter in model.named_parameters()
     }
-    shape = _shape(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, prunable=prunable)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shape = ParentShape.of(model.config, shapes, prunable=prunable)
     with whole_folder(folder) as draft:
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         model.config.save_pretrained(draft)
@@ -131,13 +134,23 @@ class ParentFolder:
         return found
 
     def measure(self, batches: Iterable[torch.Tensor]) -> None:
-        """Finds what neurons, heads and layers do on some text, and keeps it."""
-        path = self.folder / _IMPORTANCE
-        if path.is_file() or not self.shape.prunable:
+        """Finds what neurons, heads and layers do on some text, and what matrices take in there, and keeps it."""
+        if (self.folder / _MOMENTS).is_file():
             return
-        found = measure_importance(self.model(None), batches)
-        with whole_file(path) as draft, draft.open("wb") as file:
-            np.savez(file, **vars(found))
+        model = self.model(None)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied head once
+        linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        with second_moments(model, {path: names[id(module.weight)] for path, module in linear.items()}) as moments:
+            if self.shape.prunable:
+                found = measure_importance(model, batches)
+                with whole_file(self.folder / _IMPORTANCE) as draft, draft.open("wb") as file:
+                    np.savez(file, **vars(found))
+            else:
+                with torch.no_grad():
+                    for ids in batches:
+                        model(input_ids=ids, use_cache=False)
+        with whole_file(self.folder / _MOMENTS) as draft:  # last: it says that all is there
+            save_file(moments.sums, draft, metadata={"same": json.dumps(moments.same)})
 
     @functools.cached_property
     def importance(self) -> Importance:
@@ -150,27 +163,42 @@ class ParentFolder:
             arrays = {name: stored[name] for name in stored.files}
         return Importance(arrays["neurons"], arrays["groups"], arrays["layers"], int(arrays["num_tokens"]))
 
-    def store(self, *, matrices: Iterable[str], embedding: Iterable[str]) -> None:
-        """Quantises matrices and tables in each of these formats, and keeps the codes."""
-        for blocks, kind in ((matrices, "matrices"), (embedding, "embedding")):
-            names = [
-                name
-                for name, shape in self.shape.shapes.items()
-                if len(shape) == 2 and (self.shape.layer_of(name) is None) == (kind == "embedding")
-            ]
-            for block in blocks:
-                path = self.folder / _codes_file(block, kind)
-                if BLOCKS[block].points is None or path.is_file():
-                    continue
-                tensors: dict[str, torch.Tensor] = {}
-                for name in names:
-                    weight = self._tensor(WEIGHTS, name)
-                    self._keep(tensors, name, weight, BLOCKS[block])
-                    if self._is_sorted(name):
-                        order = torch.from_numpy(self._order(self.shape.layer_of(name)))
-                        self._keep(tensors, f"{name}|sorted", weight[:, order], BLOCKS[block])
-                with whole_file(path) as draft:
-                    save_file(tensors, draft)
+    def store(self, *, matrices: Iterable[str], embedding: Iterable[str], neurons: Iterable[int] = ()) -> None:
+        """Quantises matrices and tables in each of these formats, and keeps the codes.
+
+        Args:
+            matrices: formats of all matrices of layers.
+            embedding: formats of the tables.
+            neurons: how many neurons of a layer may stay; for each the feed-forward output is repaired.
+        """
+        matrices, shape = list(matrices), self.shape
+        names = [name for name, size in shape.shapes.items() if len(size) == 2]
+        for kind, blocks in (("matrices", matrices), ("embedding", list(embedding))):
+            mine = [name for name in names if (shape.layer_of(name) is None) == (kind == "embedding")]
+            self._store(kind, blocks, ((name, self._tensor(WEIGHTS, name), self._moments(name)) for name in mine))
+        for count in sorted(set(neurons) - {shape.neurons}):
+            mine = list(filter(self._loses_neurons, names))
+            self._store(_neurons(count), matrices, ((name, *self._repaired(name, count)) for name in mine))
+
+    def _store(
+        self, kind: str, blocks: Iterable[str], found: Iterable[tuple[str, torch.Tensor, torch.Tensor | None]]
+    ) -> None:
+        """Keeps name, matrix and moments of its inputs in those formats that have not been kept."""
+        wanted = {name for name in blocks if BLOCKS[name].points is not None}
+        wanted -= {name for name in wanted if (self.folder / _codes_file(name, kind)).is_file()}
+        tensors: dict[str, dict[str, torch.Tensor]] = {block: {} for block in sorted(wanted)}
+        for name, weight, moments in found if wanted else ():
+            for block, kept in tensors.items():
+                try:
+                    codes = rounded(weight, BLOCKS[block], moments)
+                except ValueError:
+                    continue  # a matrix that the format cannot store; a genome that asks for it is not valid
+                kept |= {name: codes.codes, f"{name}|scales": codes.scales}
+                if codes.offsets is not None:
+                    kept[f"{name}|offsets"] = codes.offsets
+        for block, kept in tensors.items():
+            with whole_file(self.folder / _codes_file(block, kind)) as draft:
+                save_file(kept, draft)
 
     def layouts(self, sizes: Iterable[int]) -> dict[int, Layout]:
         """What the files of each vocabulary have in common.
@@ -186,22 +214,6 @@ class ParentFolder:
             found[size] = file_layout(config, tokenizer=self.vocabulary(size), form=form)
         return found
 
-    def squeezed_config(self, genome: SqueezeGenome) -> Any:
-        """The configuration of a squeezed model whose layers are equal."""
-        config, shape = copy.deepcopy(self.config), self.shape
-        config.vocab_size = genome.vocab_size
-        stay = [at for at in range(shape.layers) if at not in genome.without_layers]
-        if shape.prunable:
-            config.intermediate_size, config.num_key_value_heads = genome.neurons[0], genome.groups[0]
-            config.num_attention_heads = genome.groups[0] * shape.queries
-            config.head_dim = shape.head_dim
-        name = next(name for name in _SIZES[2] if getattr(config, name, None))
-        setattr(config, name, len(stay))
-        for name in ("layer_types", "no_rope_layers"):
-            if getattr(config, name, None):
-                setattr(config, name, [getattr(config, name)[at] for at in stay])
-        return config
-
     def model(
         self, genome: SqueezeGenome | None, *, stored: bool = True, full: Collection[Kind] = ()
     ) -> PreTrainedModel:
@@ -212,7 +224,7 @@ class ParentFolder:
             stored: with the weights as its reader has them; else in full precision.
             full: kinds of matrices that keep full precision all the same.
         """
-        config = self.config if genome is None else self.squeezed_config(genome)
+        config = self.config if genome is None else self.shape.squeezed_config(self.config, genome)
         config.dtype = torch.float32
         with no_init_weights():  # all weights are about to be replaced
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -245,10 +257,13 @@ class ParentFolder:
             columns = self._places(piece.columns, piece, genome, count=piece.shape[1], of=whole[1])
         block = BLOCKS[piece.block]
         coded = stored and block.points is not None and len(whole) == 2
-        if coded and columns is not None and piece.columns == "neurons":
-            return self._codes(f"{piece.source}|sorted", block, rows=None, blocks=range(len(columns) // block.size))
+        if columns is not None and piece.columns == "neurons":
+            if coded:
+                return self._codes(piece.source, block, kind=_neurons(len(columns)))
+            weight, _ = self._repaired(piece.source, len(columns))
+            return as_stored(weight, block) if stored else weight
         if coded and columns is None:
-            return self._codes(piece.source, block, rows=rows, blocks=None)
+            return self._codes(piece.source, block, rows=rows)
         if coded and columns is not None and bool((columns.view(-1, block.size)[:, 0] % block.size == 0).all()):
             first = columns.view(-1, block.size)[:, 0]
             if torch.equal(first[:, None] + torch.arange(block.size), columns.view(-1, block.size)):
@@ -269,42 +284,48 @@ class ParentFolder:
             return torch.from_numpy(self.kept(genome.vocab_size))
         assert piece.layer is not None
         if side == "neurons":
-            return torch.from_numpy(self._order(piece.layer)[:count].copy())
+            return self._order(piece.layer)[:count]
         width = self.shape.head_dim * (self.shape.queries if side == "queries" else 1)
         best = np.argsort(-self.importance.groups[piece.layer], kind="stable")[: count // width]
         return (torch.from_numpy(np.sort(best))[:, None] * width + torch.arange(width)).flatten()
 
-    def _order(self, layer: int | None) -> NDArray[np.int64]:
+    def _order(self, layer: int | None) -> torch.Tensor:
         """The neurons of a layer, the most important first."""
-        found: NDArray[np.int64] = np.argsort(-self.importance.neurons[layer], kind="stable")
-        return found
+        return torch.from_numpy(np.argsort(-self.importance.neurons[layer], kind="stable"))
 
-    def _is_sorted(self, name: str) -> bool:
-        return self.shape.prunable and name.split(".")[-2] == "down_proj"
+    def _loses_neurons(self, name: str) -> bool:
+        """It is a matrix whose columns leave with neurons."""
+        return self.shape.prunable and name.endswith(".down_proj.weight")
 
-    def _keep(self, tensors: dict[str, torch.Tensor], name: str, weight: torch.Tensor, block: Block) -> None:
-        try:
-            codes = quantize(weight, block)
-        except ValueError:
-            return  # a matrix that the format cannot store; a genome that asks for it is not valid
-        tensors |= {name: codes.codes, f"{name}|scales": codes.scales}
-        if codes.offsets is not None:
-            tensors[f"{name}|offsets"] = codes.offsets
+    def _moments(self, name: str) -> torch.Tensor | None:
+        """Of the inputs of a matrix; None for a table that nothing is multiplied with."""
+        opened = self._opened(_MOMENTS)
+        name = json.loads(opened.metadata()["same"]).get(name, name)
+        return self._tensor(_MOMENTS, name) if name in opened.keys() else None
+
+    def _repaired(self, name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A feed-forward output that makes up for all but so many neurons, and the moments of these."""
+        kept, moments = self._order(self.shape.layer_of(name))[:count], self._moments(name)
+        assert moments is not None
+        return repaired(self._tensor(WEIGHTS, name), moments, kept), moments[kept][:, kept]
 
     def _codes(
-        self, name: str, block: Block, *, rows: torch.Tensor | None, blocks: Sequence[int] | None
+        self,
+        name: str,
+        block: Block,
+        *,
+        kind: str | None = None,
+        rows: torch.Tensor | None = None,
+        blocks: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        kind = "embedding" if self.shape.layer_of(name) is None else "matrices"
+        kind = kind or ("embedding" if self.shape.layer_of(name) is None else "matrices")
         file = _codes_file(block.name, kind)
 
         def cut(tensor: torch.Tensor, size: int) -> torch.Tensor:
             tensor = tensor if rows is None else tensor[rows]
             if blocks is None:
                 return tensor
-            parts = tensor.view(tensor.shape[0], -1, size)
-            if isinstance(blocks, range):
-                return parts[:, : len(blocks)].reshape(tensor.shape[0], -1)
-            return parts[:, list(blocks)].reshape(tensor.shape[0], -1)
+            return tensor.view(tensor.shape[0], -1, size)[:, list(blocks)].reshape(tensor.shape[0], -1)
 
         offsets = cut(self._tensor(file, f"{name}|offsets"), 1) if block.offset else None
         scales = cut(self._tensor(file, f"{name}|scales"), 1)
@@ -319,6 +340,10 @@ class ParentFolder:
         if (self.folder, file) not in _OPEN:
             _OPEN[self.folder, file] = safe_open(self.folder / file, framework="pt")
         return _OPEN[self.folder, file]
+
+
+def _neurons(count: int) -> str:
+    return f"neurons-{count}"
 
 
 def _codes_file(block: str, kind: str) -> str:
@@ -363,29 +388,3 @@ def _take_rows(model: PreTrainedModel, source: Sequence[int]) -> None:
     for name in ("bos_token_id", "eos_token_id"):
         setattr(model.config, name, 0)
     model.config.pad_token_id = None
-
-
-def _shape(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], *, prunable: bool) -> ParentShape:
-    config: Any = model.config
-
-    def first(names: tuple[str, ...], otherwise: int = 0) -> int:
-        return int(next((value for name in names if (value := getattr(config, name, None))), otherwise))
-
-    heads, layers = first(_SIZES[1]), first(_SIZES[2])
-    width = first(("hidden_size", "n_embd"))
-    groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    numbered = next(name for name in shapes if any(part.isdigit() for part in name.split(".")))
-    base = numbered.split(".")
-    at = next(i for i, part in enumerate(base) if part.isdigit())
-    return ParentShape(
-        model_type=config.model_type,
-        layers=layers,
-        neurons=first(_SIZES[0], 4 * width),
-        groups=groups,
-        queries=heads // groups,
-        head_dim=int(getattr(config, "head_dim", None) or width // heads),
-        vocab_size=int(config.vocab_size),
-        shapes=shapes,
-        base=".".join(base[:at]),
-        prunable=prunable,
-    )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,12 @@ from .formats import Block, Format
 _TARGETS = {
     "q8_0": (127.0,),
     "q4_0": (-8.25, -7.75, -8.5, -7.25, -8.0, -8.75, -7.0, -6.0),
+    "q5_0": (-16.25, -15.75, -16.0, -15.25, -16.5, -15.0, -14.0),
     "iq4_nl": (-129.0, -123.0, -135.0, 114.0, 120.0, -108.0, -132.0, -127.0, 113.0, -104.0),
 }
 _LARGEST = 65504.0  # of float16
+# The reader's code of each point of MXFP4: a sign and one of eight sizes.
+_SIGNED = np.array([*range(15, 8, -1), *range(8)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Codes:
 
     def decoded(self) -> torch.Tensor:
         """float32 `[rows, columns]`: one product for each weight, as every reader does it."""
-        points = _points(self.block).to(self.codes.device)[self.codes.long()]
+        points = points_of(self.block).to(self.codes.device)[self.codes.long()]
         rows, columns = self.codes.shape
         blocks = points.view(rows, -1, self.block.size) * self.scales.float()[..., None]
         if self.offsets is not None:
@@ -59,14 +63,22 @@ class Codes:
 
     def packed(self) -> NDArray[np.uint8]:
         """Bytes `[rows, bytes of a row]` as llama.cpp lays them out: a scale, then the codes of each block."""
-        rows, columns = self.codes.shape
+        rows = len(self.codes)
         scales = self.scales.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
-        codes = self.codes.cpu().numpy().reshape(rows, columns // self.block.size, self.block.size)
+        if self.block.power:
+            exponents = torch.where(self.scales > 0, self.scales.float().log2().round() + 128, 0.0)
+            scales = exponents.to(torch.uint8).cpu().numpy()[..., None]
+        codes = self.codes.cpu().numpy().reshape(rows, -1, self.block.size)
+        packed: NDArray[Any]
         if self.block.name == "q8_0":
             packed = (codes.astype(np.int16) - 127).astype(np.int8).view(np.uint8)
-        else:  # the first half of a block in the low bits, the second half in the high bits
-            half = self.block.size // 2
-            packed = codes[..., :half] | (codes[..., half:] << 4)
+        else:  # the first half of a block in the low bits, the second half in the high bits, fifth bits before both
+            if self.block.power:
+                codes = _SIGNED[codes]
+            half, low = self.block.size // 2, codes & 15
+            packed = low[..., :half] | (low[..., half:] << 4)
+            if len(self.block.points or ()) > 16:
+                packed = np.concatenate([np.packbits(codes >> 4, axis=-1, bitorder="little"), packed], axis=-1)
         if self.offsets is not None:
             offsets = self.offsets.cpu().contiguous().numpy().view(np.uint8).reshape(rows, -1, 2)
             scales = np.concatenate([scales, offsets], axis=-1)
@@ -87,22 +99,34 @@ def quantize(weight: torch.Tensor, block: Block) -> Codes:
     if block.offset:
         return _with_offsets(values, block, shape=tuple(weight.shape))
     largest = values.abs().amax(dim=1)
-    if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * abs(_TARGETS[block.name][-1]):
+    widest = 2 if block.power else abs(_TARGETS[block.name][-1])
+    if not torch.isfinite(largest).all() or float(largest.max()) > _LARGEST * widest:
         raise ValueError(f"a weight of {float(largest.max()):.3g} does not fit {block.name}")
     peak = values.gather(1, values.abs().argmax(dim=1, keepdim=True)).squeeze(1)
     if block.name == "q8_0":  # symmetric: the sign of the largest weight does not matter
         peak = largest
     best_error = torch.full_like(peak, torch.inf)
     best_scale, best_codes = torch.zeros_like(peak).half(), torch.zeros_like(values, dtype=torch.uint8)
-    for target in _TARGETS[block.name]:
-        scale = (peak / target).half()
-        codes, error = _nearest(values, scale.float(), block)
+    for scale in _scales(peak, block):
+        codes, error = nearest(values, scale.float(), block)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
         best_codes = torch.where(better[:, None], codes, best_codes)
     rows, columns = weight.shape
     return Codes(block, best_scale.view(rows, -1), best_codes.view(rows, columns))
+
+
+def _scales(peak: torch.Tensor, block: Block) -> Iterator[torch.Tensor]:
+    """The float16 scales to try for blocks with these largest weights, `[blocks]` each."""
+    if not block.power:
+        yield from ((peak / target).half() for target in _TARGETS[block.name])
+        return
+    most = float(points_of(block)[-1])
+    exponent = torch.ceil(torch.log2(peak.abs().clamp_min(2.0**-24) / most))
+    for step in (0, -1, 1):
+        scale = torch.exp2((exponent + step).clamp(-24, 15))
+        yield torch.where(peak == 0, torch.zeros_like(scale), scale).half()
 
 
 def as_stored(weight: torch.Tensor, block: Block) -> torch.Tensor:
@@ -174,7 +198,7 @@ _CUTS = ((0.0, 0.0), (0.03, 0.03), (0.06, 0.0), (0.0, 0.06), (0.06, 0.06), (0.1,
 
 def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...]) -> Codes:
     """The codes of blocks `[blocks, size]` between their own lowest and highest weight, the best of some cuts."""
-    points = _points(block).to(values.device)
+    points = points_of(block).to(values.device)
     low, high = values.amin(dim=1), values.amax(dim=1)
     if not torch.isfinite(values).all() or float(values.abs().max()) > _LARGEST:
         raise ValueError(f"a weight of {float(values.abs().max()):.3g} does not fit {block.name}")
@@ -185,7 +209,7 @@ def _with_offsets(values: torch.Tensor, block: Block, *, shape: tuple[int, ...])
         span = high - low
         offset = (low + below * span).half()
         scale = ((1 - below - above) * span / (len(points) - 1)).half()
-        found, error = _nearest(values - offset.float()[:, None], scale.float(), block)
+        found, error = nearest(values - offset.float()[:, None], scale.float(), block)
         better = error < best
         best = torch.where(better, error, best)
         scales, offsets = torch.where(better, scale, scales), torch.where(better, offset, offsets)
@@ -198,7 +222,8 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 @functools.cache
-def _points(block: Block) -> torch.Tensor:
+def points_of(block: Block) -> torch.Tensor:
+    """What each code stands for, float32, in units of the scale."""
     assert block.points is not None
     return torch.tensor(block.points, dtype=torch.float32)
 
@@ -206,13 +231,13 @@ def _points(block: Block) -> torch.Tensor:
 @functools.cache
 def _table(block: Block) -> tuple[torch.Tensor, int]:
     """The code nearest to each half of a unit, from the lowest on, and that lowest; borders lie at halves."""
-    points = _points(block)
+    points = points_of(block)
     borders = (points[1:] + points[:-1]) / 2
     halves = torch.arange(2 * int(points[0]), 2 * int(points[-1]) + 1)
     return torch.bucketize(halves / 2, borders), int(halves[0])
 
 
-def _nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of the points nearest to `values` `[blocks, size]` at a scale for each block, and their squared error.
 
     A value on the border of two points takes the lower one. Training does this at every step, so it goes without a
@@ -220,7 +245,7 @@ def _nearest(values: torch.Tensor, scale: torch.Tensor, block: Block) -> tuple[t
     """
     inverse = torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)[:, None]
     wanted = values * inverse
-    points = _points(block).to(values.device)
+    points = points_of(block).to(values.device)
     lowest, highest = float(points[0]), float(points[-1])
     if len(points) == highest - lowest + 1:  # all whole numbers between them
         near = wanted.sub_(0.5).ceil_().clamp_(lowest, highest)

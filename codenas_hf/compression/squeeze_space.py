@@ -95,14 +95,13 @@ class SqueezeSpace:
     def genes(self) -> dict[str, tuple[Any, ...]]:
         """What each gene may be; those of sections are numbered."""
         parent, choices = self.parent, self.choices
-        neurons = {_whole(share * parent.neurons, _WIDTH, parent.neurons) for share in choices.neuron_shares}
         step = next(k for k in range(1, _WIDTH + 1) if k * parent.queries * parent.head_dim % _WIDTH == 0)
         groups = {_whole(share * parent.groups, step, parent.groups) for share in choices.group_shares}
         if not parent.prunable:
-            neurons, groups = {parent.neurons}, {parent.groups}
+            groups = {parent.groups}
         parts = 1 if choices.equal_layers else choices.sections
         found: dict[str, tuple[Any, ...]] = {"vocab_size": tuple(sorted(self.layouts))}
-        found |= {f"neurons.{at}": tuple(sorted(neurons)) for at in range(parts)}
+        found |= {f"neurons.{at}": neuron_counts(parent, choices) for at in range(parts)}
         found |= {f"groups.{at}": tuple(sorted(groups)) for at in range(parts)}
         found["embedding"] = choices.embedding
         found |= {f"{kind}.{at}": choices.matrices for kind in ("attention", "feed_forward")
@@ -274,6 +273,12 @@ class SqueezeSpace:
             return values if not number else values[int(number) if len(values) > 1 else 0]
 
         return {name: at(name) for name in self.genes}
+
+
+def neuron_counts(parent: ParentShape, choices: SqueezeChoices) -> tuple[int, ...]:
+    """How many feed-forward neurons of a layer may stay, ascending; all where none can leave."""
+    shares = choices.neuron_shares if parent.prunable else (1.0,)
+    return tuple(sorted({_whole(share * parent.neurons, _WIDTH, parent.neurons) for share in shares}))
 
 
 def _whole(value: float, step: int, most: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from .formats import BLOCKS, MixedFormat, is_embedding
 
 Kind = Literal["embedding", "attention", "feed_forward"]
+_LAYERS = ("num_hidden_layers", "n_layer")  # how a configuration may name their number
 FILE_TYPE = 1024  # llama.cpp's "guessed": the tensors say themselves how they are stored
 
 # Which side of a matrix shrinks with which part, by the last word of its owner.
@@ -73,6 +75,25 @@ class SqueezeGenome:
             found[name] = {str(at): value for at, value in enumerate(found[name])}
         return found | {"without_layers": list(self.without_layers)}
 
+    def features(self) -> dict[str, Any]:
+        """What bits per byte are predicted from: sizes, and of each format how much of the depth has it, and where.
+
+        A few candidates teach a model these; of a gene for each section and format they would teach it nothing.
+        """
+        found: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "neurons": sum(self.neurons) / len(self.neurons),
+            "groups": sum(self.groups) / len(self.groups),
+            "layers_out": len(self.without_layers),
+        }
+        tables = {"embedding": (self.embedding,), "attention": self.attention, "feed_forward": self.feed_forward}
+        for kind, blocks in tables.items():
+            for name in BLOCKS:
+                places = [(at + 0.5) / len(blocks) - 0.5 for at, block in enumerate(blocks) if block == name]
+                found[f"{kind}.{name}"] = len(places) / len(blocks)
+                found[f"{kind}.{name}.later"] = sum(places) / len(blocks)
+        return found
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SqueezeGenome:
         """Inverse of `to_dict`.
@@ -124,6 +145,32 @@ class ParentShape:
     base: str
     prunable: bool
 
+    @classmethod
+    def of(cls, config: Any, shapes: Mapping[str, tuple[int, ...]], *, prunable: bool) -> ParentShape:
+        """The shape of a model by its configuration, whatever that calls its sizes, and its parameters."""
+
+        def first(names: tuple[str, ...], otherwise: int = 0) -> int:
+            return int(next((value for name in names if (value := getattr(config, name, None))), otherwise))
+
+        heads, layers = first(("num_attention_heads", "n_head")), first(_LAYERS)
+        width = first(("hidden_size", "n_embd"))
+        groups = first(("num_key_value_heads",), heads)
+        numbered = next(name for name in shapes if any(part.isdigit() for part in name.split(".")))
+        base = numbered.split(".")
+        at = next(i for i, part in enumerate(base) if part.isdigit())
+        return cls(
+            model_type=config.model_type,
+            layers=layers,
+            neurons=first(("intermediate_size", "n_inner"), 4 * width),
+            groups=groups,
+            queries=heads // groups,
+            head_dim=first(("head_dim",), width // heads),
+            vocab_size=int(config.vocab_size),
+            shapes=shapes,
+            base=".".join(base[:at]),
+            prunable=prunable,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return dataclasses.asdict(self) | {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
@@ -143,6 +190,22 @@ class ParentShape:
             attention=(form,) * sections,
             feed_forward=(form,) * sections,
         )
+
+    def squeezed_config(self, config: Any, genome: SqueezeGenome) -> Any:
+        """The configuration of a squeezed model whose layers are equal, from the parent's, which stays as it is."""
+        config = copy.deepcopy(config)
+        config.vocab_size = genome.vocab_size
+        stay = [at for at in range(self.layers) if at not in genome.without_layers]
+        if self.prunable:
+            config.intermediate_size, config.num_key_value_heads = genome.neurons[0], genome.groups[0]
+            config.num_attention_heads = genome.groups[0] * self.queries
+            config.head_dim = self.head_dim
+        name = next(name for name in _LAYERS if getattr(config, name, None))
+        setattr(config, name, len(stay))
+        for name in ("layer_types", "no_rope_layers"):
+            if getattr(config, name, None):
+                setattr(config, name, [getattr(config, name)[at] for at in stay])
+        return config
 
     def layer_of(self, name: str) -> int | None:
         """The layer that a parameter belongs to."""

@@ -89,7 +89,7 @@ class Features:
     @classmethod
     def of(cls, genomes: Sequence[Genome]) -> Features:
         """Learns the columns from some genomes."""
-        rows = [_flat(genome.to_dict()) for genome in genomes]
+        rows = [_flat(_told(genome)) for genome in genomes]
         names = sorted({name for row in rows for name in row})
         numeric = tuple(name for name in names if all(_is_number(row.get(name)) for row in rows))
         positive = frozenset(name for name in numeric if all(row[name] > 0 for row in rows))
@@ -98,7 +98,7 @@ class Features:
 
     def plain(self, genomes: Sequence[Genome]) -> Floats:
         """`[n, columns]` without products."""
-        rows = [_flat(genome.to_dict()) for genome in genomes]
+        rows = [_flat(_told(genome)) for genome in genomes]
         numbers = [[self._number(row, name) for name in self.numeric] for row in rows]
         flags = [
             [float(repr(row.get(name)) == level) for name, levels in self.levels.items() for level in levels]
@@ -162,6 +162,13 @@ class Screened:
         chosen = list(range(min(free, len(proposals))))
         chosen += [int(i) for i in survival_order(predicted) if i >= free][: n - len(chosen)]
         return [proposals[index] for index in chosen]
+
+
+def _told(genome: Genome) -> Mapping[str, Any]:
+    """What a genome says of itself to a model of its objectives: its `features`, where it has such; else its genes."""
+    features = getattr(genome, "features", None)
+    found: Mapping[str, Any] = genome.to_dict() if features is None else features()
+    return found
 
 
 def _is_number(value: Any) -> bool:

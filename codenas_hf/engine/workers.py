@@ -38,6 +38,7 @@ RANK_VARIABLES = (
 RANK_PREFIX = "TORCHELASTIC_"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MEMORY_POLL_S = 0.25
+_END_S = 5.0  # of a killed process; longer only where the kernel itself does not answer
 _PR_SET_PDEATHSIG = 1
 _START_TRIES = 5
 _SERVER_GONE = 255  # what multiprocessing says when the server of children was killed, and its children with it
@@ -119,7 +120,6 @@ class Pool:
         self._context.set_forkserver_preload([*preload, __name__, last])
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
-        self._gone: list[_Child] = []
         _start_server(self._environment)
         for _ in range(workers):
             self._add_spare()
@@ -169,18 +169,16 @@ class Pool:
                     outcomes.append(outcome)
             else:
                 self._enforce(child)
-        self._reap()
         return outcomes
 
     def close(self) -> tuple[Any, ...]:
         """Kills all children; returns the tasks that were running."""
         running = self.busy
-        for child in (*self._busy, *self._spare, *self._gone):
+        for child in (*self._busy, *self._spare):
             _kill(child)
-        for child in (*self._busy, *self._spare, *self._gone):
-            child.process.join(timeout=10)
-            child.connection.close()
-        self._busy, self._spare, self._gone = [], [], []
+        for child in (*self._busy, *self._spare):
+            _end(child)
+        self._busy, self._spare = [], []
         return running
 
     def _add_spare(self) -> None:
@@ -214,8 +212,7 @@ class Pool:
             kind, text = json.loads(child.connection.recv_bytes())
         except (EOFError, OSError):
             return self._lost(child)
-        _kill(child)  # it has said all; what it may have started goes with it
-        self._gone.append(child)
+        _end(child)  # it has said all; what it may have started goes with it
         if kind == "full disk":  # no fault of the candidate: it must be evaluated again
             self._busy.append(child)
             raise OSError(
@@ -227,10 +224,9 @@ class Pool:
         return Outcome(child.task, Evaluation.from_dict(json.loads(text)), None)
 
     def _lost(self, child: _Child) -> Outcome | None:
-        child.process.join(timeout=5)
+        child.process.join(timeout=_END_S)
         code = child.process.exitcode
-        _kill(child)
-        self._gone.append(child)
+        _end(child)
         if child.killed_for is not None:
             return Outcome(child.task, None, child.killed_for)
         outside = (-signal.SIGKILL, -signal.SIGTERM, _SERVER_GONE)
@@ -255,12 +251,6 @@ class Pool:
                 )
         if child.killed_for is not None:
             _kill(child)
-
-    def _reap(self) -> None:
-        for child in list(self._gone):
-            if child.process.exitcode is not None:
-                child.connection.close()
-                self._gone.remove(child)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -361,6 +351,13 @@ def _kill(child: _Child) -> None:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue
+
+
+def _end(child: _Child) -> None:
+    """Kills it and waits until it is gone: its memory and its GPU are free when the next one begins."""
+    _kill(child)
+    child.process.join(timeout=_END_S)
+    child.connection.close()
 
 
 def _exit(code: int | None) -> str:

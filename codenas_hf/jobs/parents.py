@@ -90,7 +90,7 @@ def prepare_parent(source: Source, *, folder: Path, say: Say = lambda line: None
         folder: of all parents.
         say: told what takes time.
     """
-    place = folder / content_key([1, source.digest, list(SPECIAL_TOKENS)])[:12]
+    place = folder / content_key([2, source.digest, list(SPECIAL_TOKENS)])[:12]
     if not (place / PARENT).is_file():
         say(f"parent    reading {source.name}")
         loaded = load_model(source.place)

@@ -46,7 +46,7 @@ class SqueezeOutcome:
     report: Path | None = None
 
 
-_STARTS = 6  # uniform squeezes that the first generation begins with
+_STARTS = 6  # uniform squeezes that the first generation begins with, at most a third of it
 _WORST = 2.0  # times the parent's bits per byte, where quality counts as nothing
 
 
@@ -142,26 +142,36 @@ def uniform_squeezes(space: SqueezeSpace, *, count: int | None = None) -> list[S
 
     Args:
         space: with its limits.
-        count: at most, one for each vocabulary and formats before any second; None takes all.
+        count: at most, the formats in turn, and one for each vocabulary before any second; None takes all.
     """
     genes, sections = space.genes, space.choices.sections
-    found: dict[tuple[int, str, str], list[SqueezeGenome]] = {}
+    found: dict[str, dict[tuple[int, str], list[SqueezeGenome]]] = {}
     names = ("vocab_size", "attention.0", "embedding", "neurons.0", "groups.0")
-    for size, form, table, neurons, groups in itertools.product(*(genes[name] for name in names)):
+    for size, form, table, neurons, heads in itertools.product(*(genes[name] for name in names)):
         genome = SqueezeGenome(
             vocab_size=size,
             neurons=(neurons,),
-            groups=(groups,),
+            groups=(heads,),
             embedding=table,
             attention=(form,) * sections,
             feed_forward=(form,) * sections,
         )
         if space.validate(genome) is None:
-            found.setdefault((size, form, table), []).append(genome)
-    largest = [sorted(members, key=space.bytes_of, reverse=True) for members in found.values()]
-    largest.sort(key=lambda members: (-members[0].neurons[0], -space.bytes_of(members[0])))
-    turns = [genome for turn in itertools.zip_longest(*largest) for genome in turn if genome is not None]
-    return turns[:count]
+            found.setdefault(form, {}).setdefault((size, table), []).append(genome)
+
+    def rank(members: list[SqueezeGenome]) -> tuple[int, int]:
+        return -members[0].neurons[0], -space.bytes_of(members[0])
+
+    forms = []
+    for groups in found.values():
+        largest = [sorted(members, key=space.bytes_of, reverse=True) for members in groups.values()]
+        forms.append(_in_turn(sorted(largest, key=rank)))
+    return _in_turn(sorted(forms, key=rank))[:count]
+
+
+def _in_turn(rows: list[list[SqueezeGenome]]) -> list[SqueezeGenome]:
+    """The first of each row, then the second of each, and so on."""
+    return [genome for turn in itertools.zip_longest(*rows) for genome in turn if genome is not None]
 
 
 def search_squeezes(
@@ -200,7 +210,7 @@ def search_squeezes(
     # What keeps its limit is good enough: no evaluation is spent on squeezes that are only smaller than they need be.
     deciding = replace(objectives, scales={name: SCALES[name] for name in objectives.deciding}, weights={}, limits={})
     policy = POLICIES[settings.search.policy](deciding, engine.reference, settings.search.population)
-    starts = tuple(uniform_squeezes(space, count=min(_STARTS, settings.search.population // 2)))
+    starts = tuple(uniform_squeezes(space, count=min(_STARTS, settings.search.population // 3)))
     seeds = tuple(read_squeeze_genome(path) for path in settings.search.seeds)
     for path, seed in zip(settings.search.seeds, seeds, strict=True):
         reason = space.validate(seed)

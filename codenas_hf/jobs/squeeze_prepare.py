@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..compression.parent import ParentFolder
-from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace
+from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
 from ..data import PreparedData
 from ..data.tokenizer import load_backend
 from ..folders import StudyFolder, read_json, whole_file, write_json
@@ -97,7 +97,8 @@ def prepare_squeeze(
         layouts = parent.layouts(sizes)  # what llama.cpp cannot read is refused before anything is computed
         say("parent    watching its neurons and heads, storing it in every format; once")
         parent.measure(_batches(parent, data, settings.squeeze.importance_tokens))
-        parent.store(matrices=choices.matrices, embedding=choices.embedding)
+        counts = neuron_counts(parent.shape, choices)
+        parent.store(matrices=choices.matrices, embedding=choices.embedding, neurons=counts)
         latency = _latency(parent, choices, sizes=sizes, folder=folder, shared=place, hardware=hardware, say=say)
     space = SqueezeSpace(
         parent=parent.shape,
