@@ -50,7 +50,7 @@ IN_README = {
     "formats": Shown("One trained model in every format, in the program that reads it.", {"part": ("readers",)}),
     "decode_speed": Shown(
         "A token after a prompt, against `generate` of transformers; one thread.",
-        {"runtime": ("generate", "torch", "llama.cpp q8_0", "llama.cpp q4_0", None)},
+        {"runtime": ("generate", "torch", "llama.cpp q8_0")},
     ),
     "quality": Shown("Architectures and training loops at equal steps."),
 }
