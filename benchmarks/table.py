@@ -41,7 +41,9 @@ IN_README = {
         "`make search` on two cores: what it releases, what the search had of it, and what the first version gave.",
         {"model": ("released: the winner, trained on", "winner of the search", "the first version's winner")},
     ),
-    "squeeze": Shown("SmolLM2-135M cut to three sizes, without any training."),
+    "squeeze": Shown(
+        "SmolLM2-135M cut to three sizes, without any training.", {"arm": ("parent", "searched", "uniform")}
+    ),
     "policies": Shown(
         "Searches replayed from our public table of 192 trained architectures. Cost: the time to where random search "
         "ends, over random search's own; the columns `at ...` are hypervolume after that share of its time.",
