@@ -170,12 +170,16 @@ def shared(url: str, *, processes: int, population: int, generations: int) -> di
     with tempfile.TemporaryDirectory(prefix=f"shared{processes}-") as place:
         shape = ["--processes", str(processes), "--population", str(population), "--generations", str(generations)]
         words = ["-m", "benchmarks.workers", "--storage", url, "--folder", place, *shape]
-        parts = [
-            subprocess.Popen([sys.executable, *words, "--part", str(n)], stdout=subprocess.DEVNULL)
-            for n in range(processes)
-        ]
-        if any([part.wait() for part in parts]):
-            raise SystemExit("a process failed; its error stands above")
+        parts: list[subprocess.Popen[bytes]] = []
+        try:
+            for n in range(processes):
+                part = [sys.executable, *words, "--part", str(n)]
+                parts.append(subprocess.Popen(part, stdout=subprocess.DEVNULL))
+            if any([each.wait() for each in parts]):
+                raise SystemExit("a process failed; its error stands above")
+        finally:  # an interrupted benchmark leaves none behind
+            for each in parts:
+                each.kill()
         found = [json.loads(path.read_text()) for path in Path(place).glob("part*.json")]
     claims = sorted(when for part in found for when in part["claims"])
     assert len(claims) == found[0]["trials"], "each trial is claimed once"
