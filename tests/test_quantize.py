@@ -43,13 +43,22 @@ def test_each_weight_takes_the_nearest_point(name: str) -> None:
         assert torch.allclose(error, ((points[codes.long()] * size - values) ** 2).sum(dim=1))
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4"])
 def test_no_worse_than_the_reference_encoder(name: str) -> None:
     matrix = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
     kind = getattr(gguf.GGMLQuantizationType, name.upper())
     reference = gguf.quants.dequantize(gguf.quants.quantize(matrix.numpy(), kind), kind)
     ours = quantize(matrix, BLOCKS[name]).decoded().numpy()
     assert np.linalg.norm(ours - matrix.numpy()) <= 1.0001 * np.linalg.norm(reference - matrix.numpy())
+
+
+def test_no_other_power_of_two_is_better() -> None:
+    matrix, block = weights(64, 32), BLOCKS["mxfp4"]
+    found = quantize(matrix, block)
+    missed = (found.decoded() - matrix).square().sum(dim=1)
+    for shift in (-3, -2, -1, 1, 2, 3):
+        _, error = nearest(matrix.clone(), found.scales.float().squeeze(1) * 2.0**shift, block)
+        assert (missed <= error * 1.0001 + 1e-12).all(), shift
 
 
 @pytest.mark.parametrize("name", CODED)

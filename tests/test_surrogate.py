@@ -22,6 +22,17 @@ def test_ridge_recovers_a_linear_law() -> None:
     assert ridge.loo_error.max() < 0.01
 
 
+def test_a_genome_may_say_itself_what_it_is_judged_by() -> None:
+    class Described(Point):
+        def features(self) -> dict[str, float]:
+            return {"sum": self.x + self.y}
+
+    genomes = [Described(x, y) for x, y in ((1, 2), (3, 0), (5, 4))]
+    found = Features.of(genomes)
+    assert found.numeric == ("sum",)
+    assert len({tuple(row) for row in found.plain(genomes).tolist()}) == 2, "of equal sums no other gene is seen"
+
+
 def test_leave_one_out_error_is_what_leaving_one_out_gives() -> None:
     rng = np.random.default_rng(1)
     inputs = rng.normal(size=(15, 2))
