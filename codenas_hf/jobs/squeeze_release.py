@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
-from ..compression.quantize import store_in
 from ..compression.squeezing import SqueezeGenome, mixed_format, pieces
 from ..engine import Budget, Rung, TrialRecord
 from ..folders import Record, Release, StudyFolder
@@ -98,9 +97,9 @@ def heal_and_release(
         training = training_facts(trained, budget=budget, settings=settings, processes=processes)
     if not is_main_process():
         return release.folder
+    if heals:
+        evaluator.parent.round_in(model, genome)  # what the file holds is what is measured, and what lies beside it
     seconds = {"train": time.perf_counter() - started}
-    form = mixed_format(pieces(genome, evaluator.parent.shape))
-    store_in(model, form)  # what the file holds is what is measured, and what lies beside it for transformers
     return _released(
         model,
         genome,
@@ -175,8 +174,6 @@ def _released(
     latency = measure_latency(model, protocol)
     model = torch.nn.Module.to(model, "cpu").float()
     seconds["final_measure"] = time.perf_counter() - started
-    heal = settings.squeeze.heal
-    words = f"{heal.moves}{', distilled from the parent' if heal.distil else ''}"
     known, _ = (
         ({}, {}) if trial is None or trial.evaluation is None else trial_and_training(trial.evaluation.to_dict())
     )
@@ -194,7 +191,7 @@ def _released(
             genome_id=genome.genome_id,
             parent_bits_per_byte=parent,
             parent_parameters=sum(math.prod(shape) for shape in ready.parent.shape.shapes.values()),
-            healing=None if training.tokens is None else f"{words}, {training.tokens:,} tokens",
+            healing=None if training.tokens is None else f"{settings.squeeze.heal.words}, {training.tokens:,} tokens",
         ),
         training=training,
         measured=Measured(

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..compression.parent import ParentFolder
-from ..compression.quantize import store_in
 from ..compression.squeeze_space import SqueezeSpace
-from ..compression.squeezing import Kind, SqueezeGenome, mixed_format, pieces
+from ..compression.squeezing import Kind, SqueezeGenome
 from ..compression.vocabulary import VocabularyError, check_tokenizer
 from ..compression.vocabulary import count_tokens as count_in
 from ..data import PreparedData
@@ -72,6 +71,17 @@ class HealSettings:
         if self.moves == "norms":
             return ()
         return ("embedding",) if self.moves == "embeddings" else ("embedding", "attention", "feed_forward")
+
+    @property
+    def words(self) -> str:
+        """What is trained, as a card says it."""
+        trained = {
+            "norms": "norms",
+            "embeddings": "norms and embeddings",
+            "low_rank": "norms, embeddings and a low-rank correction of every matrix",
+            "all": "all weights",
+        }[self.moves]
+        return f"{trained}, in part towards the parent's own answers" if self.distil else trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +184,7 @@ class SqueezeEvaluator:
                     trained = self.healed(model, genome, rung, folder=fresh / TRAINING, state=state)
                 with watch.on("save"):
                     model.save_pretrained(fresh / ARTIFACT)
-                    if self.heal.moves != "norms":
-                        store_in(model, mixed_format(pieces(genome, self.parent.shape)))
+                    self.parent.round_in(model, genome)
             measurements |= {
                 "steps": trained.steps,
                 "tokens": trained.tokens,

@@ -29,7 +29,7 @@ def squeezed_text(squeezed: Squeezed | None) -> str | None:
     parts = [
         f"It was cut from **{squeezed.parent}** ({licence}"
         + (f", {squeezed.parent_parameters:,} parameters" if squeezed.parent_parameters else "")
-        + "), without training it anew:",
+        + "):",
         f"{genome.get('vocab_size', 0):,} entries of the vocabulary stay (every text still has an exact spelling),",
         f"{each('neurons')} feed-forward neurons and {each('groups')} key-value heads in a layer,",
         f"stored as {genome.get('embedding')} (embedding), {each('attention')} (attention, from first to last layer) "
@@ -37,7 +37,8 @@ def squeezed_text(squeezed: Squeezed | None) -> str | None:
     ]
     if genome.get("without_layers"):
         parts.append(f"Layers {', '.join(map(str, genome['without_layers']))} are left out.")
-    parts.append(f"Healed afterwards: {squeezed.healing}." if squeezed.healing else "Nothing was trained afterwards.")
+    healed = f"Then it was healed by a short training: {squeezed.healing}." if squeezed.healing else None
+    parts.append(healed or "Nothing was trained: what stays makes up for what left in closed form.")
     if squeezed.parent_bits_per_byte is not None:
         parts.append(f"On the same report text the parent has {squeezed.parent_bits_per_byte:.4f} bits per byte.")
     return " ".join(parts)
