@@ -24,8 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.pool import work_off
 from benchmarks.results_file import protocol, target, write
-from codenas_hf.compression.gguf import write_gguf
-from codenas_hf.compression.squeezing import mixed_format, pieces
 from codenas_hf.engine import Budget, Rung
 from codenas_hf.engine.intervals import paired_ratio
 from codenas_hf.folders import StudyFolder, read_json, write_json
@@ -141,12 +139,7 @@ def execute(options: argparse.Namespace, run: Run) -> None:
         minutes = (time.process_time() - started) / 60 if begun is None else None  # not those before an interruption
         facts |= {"tokens": trained.tokens, "core_minutes": minutes, "seconds": trained.seconds}
         facts["precision"] = trained.precision
-    file = options.folder / "files" / f"{run.name}.gguf"
-    file.parent.mkdir(exist_ok=True)
-    words = evaluator.parent.vocabulary(genome.vocab_size)
-    write_gguf(model, file, tokenizer=words, form=mixed_format(pieces(genome, evaluator.parent.shape)))
-    facts["bytes"] = file.stat().st_size
-    file.unlink()
+    facts["bytes"] = int(ready.space.known_objectives(genome)["artifact_bytes"])  # of the GGUF file, to the byte
     texts = ("search",) if short else ("search", "report")
     write_json(out, facts | {which: _score(options, ready, model, which) for which in texts})
 

@@ -102,9 +102,9 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     record = release.read_record()
     assert record.squeezed is not None
     assert (record.squeezed.parent, record.squeezed.licence) == ("parent", "apache-2.0")
-    assert record.squeezed.healing == "norms and embeddings, 512 tokens"
+    assert record.squeezed.healing == "all weights, 512 tokens"
     assert str(squeezed_text(record.squeezed)).endswith(
-        "Then it was healed by a short training: norms and embeddings, 512 tokens. On the same report text the parent "
+        "Then it was healed by a short training: all weights, 512 tokens. On the same report text the parent "
         f"has {record.squeezed.parent_bits_per_byte:.4f} bits per byte."
     )
     assert release.artifact_bytes <= 200_000
