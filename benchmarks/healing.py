@@ -135,7 +135,7 @@ def execute(options: argparse.Namespace, run: Run) -> None:
         trained = evaluator.healed(model, genome, Rung(0, budget), folder=state, state=begun)
         if not short:
             facts["unrounded"] = _score(options, ready, model, "search")["bits_per_byte"]
-        evaluator.parent.round_in(model, genome)
+        evaluator.store(model, genome)
         minutes = (time.process_time() - started) / 60 if begun is None else None  # not those before an interruption
         facts |= {"tokens": trained.tokens, "core_minutes": minutes, "seconds": trained.seconds}
         facts["precision"] = trained.precision

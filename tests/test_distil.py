@@ -93,6 +93,8 @@ def test_a_taught_model_has_both_losses_and_leaves_as_it_came() -> None:
     labels[0, :4] = -100
     plain = student(input_ids=ids, labels=labels).loss
     losses = {}
+    with torch.autocast("cpu", dtype=torch.bfloat16), taught(student, teacher, settings=DistilSettings(), kept=KEPT):
+        assert torch.isfinite(student(input_ids=ids, labels=labels).loss)  # as the loop computes it
     for weight in (0.0, 0.5, 1.0):
         with taught(student, teacher, settings=DistilSettings(top=10, weight=weight), kept=KEPT):
             output = student(input_ids=ids, labels=labels)

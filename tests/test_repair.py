@@ -1,14 +1,17 @@
 """What stays makes up for what leaves: outputs are missed less than by plain cutting and rounding, on any moments."""
 
+import copy
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from codenas_hf.compression.formats import BLOCKS
-from codenas_hf.compression.quantize import quantize
-from codenas_hf.compression.repair import repaired, rounded, second_moments
+from codenas_hf.compression.formats import BLOCKS, FORMATS
+from codenas_hf.compression.quantize import as_stored, quantize, store_in
+from codenas_hf.compression.repair import repaired, rounded, second_moments, store_repaired
 
 FEW_BITS = [name for name, block in BLOCKS.items() if block.points and block.bits < 8]
 ROWS, COLUMNS = 40, 96
@@ -155,3 +158,29 @@ def test_singular_moments_do_no_harm(kind: str) -> None:
     assert (codes - full).abs().max() < full.abs().max()
     if kind == "zero":
         assert torch.equal(found, full[:, kept])
+
+
+def test_a_model_stored_with_repair_misses_less_and_what_is_stored_stays() -> None:
+    """What no training moved is on its grid already, and is not rounded to another point of it."""
+    torch.manual_seed(0)
+    config = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    model = LlamaForCausalLM(LlamaConfig(**config, **heads)).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+    text = torch.randint(64, (32, 32), generator=torch.Generator().manual_seed(1))
+    wanted = model(input_ids=text).logits.detach()
+    form = FORMATS["q4_0"]
+    plain, mended = copy.deepcopy(model), copy.deepcopy(model)
+    store_in(plain, form)
+    store_repaired(mended, form, [text[:16], text[16:]])
+    missed, before = (float((each(input_ids=text).logits - wanted).norm()) for each in (mended, plain))
+    assert missed < 0.9 * before
+    for name, parameter in mended.named_parameters():  # a file that is written from it holds it exactly
+        block = form.block_of(name, tuple(parameter.shape))
+        assert torch.equal(as_stored(parameter, block), parameter), name
+    once = {name: parameter.detach().clone() for name, parameter in mended.named_parameters()}
+    store_repaired(mended, form, [text])
+    assert all(torch.equal(parameter, once[name]) for name, parameter in mended.named_parameters())

@@ -1,6 +1,5 @@
 """A squeeze is a slice of a parent: exact in bytes before anything is built, and in weights however it was stored."""
 
-import copy
 import json
 import pickle
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from codenas_hf.compression.formats import BLOCKS
 from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.compression.parent import ParentFolder, adopt
 from codenas_hf.compression.prune import pruned
-from codenas_hf.compression.quantize import as_stored, store_in
+from codenas_hf.compression.quantize import as_stored
 from codenas_hf.compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
 from codenas_hf.compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
 from codenas_hf.compression.vocabulary import adopted, count_tokens
@@ -219,39 +218,6 @@ def test_what_will_be_trained_begins_in_full_precision(parent: ParentFolder, spa
     found = parent.weights(genome, stored=True, full=HealSettings(moves="low_rank").moving)
     assert all(torch.equal(weight, full[name]) for name, weight in found.items())
     assert not torch.equal(stored["model.embed_tokens.weight"], full["model.embed_tokens.weight"])
-
-
-def test_a_trained_squeeze_is_rounded_as_its_parent_was(parent: ParentFolder, space: SqueezeSpace) -> None:
-    """Later columns take over what a rounding spoils; what no training moved stays on its point of the grid."""
-    genome = replace(drawn(space, 1)[0], vocab_size=400, neurons=(64,), groups=(1,), embedding="q4_0",
-                     attention=("iq4_nl", "q4_1"), feed_forward=("q4_1", "iq4_nl"))  # fmt: skip
-    form = mixed_format(pieces(genome, parent.shape))
-    mended = parent.model(genome, full=("embedding", "attention", "feed_forward"))
-    mended.requires_grad_(False)
-    with torch.no_grad():
-        for at, parameter in enumerate(mended.parameters()):
-            parameter += 0.002 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(at))
-    trained, plain = copy.deepcopy(mended), copy.deepcopy(mended)
-    parent.round_in(mended, genome)
-    store_in(plain, form)
-    moments = load_file(parent.folder / "moments.safetensors")
-    for name, weight in trained.named_parameters():
-        found = mended.get_parameter(name)
-        assert torch.equal(as_stored(found, form.block_of(name, tuple(weight.shape))), found), name  # a file holds it
-        if name not in moments or "o_proj" in name:
-            continue
-        inputs = moments[name]
-        if "down_proj" in name:
-            order = np.argsort(-parent.importance.neurons[int(name.split(".")[2])], kind="stable")[:64].copy()
-            inputs = inputs[order][:, order]
-        lost = [
-            float((((each - weight) @ inputs) * (each - weight)).sum()) for each in (found, plain.get_parameter(name))
-        ]
-        assert lost[0] < lost[1], name
-    stored = parent.model(genome)
-    before = {name: parameter.detach().clone() for name, parameter in stored.named_parameters()}
-    parent.round_in(stored, genome)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in stored.named_parameters())
 
 
 def test_groups_of_heads_leave_as_in_the_pruner(parent: ParentFolder, space: SqueezeSpace) -> None:

@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.pytorch_utils import Conv1D
 
 from ..folders import read_json, whole_file, whole_folder, write_json
 from ..folders.files import PARENT, TOKENIZER, WEIGHTS
@@ -31,7 +30,7 @@ from .formats import BLOCKS, Block
 from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
 from .quantize import Codes, as_stored, transposed
-from .repair import repaired, rounded, second_moments
+from .repair import products, repaired, rounded, second_moments
 from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
@@ -138,9 +137,7 @@ class ParentFolder:
         if (self.folder / _MOMENTS).is_file():
             return
         model = self.model(None)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied head once
-        linear = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-        with second_moments(model, {path: names[id(module.weight)] for path, module in linear.items()}) as moments:
+        with second_moments(model, products(model)) as moments:
             if self.shape.prunable:
                 found = measure_importance(model, batches)
                 with whole_file(self.folder / _IMPORTANCE) as draft, draft.open("wb") as file:
@@ -243,26 +240,6 @@ class ParentFolder:
             coded = stored and self.shape.kind_of(piece.source) not in full
             found[piece.name] = self._weight(piece, genome, stored=coded)
         return found
-
-    @torch.no_grad()
-    def round_in(self, model: PreTrainedModel, genome: SqueezeGenome) -> None:
-        """Makes a squeezed model that was trained what its reader has.
-
-        Matrices are rounded as they were at first, by what the parent's take in: plain rounding of a healed model
-        costs more than the healing gained. What did not move is on its grid already and stays as it is.
-        """
-        own, across = dict(model.named_parameters()), transposed(model)
-        for piece in pieces(genome, self.shape):
-            if len(piece.shape) != 2:
-                continue
-            weight = own[piece.name].T if piece.name in across else own[piece.name]
-            block, moments = BLOCKS[piece.block], self._moments(piece.source)
-            inputs = self.shape.shapes[piece.source][1]
-            columns = self._places(piece.columns, piece, genome, count=piece.shape[1], of=inputs)
-            if moments is not None and columns is not None:
-                moments = moments[columns][:, columns]
-            plain = block.points is None
-            weight.copy_(as_stored(weight, block) if plain else rounded(weight.cpu(), block, moments).decoded())
 
     def kept(self, size: int) -> NDArray[np.int64]:
         """The parent's entries in a vocabulary of this size."""

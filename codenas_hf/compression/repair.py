@@ -12,15 +12,16 @@ grids of the storage formats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from .formats import Block
-from .quantize import Codes, points_of, quantize
+from .formats import Block, Format
+from .quantize import Codes, as_stored, points_of, quantize, transposed
 
 _RIDGE = 1e-2  # of the mean of H's diagonal: inputs that the text hardly moved must not take over anything large
 _BATCH = 64  # columns that are rounded before all later ones are told
@@ -37,6 +38,13 @@ class Moments:
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
+
+
+def products(model: nn.Module) -> dict[str, str]:
+    """The modules that multiply with a matrix, to the name of that parameter; a tied one has its first name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    linear = ((path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return {path: names[id(module.weight)] for path, module in linear}
 
 
 @contextmanager
@@ -138,6 +146,34 @@ def rounded(weight: torch.Tensor, block: Block, moments: torch.Tensor | None) ->
     back = torch.empty_like(codes)
     back[order] = codes
     return Codes(block, plain.scales, back.T.to(torch.uint8).contiguous(), plain.offsets)
+
+
+@torch.no_grad()
+def store_repaired(model: nn.Module, form: Format, batches: Iterable[torch.Tensor]) -> None:
+    """As `quantize.store_in`, but what a rounding spoils on some text, later columns take over.
+
+    What is on its grid already, such as a matrix that no training moved, stays as it is.
+
+    Args:
+        model: changed in place.
+        form: as which its reader has it.
+        batches: the text, `[rows, tokens]` each, on the model's device.
+
+    Raises:
+        ValueError: a layer that the format cannot store.
+    """
+    with second_moments(model, products(model)) as moments:
+        for ids in batches:
+            model(input_ids=ids, use_cache=False)
+    across = transposed(model)
+    for name, parameter in model.named_parameters():
+        block = form.block_of(name, tuple(parameter.shape))
+        turned = parameter.T if name in across else parameter
+        if block.points is None:
+            turned.copy_(as_stored(turned, block))
+        else:
+            inputs = moments.sums.get(moments.same.get(name, name))
+            turned.copy_(rounded(turned.detach().cpu(), block, inputs).decoded())
 
 
 def _spanning(weight: torch.Tensor, block: Block) -> torch.Tensor:

@@ -98,7 +98,7 @@ def heal_and_release(
     if not is_main_process():
         return release.folder
     if heals:
-        evaluator.parent.round_in(model, genome)  # what the file holds is what is measured, and what lies beside it
+        evaluator.store(model, genome)  # what the file holds is what is measured, and what lies beside it
     seconds = {"train": time.perf_counter() - started}
     return _released(
         model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..compression.parent import ParentFolder
+from ..compression.repair import store_repaired
 from ..compression.squeeze_space import SqueezeSpace
-from ..compression.squeezing import Kind, SqueezeGenome
+from ..compression.squeezing import Kind, SqueezeGenome, mixed_format, pieces
 from ..compression.vocabulary import VocabularyError, check_tokenizer
 from ..compression.vocabulary import count_tokens as count_in
 from ..data import PreparedData
@@ -40,6 +41,9 @@ from .provenance import provenance
 from .score import leak_gate, score_passages
 
 logger = logging.getLogger(__name__)
+
+_ROUNDING_TOKENS, _ROUNDING_ROWS = 16_384, 8  # of training text, by which a healed model is rounded
+_ROUNDING_SEED = 1_000_003  # of no training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,7 @@ class SqueezeEvaluator:
                     trained = self.healed(model, genome, rung, folder=fresh / TRAINING, state=state)
                 with watch.on("save"):
                     model.save_pretrained(fresh / ARTIFACT)
-                    self.parent.round_in(model, genome)
+                    self.store(model, genome)
             measurements |= {
                 "steps": trained.steps,
                 "tokens": trained.tokens,
@@ -276,6 +280,22 @@ class SqueezeEvaluator:
                 accelerator=accelerator or Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
                 **others,
             )
+
+    def store(self, model: PreTrainedModel, genome: SqueezeGenome) -> None:
+        """Makes a healed model what its reader has; matrices that moved are rounded by what they now take in.
+
+        Plain rounding of a healed model costs more than the healing gained.
+        """
+        tokens, rows = self.tokens(genome.vocab_size), self.train.sequence_length
+        device = next(model.parameters()).device
+
+        def batches() -> Iterator[torch.Tensor]:
+            for at in range(-(-_ROUNDING_TOKENS // (_ROUNDING_ROWS * rows))):
+                found = tokens.batch(at, sequences=_ROUNDING_ROWS, length=rows, seed=_ROUNDING_SEED)
+                yield torch.from_numpy(found["input_ids"]).to(device)
+
+        if self.heal.moving:
+            store_repaired(model, mixed_format(pieces(genome, self.parent.shape)), batches())
 
     def discard(self, evaluation: Evaluation) -> None:
         """Removes the checkpoint of a candidate that can no longer be promoted; harmless when repeated."""

@@ -140,8 +140,8 @@ def teacher_words(
         logits = logits if kept is None else logits[:, kept.to(device)]
         best = log_softmax(logits, dim=-1).topk(min(top, logits.shape[-1]), dim=-1)
         tokens.append(best.indices.to(torch.int32).cpu())
-        logs.append(best.values.half().cpu())
-    result = {"tokens": torch.stack(tokens), "logs": torch.stack(logs)}
+        logs.append(best.values.cpu())
+    result = {"tokens": torch.stack(tokens), "logs": torch.stack(logs).half()}  # autocast stacks no float16
     if path is not None:
         with whole_file(path) as draft:
             save_file(result, draft)
