@@ -94,11 +94,12 @@ class Run:
 
 
 def wanted(options: argparse.Namespace, done: Mapping[str, Any]) -> list[Run]:
-    """All rows that are known to be wanted so far: the long trainings follow from the short ones."""
+    """All rows that are known to be wanted so far: most long trainings follow from the short ones."""
     runs = [Run(None), Run(SIZE), *(Run(SIZE, arm, options.short) for arm in options.arms)]
     best = best_arm(options, done)
     if best is not None:
         runs += [Run(SIZE, best, options.long, seed) for seed in range(SEEDS)]
+        runs += [Run(SIZE, arm, options.long) for arm in options.check if arm != best]
         runs += [run for size in OTHERS for run in (Run(size), Run(size, best, options.long))]
         runs += [Run(SIZE, best, tokens) for tokens in options.longer]
     return runs
@@ -207,17 +208,15 @@ def rows_of(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (place[row.get("size")], row.get("tokens", 0)))
 
 
-def targets_of(done: Mapping[str, Mapping[str, Any]], *, long: int) -> list[Any]:
-    """What was promised, against what came out."""
+def targets_of(done: Mapping[str, Mapping[str, Any]], *, arm: str | None, long: int) -> list[Any]:
+    """What was promised, against what came out of the arm that was chosen."""
     rows = [row for row in rows_of(done) if row.get("size") == SIZE]
-    healed = [row for row in rows if row["tokens"] >= long]
-    if len({row["seed"] for row in healed}) < SEEDS:
+    each = [row for row in rows if (row["arm"], row["tokens"]) == (arm, long)]
+    if len(each) < SEEDS:
         return []
-    least = min(row["tokens"] for row in healed)
-    each = [row for row in healed if row["tokens"] == least]
     costs = [row["cost"] for row in each]
     gains = [paired_ratio(row["by_project"], done[Run(SIZE).name]["report"]["by_project"]) for row in each]
-    said = f"{SIZE} MB, healed with {least:,} tokens"
+    said = f"{SIZE} MB, healed with {long:,} tokens"
     worst = max(gain.high for gain in gains if gain is not None)
     return [
         target(f"{said}, bits per byte above the parent, mean of {len(each)} seeds",
@@ -240,9 +239,8 @@ def write_results(options: argparse.Namespace) -> Path:
         chosen=best_arm(options, done),
         **({"note": options.note} if options.note else {}),
     )
-    return write(
-        "healing", protocol=about, rows=rows_of(done), targets=targets_of(done, long=options.long), columns=SHOWN
-    )
+    goals = targets_of(done, arm=best_arm(options, done), long=options.long)
+    return write("healing", protocol=about, rows=rows_of(done), targets=goals, columns=SHOWN)
 
 
 def _done(options: argparse.Namespace) -> dict[str, Any]:
@@ -256,6 +254,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="of the short trainings")
     parser.add_argument("--short", type=int, default=16_384, help="tokens that choose the arm")
     parser.add_argument("--long", type=int, default=200_704, help="tokens of the best arm")
+    parser.add_argument(
+        "--check", nargs="*", default=["norms"], choices=ARMS, help="arms with one long row all the same"
+    )
     parser.add_argument("--longer", nargs="*", type=int, default=[501_760], help="and of one more row each")
     parser.add_argument("--report-bytes", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1, help="rows at a time")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.healing import ARMS, Run, best_arm, rows_of, targets_of, wanted
 
-OPTIONS = argparse.Namespace(arms=list(ARMS), short=100, long=1000, longer=[5000])
+OPTIONS = argparse.Namespace(arms=list(ARMS), short=100, long=1000, longer=[5000], check=["norms"])
 
 
 def score(cost: float) -> dict[str, Any]:
@@ -40,24 +40,26 @@ def test_long_trainings_follow_from_short_ones_by_search_text() -> None:
     more = wanted(OPTIONS, done)[len(first) :]
     assert [(run.size, run.tokens, run.seed) for run in more] == [
         *((60, 1000, seed) for seed in range(3)),
+        *([] if arms[-1] == "norms" else [(60, 1000, 0)]),
         *((75, 0, 0), (75, 1000, 0), (50, 0, 0), (50, 1000, 0), (60, 5000, 0)),
     ]
-    assert {run.arm for run in more if run.tokens} == {arms[-1]}
+    assert {run.arm for run in more if run.tokens} == {arms[-1], "norms"}
 
 
 def test_three_seeds_are_judged_and_the_longer_row_is_not_among_them() -> None:
     arm = next(iter(ARMS))
     done = PARENT | outcome(Run(60), search=0.08, report=0.07)
-    assert targets_of(done, long=1000) == []
+    assert targets_of(done, arm=arm, long=1000) == []
     for seed, cost in enumerate((0.04, 0.05, 0.075)):
         done |= outcome(Run(60, arm, 1000, seed), search=0.3, report=cost)
+    done |= outcome(Run(60, list(ARMS)[1], 1000), search=0.3, report=0.01)
     done |= outcome(Run(60, arm, 5000), search=0.3, report=0.01) | outcome(Run(60, arm, 100), search=0.09)
     rows = rows_of(done)
-    assert [row["arm"] for row in rows] == ["parent", "untrained", *[arm] * 5]
-    assert [row["text"] for row in rows] == ["report", "report", "search", *["report"] * 4]
-    assert [row["cost"] for row in rows[1:]] == pytest.approx([0.07, 0.09, 0.04, 0.05, 0.075, 0.01])
+    assert [row["arm"] for row in rows] == ["parent", "untrained", *[arm] * 4, list(ARMS)[1], arm]
+    assert [row["text"] for row in rows] == ["report", "report", "search", *["report"] * 5]
+    assert [row["cost"] for row in rows[1:]] == pytest.approx([0.07, 0.09, 0.04, 0.05, 0.075, 0.01, 0.01])
     assert rows[3]["cost_interval"] == pytest.approx([0.04, 0.04])  # what is hard for both is no part of it
-    values = {goal["name"].split(", ", 2)[-1]: goal for goal in targets_of(done, long=1000)}
+    values = {goal["name"].split(", ", 2)[-1]: goal for goal in targets_of(done, arm=arm, long=1000)}
     mean = values["bits per byte above the parent, mean of 3 seeds"]
     assert (mean["value"], mean["met"]) == (pytest.approx(0.055), True)
     assert not values["bits per byte above the parent, worst seed"]["met"]
