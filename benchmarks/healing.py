@@ -73,7 +73,7 @@ class Run:
     """One row.
 
     Args:
-        size: MB of the genome; None is the parent.
+        size: MB of the genome; None is the parent, uncut and unrounded where it is trained.
         arm: a name in `ARMS`; empty where nothing is trained.
         tokens: that it is trained on.
         seed: of their order.
@@ -87,10 +87,10 @@ class Run:
     @property
     def name(self) -> str:
         """Of its result file."""
-        if self.size is None:
+        if self.size is None and not self.arm:
             return "parent"
         how = f"{self.arm.replace(', ', '-').replace(' ', '_')}-{self.tokens}-{self.seed}" if self.arm else "untrained"
-        return f"{self.size}-{how}"
+        return f"{self.size or 'parent'}-{how}"
 
 
 def wanted(options: argparse.Namespace, done: Mapping[str, Any]) -> list[Run]:
@@ -100,7 +100,8 @@ def wanted(options: argparse.Namespace, done: Mapping[str, Any]) -> list[Run]:
     if best is not None:
         runs += [Run(SIZE, best, options.long, seed) for seed in range(SEEDS)]
         runs += [Run(SIZE, arm, options.long) for arm in options.check if arm != best]
-        runs += [run for size in OTHERS for run in (Run(size), Run(size, best, options.long))]
+        runs += [Run(None, best, options.long)] if options.alike else []
+        runs += [run for size in options.others for run in (Run(size), Run(size, best, options.long))]
         runs += [Run(SIZE, best, tokens) for tokens in options.longer]
     return runs
 
@@ -118,29 +119,29 @@ def execute(options: argparse.Namespace, run: Run) -> None:
     torch.set_num_threads(1)
     ready = ready_of(options, run)
     out = options.folder / "rows" / f"{run.name}.json"
-    if run.size is None:
-        place = Path(ready.source.place)
-        parent = ready.parent.model(None)
-        facts = {"bytes": place.stat().st_size if place.is_file() else None}
-        write_json(out, facts | {which: _score(options, ready, parent, which) for which in ("search", "report")})
-        return
     evaluator = ready.evaluator
-    genome = read_squeeze_genome(Path(f"squeezed/{run.size}mb"))
-    model = evaluator.model(genome, full=evaluator.heal.moving if run.tokens else ())
-    facts = {"size": run.size, "arm": run.arm, "tokens": run.tokens, "seed": run.seed}
+    facts: dict[str, Any] = {"size": run.size, "arm": run.arm, "tokens": run.tokens, "seed": run.seed}
+    if run.size is None:
+        genome = ready.parent.shape.everything(form="f32", sections=1)
+        model, place = ready.parent.model(None), Path(ready.source.place)
+        facts["bytes"] = place.stat().st_size if place.is_file() and not run.tokens else None
+    else:
+        genome = read_squeeze_genome(Path(f"squeezed/{run.size}mb"))
+        model = evaluator.model(genome, full=evaluator.heal.moving if run.tokens else ())
+        facts["bytes"] = int(ready.space.known_objectives(genome)["artifact_bytes"])  # of the GGUF file, to the byte
     short = run.arm and run.tokens < options.long
     if run.tokens:
         state, budget = options.folder / "training" / run.name, Budget("tokens", run.tokens)
         begun = latest_checkpoint(state, budget=budget) if state.exists() else None
         started = time.process_time()
         trained = evaluator.healed(model, genome, Rung(0, budget), folder=state, state=begun)
-        if not short:
-            facts["unrounded"] = _score(options, ready, model, "search")["bits_per_byte"]
-        evaluator.store(model, genome)
+        if run.size is not None:
+            if not short:
+                facts["unrounded"] = _score(options, ready, model, "search")["bits_per_byte"]
+            evaluator.store(model, genome)
         minutes = (time.process_time() - started) / 60 if begun is None else None  # not those before an interruption
         facts |= {"tokens": trained.tokens, "core_minutes": minutes, "seconds": trained.seconds}
         facts["precision"] = trained.precision
-    facts["bytes"] = int(ready.space.known_objectives(genome)["artifact_bytes"])  # of the GGUF file, to the byte
     texts = ("search",) if short else ("search", "report")
     write_json(out, facts | {which: _score(options, ready, model, which) for which in texts})
 
@@ -194,7 +195,8 @@ def rows_of(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, outcome in done.items():
         which = "report" if "report" in outcome else "search"
-        arm = "parent" if name == "parent" else outcome["arm"] or "untrained"
+        arm = outcome["arm"] or ("untrained" if outcome["size"] else "parent")
+        arm = f"parent, trained alike: {arm}" if outcome["arm"] and not outcome["size"] else arm
         row = {key: value for key, value in outcome.items() if key not in ("search", "report")}
         row |= {"arm": arm, "text": which, **outcome[which]}
         if name != "parent":
@@ -257,6 +259,8 @@ def main() -> None:
     parser.add_argument(
         "--check", nargs="*", default=["norms"], choices=ARMS, help="arms with one long row all the same"
     )
+    parser.add_argument("--alike", action=argparse.BooleanOptionalAction, default=True, help="train the parent so too")
+    parser.add_argument("--others", nargs="*", type=int, default=list(OTHERS), choices=OTHERS, help="MB, with one row")
     parser.add_argument("--longer", nargs="*", type=int, default=[501_760], help="and of one more row each")
     parser.add_argument("--report-bytes", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1, help="rows at a time")
