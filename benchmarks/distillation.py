@@ -37,9 +37,14 @@ from codenas_hf.measure.score import score_passages
 from codenas_hf.training import TrainSettings, build_model, train
 from codenas_hf.training.distil import DistilSettings, taught
 
-_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-STUDENT = Genome(vocab_size=4096, hidden_size=128, num_hidden_layers=3, intermediate_size=320, **_HEADS)
-TEACHER = Genome(vocab_size=4096, hidden_size=256, num_hidden_layers=4, intermediate_size=640, **_HEADS)
+STUDENT = Genome(
+    vocab_size=4096, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=320,
+)  # fmt: skip
+TEACHER = Genome(
+    vocab_size=4096, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=640,
+)  # fmt: skip
 ALONE, TAUGHT, GIVEN = "alone", "teacher within the time", "teacher for nothing"
 TEACHING = "teacher"  # itself
 SHOWN = (
@@ -114,8 +119,9 @@ def step_seconds(data: PreparedData) -> dict[str, float]:
 
 def steps_of(arm: str, options: argparse.Namespace, seconds: Mapping[str, float]) -> int:
     """What an arm's share of the time is in steps."""
-    share = {TEACHING: options.share, TAUGHT: 1 - options.share}.get(arm, 1.0)
-    return max(1, round(60 * options.minutes * share / seconds[TAUGHT if arm == GIVEN else arm]))
+    share: float = {TEACHING: options.share, TAUGHT: 1 - options.share}.get(arm, 1.0)
+    minutes: float = options.minutes * share
+    return max(1, round(60 * minutes / seconds[TAUGHT if arm == GIVEN else arm]))
 
 
 def execute(options: argparse.Namespace, run: Run, *, data: PreparedData) -> None:

@@ -53,8 +53,8 @@ SHOWN = (
 
 
 def _arm(moves: str, vectors: float, matrices: float | None = None, *more: str) -> tuple[str, ...]:
-    rates = (f"train.optim.learning_rate={vectors:g}",)
-    rates += () if matrices is None else (f"train.optim.adamw_learning_rate={matrices:g}",)
+    rates = [f"train.optim.learning_rate={vectors:g}"]
+    rates += [] if matrices is None else [f"train.optim.adamw_learning_rate={matrices:g}"]
     return (f"squeeze.heal.moves={moves}", *rates, *more)
 
 
@@ -100,7 +100,7 @@ def wanted(options: argparse.Namespace, done: Mapping[str, Any]) -> list[Run]:
     if best is not None:
         runs += [Run(SIZE, best, options.long, seed) for seed in range(SEEDS)]
         runs += [Run(SIZE, arm, options.long) for arm in options.check if arm != best]
-        runs += [Run(None, best, options.long)] if options.alike else []
+        runs.append(Run(None, best, options.short))  # what of the gain is the text's
         runs += [run for size in options.others for run in (Run(size), Run(size, best, options.long))]
         runs += [Run(SIZE, best, tokens) for tokens in options.longer]
     return runs
@@ -108,10 +108,11 @@ def wanted(options: argparse.Namespace, done: Mapping[str, Any]) -> list[Run]:
 
 def best_arm(options: argparse.Namespace, done: Mapping[str, Any]) -> str | None:
     """The arm with the fewest bits per byte on search text after the short training; None while one is missing."""
-    found = {arm: done.get(Run(SIZE, arm, options.short).name) for arm in options.arms}
-    if any(score is None for score in found.values()):
+    names: list[str] = options.arms
+    short = {arm: Run(SIZE, arm, options.short).name for arm in names}
+    if not done.keys() >= set(short.values()):
         return None
-    return min(found, key=lambda arm: found[arm]["search"]["bits_per_byte"])  # type: ignore[index]
+    return min(names, key=lambda arm: done[short[arm]]["search"]["bits_per_byte"])
 
 
 def execute(options: argparse.Namespace, run: Run) -> None:
@@ -206,8 +207,8 @@ def rows_of(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         if "unrounded" in outcome:
             row["rounding"] = outcome["search"]["bits_per_byte"] - outcome["unrounded"]
         rows.append(row)
-    place = {None: 0, SIZE: 1, **{size: 2 + at for at, size in enumerate(OTHERS)}}
-    return sorted(rows, key=lambda row: (place[row.get("size")], row.get("tokens", 0)))
+    place = (None, SIZE, *OTHERS)
+    return sorted(rows, key=lambda row: (place.index(row["size"]), row["tokens"]))
 
 
 def targets_of(done: Mapping[str, Mapping[str, Any]], *, arm: str | None, long: int) -> list[Any]:
@@ -259,7 +260,6 @@ def main() -> None:
     parser.add_argument(
         "--check", nargs="*", default=["norms"], choices=ARMS, help="arms with one long row all the same"
     )
-    parser.add_argument("--alike", action=argparse.BooleanOptionalAction, default=True, help="train the parent so too")
     parser.add_argument("--others", nargs="*", type=int, default=list(OTHERS), choices=OTHERS, help="MB, with one row")
     parser.add_argument("--longer", nargs="*", type=int, default=[501_760], help="and of one more row each")
     parser.add_argument("--report-bytes", type=int, default=100_000)
