@@ -42,7 +42,8 @@ IN_README = {
         {"model": ("released: the winner, trained on", "winner of the search", "the first version's winner")},
     ),
     "squeeze": Shown(
-        "SmolLM2-135M cut to three sizes, without any training.", {"arm": ("parent", "searched", "uniform")}
+        "SmolLM2-135M cut to three sizes, without any training; `healing` below says what a short one gives back.",
+        {"arm": ("parent", "searched", "uniform")},
     ),
     "policies": Shown(
         "Searches replayed from our public table of 192 trained architectures. Cost: the time to where random search "
