@@ -199,7 +199,7 @@ def rows_of(done: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         arm = outcome["arm"] or ("untrained" if outcome["size"] else "parent")
         arm = f"parent, trained alike: {arm}" if outcome["arm"] and not outcome["size"] else arm
         row = {key: value for key, value in outcome.items() if key not in ("search", "report")}
-        row |= {"arm": arm, "text": which, **outcome[which]}
+        row |= {"arm": arm, "text": which, "search_text": outcome["search"]["bits_per_byte"], **outcome[which]}
         if name != "parent":
             found = paired_ratio(row["by_project"], done["parent"][which]["by_project"])
             assert found is not None
