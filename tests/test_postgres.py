@@ -65,12 +65,13 @@ def records(folder: Path, which: str) -> Any:
 
 def test_a_claim_passes_over_what_another_process_takes(database: str, tmp_path: Path) -> None:
     """64 processes that read all that waits, and then queue up for the first of it, come to nothing on two cores."""
+    with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as another:
+        another.execute(f"ALTER DATABASE \"{database.rsplit('/', 1)[1]}\" SET lock_timeout = '5s'")  # for the others
     storage = open_storage(database, folder=tmp_path)
     study = Study(storage, name="s", space=SPACE, rungs=1, objectives=OBJECTIVES)
     for x in range(3):
         study.add(0, Point(x, 0), generation=0)
     with psycopg.connect(database.replace("+psycopg", "")) as another:
-        another.execute("SET lock_timeout = '20s'")
         another.execute("SELECT FROM trials WHERE state = 'WAITING' ORDER BY trial_id LIMIT 1 FOR UPDATE")
         claims = [study.claim(member=0, worker="here:1") for _ in range(3)]
         assert [claim and claim.record.number for claim in claims] == [1, 2, None]
