@@ -1,7 +1,8 @@
 """What does the engine itself cost? A search whose evaluations take 0.1 s, with two workers, against 0.1 s each.
 
 Everything is real: fresh processes, the journal with its fsync, proposals, promotions. `sleep` leaves the cores to the
-engine, `compute` keeps both busy.
+engine, `compute` keeps both busy. With a lag of 2, 4 no generation waits for the one before, so that all time
+beyond the evaluations is the engine's; with the default lag one worker stands idle while the other ends a generation.
 
 With `--processes` it is many processes on a PostgreSQL server instead, each a `run_search` of its own with one worker,
 as on so many machines, and evaluations that sleep for 0.2 s. The server is a private one, or that of `--storage`.
@@ -29,7 +30,7 @@ from optuna.storages import BaseStorage
 
 from benchmarks.postgres import Postgres
 from benchmarks.results_file import protocol, target, write
-from benchmarks.scale import Number, Numbers
+from benchmarks.scale import LAG, Number, Numbers
 from codenas_hf.engine import Evaluation, Rung, SearchSettings, driver, run_search, two_stage
 from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.storage import open_storage
@@ -69,7 +70,7 @@ class Takes:
         return Evaluation(objectives={"a": value, "b": 10007 - value + rung.index})
 
 
-def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[str, Any]:
+def measure(kind: str, lag: tuple[int, ...], *, population: int, generations: int, seed: int) -> dict[str, Any]:
     """One search; the time from the first start of an evaluation to the last end, start-up apart."""
     settings = SearchSettings(
         objectives=("a", "b"),
@@ -77,6 +78,7 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
         generations=generations,
         rungs=two_stage(population=population, keep=population // 4),
         workers_per_rank=WORKERS,
+        lag=lag,
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +99,7 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
     ideal = len(trials) * SECONDS / WORKERS
     return {
         "evaluator": kind,
+        "lag": ", ".join(map(str, lag)),
         "trials": len(trials),
         "wall_s": wall,
         "ideal_s": ideal,
@@ -247,12 +250,13 @@ def main() -> None:
         with server(arguments.storage, connections=20 + 3 * arguments.processes) as url:
             return on_server(url, processes=arguments.processes, write_them=not arguments.smoke)
     rows = []
-    for kind in ("sleep", "compute"):
+    for kind, lag in (("sleep", LAG), ("compute", LAG), ("sleep", SearchSettings.lag)):
         sizes = {"population": 8, "generations": 2} if arguments.smoke else {"population": 24, "generations": 8}
         repeats = 1 if arguments.smoke else arguments.repeats
-        runs = [measure(kind, **sizes, seed=seed) for seed in range(repeats)]
-        numbers = {name: float(np.median([run[name] for run in runs])) for name in runs[0] if name != "evaluator"}
-        rows.append({"evaluator": kind, **numbers, "repeats": repeats})
+        runs = [measure(kind, lag, **sizes, seed=seed) for seed in range(repeats)]
+        same = {name: runs[0].pop(name) for name in ("evaluator", "lag")}
+        numbers = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+        rows.append({**same, **numbers, "repeats": repeats})
         print(rows[-1], flush=True)
     if not arguments.smoke:
         overhead = float(rows[0]["overhead"])

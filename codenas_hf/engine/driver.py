@@ -297,6 +297,8 @@ class _Search:
     def _turn(self, pool: Pool) -> bool:
         """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
         self._claim(pool)  # what waits already starts first: a worker must not stand still while records are written
+        self.unrecorded += pool.poll(0)  # nor one that ends at the same time
+        self._claim(pool)
         self._record_all()
         self.follows, began = not self.members.leads(), time.monotonic()
         if self.follows and began < self.look_at:
@@ -328,15 +330,13 @@ class _Search:
         return snapshot
 
     def _start(self, pool: Pool, claim: Claim) -> None:
-        record = claim.record
-        pool.start(claim, record.genome, rung=self.settings.rungs[record.rung], previous=claim.previous)
+        pool.start(claim, claim.record.genome, rung=self.settings.rungs[claim.record.rung], previous=claim.previous)
 
     def _record(self, outcome: Outcome) -> None:
         claim: Claim = outcome.task
-        if outcome.evaluation is None:
+        if (evaluation := outcome.evaluation) is None:
             self.study.fail(claim, outcome.failure or "no reason was given")
             return
-        evaluation = outcome.evaluation
         if claim.queue == self.study.confirmations and evaluation.checkpoint is None and claim.previous is not None:
             evaluation = dataclasses.replace(evaluation, checkpoint=claim.previous.checkpoint)
         try:
