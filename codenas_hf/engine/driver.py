@@ -30,8 +30,7 @@ from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "study.lock"
-_IDLE_S = (0.02, 0.2)
-_BUSY_S = 0.2
+_IDLE_S, _BUSY_S = (0.02, 0.2), 0.2
 _SHARE, _REST_S = 10, 2.0  # who does not lead asks for about a tenth of its time: the others need the server as well
 
 T = TypeVar("T")
@@ -297,8 +296,9 @@ class _Search:
     def _turn(self, pool: Pool) -> bool:
         """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
         self._claim(pool)  # what waits already starts first: a worker must not stand still while records are written
-        self.unrecorded += pool.poll(0)  # nor one that ends at the same time
-        self._claim(pool)
+        if more := pool.poll(0):  # nor one that ends at the same time
+            self.unrecorded += more
+            self._claim(pool)
         self._record_all()
         self.follows, began = not self.members.leads(), time.monotonic()
         if self.follows and began < self.look_at:
