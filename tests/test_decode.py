@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from evaluation_models import SPECIAL, TEXT, learn, tiny_model, tiny_tokenizer
 
+from codenas_hf.generation import sampling
 from codenas_hf.generation.decode import (
     GREEDY,
     DecodeSettings,
@@ -14,7 +16,7 @@ from codenas_hf.generation.decode import (
     stream,
     supports_infilling,
 )
-from codenas_hf.generation.token_text import TokenText
+from codenas_hf.generation.token_text import HealedPrompt, TokenText
 from codenas_hf.generation.torch_runtime import TorchRuntime
 
 
@@ -191,6 +193,34 @@ def test_sampling_follows_the_distribution(model, tokenizer):
     share = sum(row.token_ids[:1] == (best,) for row in done) / len(done)
     error = 4 * float(probabilities[best] * (1 - probabilities[best]) / 400) ** 0.5
     assert abs(share - float(probabilities[best])) < error
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DecodeSettings(temperature=0.7, top_p=0.9),
+        DecodeSettings(temperature=5.0, top_p=0.999),  # flat: more than the few that are sorted first
+        DecodeSettings(temperature=0.7, top_k=30),
+        DecodeSettings(temperature=0.7, top_k=30, top_p=0.8, min_p=0.05),
+        DecodeSettings(temperature=1.0, min_p=0.01),
+        DecodeSettings(temperature=1.0),
+    ],
+)
+def test_a_draw_is_what_sorting_everything_gives(settings, tokenizer, monkeypatch):
+    rng = np.random.default_rng(0)
+    table = TokenText.of(tokenizer)
+    logits = [np.round(rng.normal(0, 3, len(table)), 1).astype(np.float32) for _ in range(200)]  # with ties
+    drawn = []
+    for few in (8, 10**9):
+        monkeypatch.setattr(sampling, "_FEW", few)
+        row = sampling.Row("", HealedPrompt([1], b"", 0), dropped=0, settings=settings, seed=3)
+        choose = sampling.Chooser(row, table, settings)
+        drawn.append([choose(each) for each in logits])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 20
+    if settings.top_k:
+        ranks = [int((each > each[token]).sum()) for each, token in zip(logits, drawn[0], strict=True)]
+        assert max(ranks) < settings.top_k
 
 
 def test_top_k_of_one_and_min_p_of_one_are_greedy(model, tokenizer):

@@ -22,6 +22,7 @@ from codenas_hf.compression.packed import write_packed
 from codenas_hf.compression.quantize import as_stored, store_in
 from codenas_hf.compression.squeezing import FILE_TYPE
 from codenas_hf.generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
+from codenas_hf.generation.loading import load_model
 from codenas_hf.generation.torch_runtime import TorchRuntime
 
 LLAMA_CPP = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp: pip install 'codenas-hf[fast]'")
@@ -177,6 +178,17 @@ def test_transformers_gives_the_tokens_of_our_dequantised_model(form: str, words
 
 
 @LLAMA_CPP
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_a_gguf_file_is_loaded_into_transformers(kind: str, words: Path, tmp_path: Path) -> None:
+    ids = tokens_of(words)
+    model = trained(kind, ids, steps=5)
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form="f32")
+    loaded = load_model(path)
+    with torch.inference_mode():
+        assert (loaded.model(ids[None, :40]).logits - model(ids[None, :40]).logits).abs().max() < 1e-4
+    assert loaded.tokenizer(TEXT[:200])["input_ids"] == AutoTokenizer.from_pretrained(words)(TEXT[:200])["input_ids"]
+
+
 def test_a_kept_prefix_changes_nothing_and_is_not_computed_again(words: Path, tmp_path: Path) -> None:
     ids = torch.tensor(AutoTokenizer.from_pretrained(words)(TEXT)["input_ids"])
     path = write_gguf(trained("llama", ids, steps=5), tmp_path / "model.gguf", tokenizer=words, form="f32")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from codenas_hf import complete as complete_text
 from codenas_hf.cli.main import main
 from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.compression.onnx import write_onnx
-from codenas_hf.generation.decode import DecodeSettings, complete, stream
+from codenas_hf.generation.decode import DecodeSettings, complete, complete_many, stream
 from codenas_hf.generation.llama_cpp import LlamaCppRuntime
 from codenas_hf.generation.onnx_runtime import OnnxRuntime, OnnxRuntimeError
 from codenas_hf.generation.runtimes import Runtime
@@ -86,6 +87,27 @@ def test_batches_are_for_those_who_gain_by_them(words: Path) -> None:
     assert small.in_batches(64)
     assert plain(small.model).in_batches(2), "transformers' own step is as long alone"
     assert not Runtime("other", context_tokens=None).in_batches(64)
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("temperature", [0.0, 0.2])
+def test_rows_of_llama_cpp_that_are_drawn_together_are_those_drawn_alone(
+    temperature: float, folder: Path, gguf: Path
+) -> None:
+    opened = open_runtime(folder, runtime="torch")
+    prompts = [opened.tokenizer.decode(ids) for ids in many_prompts(tokens_of(folder), 12)]
+    prompts[3] = TEXT[: len(TEXT) // 2]  # the longest needs more than one pass
+    settings = DecodeSettings(max_new_tokens=16, temperature=temperature, top_p=0.95, stop=("\n\n",), batch_size=6)
+    runtime = LlamaCppRuntime(gguf)
+    runtime.logits([1, 2, 3])
+    together = complete_many(runtime, opened.tokenizer, prompts, settings=settings, num_samples=3)
+    assert runtime.computed_tokens == 3, "in a context of their own"
+    runtime.logits([1, 2, 3, 4])
+    assert runtime.computed_tokens == 4, "and what was kept is still there"
+    alone = complete_many(runtime, opened.tokenizer, prompts, settings=replace(settings, batch_size=1), num_samples=3)
+    rows = [(a, b) for first, second in zip(together, alone, strict=True) for a, b in zip(first, second, strict=True)]
+    different = [(a.text, b.text) for a, b in rows if (a.token_ids, a.finish_reason) != (b.token_ids, b.finish_reason)]
+    assert len(different) <= len(rows) // 12, different  # near ties, which another order of sums may turn
 
 
 def test_weights_that_are_changed_in_place_are_seen_at_once(words: Path) -> None:

@@ -271,7 +271,7 @@ def complete_many(
     num_samples: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """Completes many prompts: in torch in batches of similar length where that is faster, else one after the other.
+    """Completes many prompts: in batches of similar length where the runtime is faster so, else one after the other.
 
     Args:
         model: a runtime, or a causal language model in evaluation mode.

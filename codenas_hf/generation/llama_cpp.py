@@ -1,4 +1,4 @@
-"""Decoding in llama.cpp, from a GGUF file.
+"""Decoding in llama.cpp, from a GGUF file: one sequence, or many at once.
 
 The library comes with the package `xllamacpp` (`pip install 'codenas-hf[fast]'`), whose wheels hold llama.cpp's own C
 interface for any processor; no compiler is needed. Its functions are called directly: one call for each token, the
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from .runtimes import Runtime
 
 _PACKAGE = "xllamacpp"
 _BATCH = 512
+_MOST_ROWS = 256  # sequences of one context, at most (LLAMA_MAX_SEQ)
+_CELLS = 256  # a sequence's share of a context is a multiple of it
 # The first fields of the context's settings: context, batch and micro-batch in tokens, most sequences; and defaults.
 _CONTEXT_FIELDS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1}
 
@@ -52,7 +54,7 @@ def is_installed() -> bool:
 
 
 class LlamaCppRuntime(Runtime):
-    """One sequence in llama.cpp.
+    """One sequence in llama.cpp, or many at once in a context of their own.
 
     Args:
         path: a GGUF file.
@@ -74,16 +76,25 @@ class LlamaCppRuntime(Runtime):
         trained = int(library.llama_model_n_ctx_train(self._model))
         super().__init__("llama.cpp", context_tokens=context_tokens or trained)
         self.vocab_size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model)))
-        settings = library.llama_context_default_params()
-        values = (self.context_tokens, _BATCH, _BATCH, 1)
-        ctypes.memmove(settings.bytes, np.array(values, np.uint32).tobytes(), 16)
-        self._context = library.llama_init_from_model(self._model, settings)
-        if not self._context:
+        self._path, self._threads = path, threads
+        try:
+            self._context = self._new_context(self.context_tokens or trained)
+        except LlamaCppError:
             library.llama_model_free(self._model)
             self._model = None
-            raise LlamaCppError(f"llama.cpp cannot make a context of {self.context_tokens} tokens for {path}")
-        library.llama_set_n_threads(self._context, threads, threads)
+            raise
         self._memory = library.llama_get_memory(self._context)
+
+    def _new_context(self, tokens: int, *, rows: int = 1) -> Any:
+        """Room for so many tokens of each of some sequences."""
+        settings = self._library.llama_context_default_params()
+        values = (rows * tokens, _BATCH, _BATCH, rows)
+        ctypes.memmove(settings.bytes, np.array(values, np.uint32).tobytes(), 16)
+        context = self._library.llama_init_from_model(self._model, settings)
+        if not context:
+            raise LlamaCppError(f"llama.cpp cannot make a context of {rows * tokens} tokens for {self._path}")
+        self._library.llama_set_n_threads(context, self._threads, self._threads)
+        return context
 
     def close(self) -> None:
         """Frees the model."""
@@ -112,6 +123,70 @@ class LlamaCppRuntime(Runtime):
         self._forget(0)
         return np.concatenate(found)
 
+    def in_batches(self, count: int) -> bool:
+        """Whether so many sequences are decoded faster together: the weights are then read once for all of them."""
+        return 1 < count <= _MOST_ROWS
+
+    def generate_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        steps: int,
+        pad: int,
+        choose: Callable[[int, NDArray[np.float32]], int | None],
+        push: Callable[[list[int]], list[bool]],
+    ) -> None:
+        """A token of every row in each pass; a prompt that several rows share is computed once. See `Runtime`."""
+        cells = -(-(max(map(len, prompts)) + steps) // _CELLS) * _CELLS
+        with self._lock:
+            context = self._new_context(cells, rows=len(prompts))
+            try:
+                logits = self._read_prompts(context, prompts)
+                for step in range(steps):
+                    tokens = [choose(row, logits[row]) for row in range(len(prompts))]
+                    done = push([pad if token is None else token for token in tokens])
+                    rows = [row for row, token in enumerate(tokens) if token is not None and not done[row]]
+                    if not rows or step == steps - 1:
+                        return
+                    ids = [tokens[row] for row in rows]
+                    found = self._decode_rows(context, ids, at=[len(prompts[row]) + step for row in rows], rows=rows)
+                    logits[rows] = found
+            finally:
+                self._library.llama_free(context)
+
+    def _read_prompts(self, context: Any, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Computes each prompt once, for all rows that have it; the logits `[rows, vocabulary]` behind each."""
+        memory = self._library.llama_get_memory(context)
+        logits = np.empty((len(prompts), self.vocab_size), np.float32)
+        first: dict[tuple[int, ...], int] = {}
+        for row, prompt in enumerate(prompts):
+            same = first.setdefault(tuple(prompt), row)
+            if same != row:
+                self._library.llama_memory_seq_cp(memory, same, row, -1, -1)
+                logits[row] = logits[same]
+                continue
+            for start in range(0, len(prompt), _BATCH):
+                part = prompt[start : start + _BATCH]
+                places = range(start, start + len(part))
+                logits[row] = self._decode_rows(context, part, at=places, rows=[row] * len(part), last=True)
+        return logits
+
+    def _decode_rows(
+        self, context: Any, ids: Sequence[Any], *, at: Sequence[int], rows: Sequence[int], last: bool = False
+    ) -> NDArray[np.float32]:
+        """Computes tokens of several sequences; the logits behind each, or behind the last one alone."""
+        tokens, places, numbers = (np.array(values, np.int32) for values in (ids, at, rows))
+        ones = np.ones(len(tokens), np.int32)
+        pointers = numbers.ctypes.data + np.arange(len(tokens), dtype=np.uint64) * np.uint64(numbers.itemsize)
+        flags = np.ones(len(tokens), np.int8)
+        if last:
+            flags[:-1] = 0
+        parts = (tokens, None, places, ones, pointers, flags)
+        batch = _Batch(len(tokens), *(None if part is None else part.ctypes.data for part in parts))
+        self._check(self._library.llama_decode(context, batch), len(tokens))
+        shape = (int(flags.sum()), self.vocab_size)
+        return np.ctypeslib.as_array(self._library.llama_get_logits(context), shape)
+
     def _compute(self, ids: list[int]) -> NDArray[np.float32]:
         for start in range(0, len(ids), _BATCH):
             self._decode(ids[start : start + _BATCH])
@@ -122,9 +197,11 @@ class LlamaCppRuntime(Runtime):
         batch = self._library.llama_batch_get_one(part.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), len(part))
         if flags is not None:
             batch.at5 = flags.ctypes.data
-        status = self._library.llama_decode(self._context, batch)
+        self._check(self._library.llama_decode(self._context, batch), len(part))
+
+    def _check(self, status: int, count: int) -> None:
         if status:
-            raise LlamaCppError(f"llama.cpp could not compute {len(part)} tokens (status {status})")
+            raise LlamaCppError(f"llama.cpp could not compute {count} tokens (status {status})")
 
     def _forget(self, length: int) -> int:
         if self._library.llama_memory_seq_rm(self._memory, 0, length, -1):
@@ -161,6 +238,7 @@ def _load() -> Any:
         "llama_get_memory": (handle, [handle]),
         "llama_memory_seq_rm": (flag, [handle, number, number, number]),
         "llama_memory_clear": (None, [handle, flag]),
+        "llama_memory_seq_cp": (None, [handle, number, number, number, number]),
         "llama_batch_get_one": (_Batch, [tokens, number]),
         "llama_decode": (number, [handle, _Batch]),
         "llama_get_logits": (logits, [handle]),

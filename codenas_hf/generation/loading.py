@@ -130,6 +130,8 @@ def load_model(
             num_bytes = folder_bytes(path)  # of what is loaded, whatever else is shipped beside it
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            options["config"] = _gguf_config(Path(source), options["gguf_file"])
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     except OSError as error:
         if path.exists():
@@ -140,6 +142,20 @@ def load_model(
         raise ValueError(f"transformers cannot read {name}: {' '.join(str(error).split())}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     return LoadedModel(str(name), model.eval(), tokenizer, num_bytes)
+
+
+def _gguf_config(folder: Path, name: str) -> Any:
+    """The configuration in a GGUF file, with its own width of a head: for some architectures (Qwen3) transformers
+    takes a default instead, and then finds that the weights do not fit."""
+    from gguf import GGUFReader  # which transformers reads the file with
+
+    config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    width = next(
+        (f for key, f in GGUFReader(folder / name).fields.items() if key.endswith("attention.key_length")), None
+    )
+    if width is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(width.contents())
+    return config
 
 
 def _is_hub_id(name: str) -> bool:

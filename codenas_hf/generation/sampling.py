@@ -19,6 +19,8 @@ Boundary = Literal["heal", "strip", "keep"]
 Start = Literal["auto", "always", "never"]
 FinishReason = Literal["stop", "eos", "length", "time", "cancelled"]
 
+_FEW = 512  # entries that are sorted first
+
 FUNCTION_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@", "\n```")
 """Where the completion of one top-level function ends; the list that code benchmarks use."""
 
@@ -181,15 +183,26 @@ class Chooser:
 
     def _draw(self, scores: NDArray[np.float32]) -> int:
         settings = self.settings
-        order = np.argsort(-scores, kind="stable")
-        if settings.top_k:
-            order = order[: settings.top_k]
-        weights = np.exp((scores[order].astype(np.float64) - scores[order[0]]) / settings.temperature)
-        weights /= weights.sum()
+        weights = np.exp((scores.astype(np.float64) - scores.max()) / settings.temperature)
+        # Sorting a large vocabulary takes longer than a small model's step; a few entries nearly always have the mass.
+        order = _likeliest(scores, settings.top_k or (_FEW if settings.top_p < 1 else len(scores)))
+        whole = weights[order].sum() if settings.top_k else weights.sum()
+        shares = np.cumsum(weights[order] / whole)
+        if not settings.top_k and shares[-1] < settings.top_p:
+            order = _likeliest(scores, len(scores))
+            shares = np.cumsum(weights[order] / whole)
         count = len(order)
         if settings.top_p < 1:  # the smallest set that has this much
-            count = int(np.searchsorted(np.cumsum(weights), settings.top_p)) + 1
+            count = int(np.searchsorted(shares, settings.top_p)) + 1
         if settings.min_p > 0:
-            count = min(count, int((weights >= settings.min_p * weights[0]).sum()))
-        total = np.cumsum(weights[: max(1, count)])
+            count = min(count, int((weights[order] >= settings.min_p * weights[order[0]]).sum()))
+        total = shares[: max(1, count)]
         return int(order[int(np.searchsorted(total, self.rng.random() * total[-1], side="right"))])
+
+
+def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The entries with the `count` largest scores, largest first; of equal ones the first."""
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    near = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return near[np.argsort(-scores[near], kind="stable")][:count]
