@@ -26,18 +26,21 @@ class Postgres:
         home: folder of its data, of nobody else's.
         address: where it listens, and its socket lies in `home`.
         within: words before every command, such as `ip netns exec NAME`.
+        connections: how many at the same time; each process of a search has two.
 
     Raises:
         FileNotFoundError: no server program in /usr/lib/postgresql.
     """
 
-    def __init__(self, home: Path, *, address: str = "127.0.0.1", within: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, home: Path, *, address: str = "127.0.0.1", within: tuple[str, ...] = (), connections: int = 100
+    ) -> None:
         folder = binaries()
         if folder is None:
             raise FileNotFoundError(
                 "no PostgreSQL server program in /usr/lib/postgresql/*/bin: apt-get install postgresql"
             )
-        self.home, self.address, self._folder = home, address, folder
+        self.home, self.address, self._folder, self._connections = home, address, folder, connections
         self._process: subprocess.Popen[bytes] | None = None
         user = pwd.getpwuid(os.getuid()).pw_name
         run_as: list[str] = []
@@ -90,6 +93,7 @@ class Postgres:
                             *(*self._run_as, str(self._folder / "postgres"), "-D", str(self.home / "data")),
                             *("-c", f"listen_addresses={self.address}", "-p", str(self.port)),
                             *("-c", f"unix_socket_directories={self.home}"),
+                            *("-c", f"max_connections={self._connections}"),
                         ],
                         stdout=log,
                         stderr=log,

@@ -1,13 +1,14 @@
 """What does the engine itself cost? A search whose evaluations take 0.1 s, with two workers, against 0.1 s each.
 
 Everything is real: fresh processes, the journal with its fsync, proposals, promotions. `sleep` leaves the cores to the
-engine, `compute` keeps both busy.
+engine, `compute` keeps both busy. With a lag of 2, 4 no generation waits for the one before, so that all time
+beyond the evaluations is the engine's; with the default lag one worker stands idle while the other ends a generation.
 
-With `--storage` it is many processes on a database server instead, each a `run_search` of its own with one worker, as
-on so many machines, and evaluations that sleep for 0.2 s; docs/scaling.md starts a server.
+With `--processes` it is many processes on a PostgreSQL server instead, each a `run_search` of its own with one worker,
+as on so many machines, and evaluations that sleep for 0.2 s. The server is a private one, or that of `--storage`.
 
     python -m benchmarks.workers [--smoke]
-    python -m benchmarks.workers --storage postgresql+psycopg://user@host/database [--processes 64]
+    python -m benchmarks.workers --processes 64 [--storage postgresql+psycopg://user@host/database]
 """
 
 import argparse
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 
+from benchmarks.postgres import Postgres
 from benchmarks.results_file import protocol, target, write
-from benchmarks.scale import Number, Numbers
+from benchmarks.scale import LAG, Number, Numbers
 from codenas_hf.engine import Evaluation, Rung, SearchSettings, driver, run_search, two_stage
 from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.storage import open_storage
@@ -68,7 +70,7 @@ class Takes:
         return Evaluation(objectives={"a": value, "b": 10007 - value + rung.index})
 
 
-def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[str, Any]:
+def measure(kind: str, lag: tuple[int, ...], *, population: int, generations: int, seed: int) -> dict[str, Any]:
     """One search; the time from the first start of an evaluation to the last end, start-up apart."""
     settings = SearchSettings(
         objectives=("a", "b"),
@@ -76,6 +78,7 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
         generations=generations,
         rungs=two_stage(population=population, keep=population // 4),
         workers_per_rank=WORKERS,
+        lag=lag,
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -96,6 +99,7 @@ def measure(kind: str, *, population: int, generations: int, seed: int) -> dict[
     ideal = len(trials) * SECONDS / WORKERS
     return {
         "evaluator": kind,
+        "lag": ", ".join(map(str, lag)),
         "trials": len(trials),
         "wall_s": wall,
         "ideal_s": ideal,
@@ -112,7 +116,6 @@ class Timed:
         self.storage = storage
         self.thread = threading.get_ident()  # the heartbeat has one of its own
         self.calls: list[tuple[float, float]] = []
-        self.tries: list[float] = []  # to claim a trial
         self.claims: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -130,10 +133,8 @@ class Timed:
                 end = time.time()
                 if threading.get_ident() == self.thread:
                     self.calls.append((begin, end))
-                    if name == "set_trial_state_values" and words[1] is TrialState.RUNNING:
-                        self.tries.append(end)
-                        if answer:
-                            self.claims.append(end)
+                    if name == "take_first" and answer is not None:
+                        self.claims.append(end)
 
         return call
 
@@ -161,7 +162,7 @@ def take_part(url: str, folder: Path, number: int, *, processes: int, population
     evaluator = Takes("sleep", SHARED_SECONDS, start=folder / f"{number}.started", processes=processes)
     result = run_search(Numbers(), evaluator, folder=folder, settings=settings, policy=RandomPolicy())
     assert not result.failures
-    known = {"calls": timed[0].calls, "tries": timed[0].tries, "claims": timed[0].claims}
+    known = {"calls": timed[0].calls, "claims": timed[0].claims}
     (folder / f"part{number}.json").write_text(json.dumps({**known, "trials": len(result.records)}))
 
 
@@ -187,7 +188,6 @@ def shared(url: str, *, processes: int, population: int, generations: int) -> di
     calls = [(first, last) for part in found for first, last in part["calls"] if last > begin and first < end]
     spent = sum(min(last, end) - max(first, begin) for first, last in calls)
     within = sum(begin < when <= end for when in claims)
-    tries = sum(begin < when <= end for part in found for when in part["tries"])
     present = processes * (end - begin)
     return {
         "processes": processes,
@@ -197,10 +197,24 @@ def shared(url: str, *, processes: int, population: int, generations: int) -> di
         "share_in_storage": spent / present,
         "share_evaluating": within * SHARED_SECONDS / present,
         "calls_per_trial": len(calls) / within,
-        "lost_races_per_trial": tries / within - 1,
         "ms_per_call": 1000 * spent / len(calls),
         "wall_s": end - begin,
     }
+
+
+@contextmanager
+def server(url: str | None, *, connections: int) -> Iterator[str]:
+    """The URL of a database: the given one, or one of a private server that ends here."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory() as home:
+        private = Postgres(Path(home), connections=connections)
+        try:
+            private.start()
+            yield private.create("shared")
+        finally:
+            private.stop()
 
 
 def on_server(url: str, *, processes: int, write_them: bool) -> None:
@@ -210,8 +224,12 @@ def on_server(url: str, *, processes: int, write_them: bool) -> None:
         rows.append(shared(url, processes=count, population=max(12, 4 * count), generations=2))
         print({name: round(value, 3) for name, value in rows[-1].items()}, flush=True)
     if write_them:
-        server = url.partition("+")[0].partition(":")[0]
-        about = protocol(server=server, evaluation_s=SHARED_SECONDS, generations=2, population="4 a process")
+        about = protocol(
+            server=url.partition("+")[0].partition(":")[0],
+            evaluation_s=SHARED_SECONDS,
+            generations=2,
+            population="4 a process",
+        )
         write("workers_shared", protocol=about, rows=rows)
 
 
@@ -219,8 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a short search, nothing is written")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--storage", help="URL of a database: many processes share a search there")
-    parser.add_argument("--processes", type=int, default=64, help="with --storage, at most (default: 64)")
+    parser.add_argument("--processes", type=int, help="so many, at most, share a search in a database")
+    parser.add_argument("--storage", help="with --processes: URL of that database (default: a private server)")
     for name in ("--part", "--population", "--generations"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)  # of one of those processes
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -228,15 +246,17 @@ def main() -> None:
     if arguments.part is not None:
         sizes = {name: getattr(arguments, name) for name in ("processes", "population", "generations")}
         return take_part(arguments.storage, arguments.folder, arguments.part, **sizes)
-    if arguments.storage is not None:
-        return on_server(arguments.storage, processes=arguments.processes, write_them=not arguments.smoke)
+    if arguments.processes is not None:
+        with server(arguments.storage, connections=20 + 3 * arguments.processes) as url:
+            return on_server(url, processes=arguments.processes, write_them=not arguments.smoke)
     rows = []
-    for kind in ("sleep", "compute"):
+    for kind, lag in (("sleep", LAG), ("compute", LAG), ("sleep", SearchSettings.lag)):
         sizes = {"population": 8, "generations": 2} if arguments.smoke else {"population": 24, "generations": 8}
         repeats = 1 if arguments.smoke else arguments.repeats
-        runs = [measure(kind, **sizes, seed=seed) for seed in range(repeats)]
-        numbers = {name: float(np.median([run[name] for run in runs])) for name in runs[0] if name != "evaluator"}
-        rows.append({"evaluator": kind, **numbers, "repeats": repeats})
+        runs = [measure(kind, lag, **sizes, seed=seed) for seed in range(repeats)]
+        same = {name: runs[0].pop(name) for name in ("evaluator", "lag")}
+        numbers = {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+        rows.append({**same, **numbers, "repeats": repeats})
         print(rows[-1], flush=True)
     if not arguments.smoke:
         overhead = float(rows[0]["overhead"])

@@ -19,8 +19,10 @@ from integer_space import Confirm, Evaluate, IntegerSpace
 from codenas_hf.engine import members
 from codenas_hf.engine.driver import run_search
 from codenas_hf.engine.settings import Patience, SearchSettings, two_stage
+from codenas_hf.engine.storage import Database
 
 CUTS = {  # behind which question the server goes away: one of these names, the key of an attribute
+    "take": ("take_first", None),
     "claim": ("set_trial_user_attr", "claim"),
     "tell": ("set_trial_user_attr", "evaluation"),
     "heartbeat": ("set_trial_user_attr", "heartbeat"),
@@ -32,11 +34,10 @@ CUTS = {  # behind which question the server goes away: one of these names, the 
 def cut(url: str, kind: str, at: int) -> None:
     """The server lets nobody in for two seconds, as soon as it has answered a kind of question so often."""
     import psycopg
-    from optuna.storages._cached_storage import _CachedStorage
 
     name, wanted = CUTS[kind]
     server, database = url.replace("+psycopg", "").rsplit("/", 1)
-    ask, seen = getattr(_CachedStorage, name), [0]
+    ask, seen = getattr(Database, name), [0]
 
     def allow(value: str) -> None:
         with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
@@ -57,7 +58,7 @@ def cut(url: str, kind: str, at: int) -> None:
             logging.warning("cut behind %s", kind)
         return answer
 
-    setattr(_CachedStorage, name, and_cut)
+    setattr(Database, name, and_cut)
 
 
 def set_clock(ahead_s: float) -> None:

@@ -14,15 +14,20 @@ from typing import Any
 import optuna
 import psycopg
 import pytest
-from integer_space import IntegerSpace
+from integer_space import IntegerSpace, Point
 from test_crash import children_of, log_of, straight, wait_until
 from test_driver import started
 
 from benchmarks.postgres import Postgres, binaries
 from codenas_hf.engine import SearchResult
+from codenas_hf.engine.members import Members
+from codenas_hf.engine.objectives import Objectives
+from codenas_hf.engine.storage import open_storage
+from codenas_hf.engine.study import Study
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(600)]
 SPACE = IntegerSpace()
+OBJECTIVES = Objectives(scales={"a": "linear", "b": "linear"})
 OPTIONS = ("workers=2", "heartbeat=0.5", "lease=4", "generations=4")
 
 
@@ -56,6 +61,38 @@ def result_of(folder: Path, database: str) -> SearchResult:
 
 def records(folder: Path, which: str) -> Any:
     return json.loads((folder / f"{which}.json").read_text())
+
+
+def test_a_claim_passes_over_what_another_process_takes(database: str, tmp_path: Path) -> None:
+    """64 processes that read all that waits, and then queue up for the first of it, come to nothing on two cores."""
+    with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as another:
+        another.execute(f"ALTER DATABASE \"{database.rsplit('/', 1)[1]}\" SET lock_timeout = '5s'")  # for the others
+    storage = open_storage(database, folder=tmp_path)
+    study = Study(storage, name="s", space=SPACE, rungs=1, objectives=OBJECTIVES)
+    for x in range(3):
+        study.add(0, Point(x, 0), generation=0)
+    with psycopg.connect(database.replace("+psycopg", "")) as another:
+        another.execute("SELECT FROM trials WHERE state = 'WAITING' ORDER BY trial_id LIMIT 1 FOR UPDATE")
+        claims = [study.claim(member=0, worker="here:1") for _ in range(3)]
+        assert [claim and claim.record.number for claim in claims] == [1, 2, None]
+    last = study.claim(member=0, worker="here:1")
+    assert last is not None
+    assert last.record.number == 0
+
+
+def test_a_process_keeps_one_connection(database: str, tmp_path: Path) -> None:
+    """A server has a hundred, and refuses what is beyond: with two each, 64 processes failed now and then."""
+    storage = open_storage(database, folder=tmp_path)
+    study = Study(storage, name="s", space=SPACE, rungs=1, objectives=OBJECTIVES)
+    members = Members(storage, study.members_study, rank=0, heartbeat_s=0.05, lease_s=30)
+    members.join()
+    try:
+        wait_until(lambda: members.living()[members.number].user_attrs["heartbeat"] >= 5)
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as another:
+            wait_until(lambda: another.execute(query).fetchone() == (1,))
+    finally:
+        members.leave()
 
 
 def test_two_launchers_share_a_study(tmp_path: Path, database: str) -> None:
@@ -120,7 +157,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path, databas
     assert records(tmp_path, "first") == expected
 
 
-@pytest.mark.parametrize("kind", ["claim", "tell", "heartbeat", "poll", "propose"])
+@pytest.mark.parametrize("kind", ["take", "claim", "tell", "heartbeat", "poll", "propose"])
 def test_a_server_that_goes_away_behind_any_question_is_waited_for(tmp_path: Path, database: str, kind: str) -> None:
     """Behind a claim it is written, and its trial runs in the name of a process that has not read so."""
     at = random.Random(f"{kind}{os.environ.get('CODENAS_TEST_SEED', '')}").randint(2, 12 if kind == "poll" else 6)

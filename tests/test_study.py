@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from integer_space import Evaluate, IntegerSpace, Point
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from sqlalchemy.exc import OperationalError
 
 from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy
 from codenas_hf.engine.journal import GuardedJournal
@@ -24,7 +26,7 @@ from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.engine.schedule import PolicyError, Schedule, closed_generations
 from codenas_hf.engine.settings import Patience, RanksError, SearchSettings, World, single_stage, two_stage
-from codenas_hf.engine.storage import ServerAway, StorageError, open_storage, patiently
+from codenas_hf.engine.storage import ServerAway, StorageError, first_line, open_storage, patiently
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
 SPACE = IntegerSpace()
@@ -341,6 +343,12 @@ def test_a_storage_that_cannot_be_opened_is_one_line_without_the_password(
     assert not [part for part in (secret, *re.split("[@:/]", secret)) if len(part) > 2 and part in text]
 
 
+def test_the_reason_of_a_server_is_told_not_that_of_optuna() -> None:
+    error = StorageInternalError("An exception is raised during the commit.")
+    error.__cause__ = OperationalError("SELECT 1", {}, Exception("sorry, too many clients already"))
+    assert "sorry, too many clients already" in first_line(error, None)
+
+
 # The schedule
 
 
@@ -653,6 +661,32 @@ def test_the_oldest_living_rank_zero_leads(tmp_path: Path) -> None:
     assert [members[0].leads(), members[2].leads()] == [False, True]
     members[2].leave()
     assert not members[0].leads()
+
+
+def test_on_a_database_who_does_not_lead_looks_after_a_heartbeat_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 processes that each read all 64 at every turn leave a database, and two cores, no time for anything else."""
+    storage = open_storage(f"sqlite:///{tmp_path}/db", folder=tmp_path)
+    study = study_in(storage)
+    first, second = (Members(storage, study.members_study, rank=0, heartbeat_s=7.0, lease_s=30) for _ in range(2))
+    for member in (first, second):
+        member.join()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert (first.leads(), second.leads()) == (True, False)
+    first.leave()
+    reads = []
+    read = storage.get_all_trials
+    monkeypatch.setattr(storage, "get_all_trials", lambda *words, **more: reads.append(words) or read(*words, **more))
+    assert not any(second.leads() for _ in range(5))
+    assert not reads
+    now += 7.0
+    assert second.leads(), "within a heartbeat it notices that nobody leads"
+    assert len(reads) == 1
+    assert second.leads()
+    assert len(reads) == 2, "who leads asks every time"
+    second.leave()
 
 
 def test_a_silent_member_of_another_host_is_dead_after_the_lease(

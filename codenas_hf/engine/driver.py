@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from .progress import Progress, Status
 from .records import Evaluator, Policy
 from .result import SearchResult
 from .schedule import Schedule, superseded, unconfirmed
-from .settings import RanksError, SearchSettings, World
+from .settings import RanksError, SearchSettings, World, wait_for
 from .stopping import Stop, stopping
 from .storage import SERVER_ERRORS, ServerAway, open_storage, patiently
 from .study import Claim, Snapshot, Study
@@ -29,8 +30,8 @@ from .workers import THREAD_VARIABLES, Limits, Outcome, Pool
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "study.lock"
-_IDLE_S = (0.02, 0.2)
-_BUSY_S = 0.2
+_IDLE_S, _BUSY_S = (0.02, 0.2), 0.2
+_SHARE, _REST_S = 10, 2.0  # who does not lead asks for about a tenth of its time: the others need the server as well
 
 T = TypeVar("T")
 
@@ -154,23 +155,15 @@ def _enter(
         stack.callback(members.leave)
         return study, members
     if journal:
-        _wait(lambda: members.leader_of(parent_key()), patience.start_s, "rank 0 has not opened the study")
+        wait_for(lambda: members.leader_of(parent_key()), patience.start_s, "rank 0 has not opened the study")
     patient(members.join)
     stack.callback(members.leave)
-    _wait(
+    wait_for(
         lambda: patient(lambda: study.check_identity(identity, create=members.leads())),
         patience.start_s,
         "nobody has created the study",
     )
     return study, members
-
-
-def _wait(condition: Any, seconds: float, problem: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RanksError(f"{problem} within {seconds:g} s: look at the output of the other ranks")
-        time.sleep(0.1)
 
 
 @dataclasses.dataclass
@@ -190,6 +183,8 @@ class _Search:
     workers: int
     progress: Progress
     queues: list[int] | None = None
+    follows: bool = False
+    look_at: float = -math.inf
     discarded: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     unrecorded: list[Outcome] = dataclasses.field(default_factory=list)
 
@@ -259,6 +254,7 @@ class _Search:
         away = ServerAway(self.settings.storage, seconds=self.settings.patience.server_s)
         while True:
             self._check_stop(idle=not pool.busy and not self.unrecorded)
+            began = time.monotonic()
             try:
                 if away.gone:
                     self._settle(pool)
@@ -270,7 +266,8 @@ class _Search:
                 away.answered()
             except SERVER_ERRORS as error:
                 away.wait(error)
-            self.unrecorded += pool.poll(idle if pool.free else _BUSY_S)
+            rest = min(_SHARE * (time.monotonic() - began), _REST_S) if self.follows else 0.0
+            self.unrecorded += pool.poll(max(rest, idle if pool.free else _BUSY_S))
             idle = _IDLE_S[0] if self.unrecorded else min(2 * idle, _IDLE_S[1])
 
     def _settle(self, pool: Pool) -> None:
@@ -299,8 +296,15 @@ class _Search:
     def _turn(self, pool: Pool) -> bool:
         """Records what is finished, decides what comes next, starts it; True when nothing is left to do."""
         self._claim(pool)  # what waits already starts first: a worker must not stand still while records are written
+        if more := pool.poll(0):  # nor one that ends at the same time
+            self.unrecorded += more
+            self._claim(pool)
         self._record_all()
-        snapshot = self._lead() if self.members.leads() else self.study.snapshot()
+        self.follows, began = not self.members.leads(), time.monotonic()
+        if self.follows and began < self.look_at:
+            return self.finished()
+        snapshot = self.study.snapshot() if self.follows else self._lead()
+        self.look_at = time.monotonic() + _SHARE * (time.monotonic() - began)
         self.progress.update(snapshot, pool.busy)
         if self.schedule.done(snapshot) or self.finished():
             return True
@@ -326,15 +330,13 @@ class _Search:
         return snapshot
 
     def _start(self, pool: Pool, claim: Claim) -> None:
-        record = claim.record
-        pool.start(claim, record.genome, rung=self.settings.rungs[record.rung], previous=claim.previous)
+        pool.start(claim, claim.record.genome, rung=self.settings.rungs[claim.record.rung], previous=claim.previous)
 
     def _record(self, outcome: Outcome) -> None:
         claim: Claim = outcome.task
-        if outcome.evaluation is None:
+        if (evaluation := outcome.evaluation) is None:
             self.study.fail(claim, outcome.failure or "no reason was given")
             return
-        evaluation = outcome.evaluation
         if claim.queue == self.study.confirmations and evaluation.checkpoint is None and claim.previous is not None:
             evaluation = dataclasses.replace(evaluation, checkpoint=claim.previous.checkpoint)
         try:

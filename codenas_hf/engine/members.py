@@ -9,6 +9,7 @@ at each other) when its heartbeat stood still for the lease, by the observer's c
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -44,6 +45,7 @@ class Members:
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._seen: dict[tuple[str, int], tuple[Any, float]] = {}
+        self._follows_until = -math.inf
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -86,14 +88,23 @@ class Members:
             self._end(trial._trial_id)
 
     def leads(self) -> bool:
-        """Whether this process leads now. One that was declared dead while it slept enters again, at the end."""
+        """Whether this process leads now. One that was declared dead while it slept enters again, at the end.
+
+        On a server database, one that does not lead looks again after a heartbeat only: with many processes, reading
+        all of them would be most of what the server has to do.
+        """
+        now = time.monotonic()
+        if now < self._follows_until:
+            return False
         living = self.living()
         if self.number not in living:
             logger.warning("This process was taken for dead (it stood still for too long) and enters the study again.")
             self.join()
             living = self.living()
         candidates = [number for number, trial in living.items() if trial.user_attrs["rank"] == 0]
-        return bool(candidates) and min(candidates) == self.number
+        leads = bool(candidates) and min(candidates) == self.number
+        self._follows_until = -math.inf if leads else now + (self._heartbeat_s or 0.0)
+        return leads
 
     def living(self) -> dict[int, FrozenTrial]:
         """The living members by number; takes out the dead ones that it meets."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -252,6 +253,19 @@ def different(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 
 class RanksError(RuntimeError):
     """The processes that the launcher started are not those that the search needs."""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, problem: str) -> None:
+    """Waits until `condition` holds, which another rank sees to.
+
+    Raises:
+        RanksError: it does not within `seconds`; begins with `problem`.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RanksError(f"{problem} within {seconds:g} s: look at the output of the other ranks")
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)

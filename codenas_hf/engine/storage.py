@@ -6,13 +6,15 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy import event
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.trial import TrialState
+from sqlalchemy import column, event, literal_column, select, table, update
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -61,7 +63,12 @@ def open_storage(
     arguments: dict[str, Any] = {}
     try:
         if make_url(url).get_backend_name() == "postgresql":
-            arguments = {"pool_pre_ping": True, "connect_args": _patience_of_connections(lease_s)}
+            # One connection is kept, and a second one only while opening, or the heartbeat, needs it: a server has a
+            # hundred, unless told otherwise, and refuses every further one.
+            arguments = {
+                **{"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True},
+                "connect_args": _patience_of_connections(lease_s),
+            }
     except (ArgumentError, ValueError):  # the original text may quote a part of the password
         reason = f"it is no URL of a database, {_EXAMPLE}; in a password write @ as %40, : as %3A, / as %2F"
         raise StorageError(_problem(url, reason)) from None
@@ -69,7 +76,7 @@ def open_storage(
         try:
             database = RDBStorage(url, engine_kwargs=arguments)
             event.listen(database.engine, "handle_error", _gone)
-            return optuna.storages.get_storage(database)
+            return Database(database)
         except NoSuchModuleError as error:
             written = "; write postgresql:// for postgres://" if url.startswith("postgres:") else ""
             reason = f"no such kind of database is known, {_EXAMPLE}{written}"
@@ -82,6 +89,54 @@ def open_storage(
                 raise StorageError(_problem(url, f"{first_line(error, url)}: is the server up?")) from error
             time.sleep(0.2 * (attempt + 1))
     raise AssertionError
+
+
+class Database(_CachedStorage):
+    """What `optuna.storages.get_storage` makes of a database, and its first waiting trial in one question.
+
+    Without that, everybody reads all that waits, which costs tens of milliseconds, and then all race for the same.
+
+    Args:
+        database: where it lies.
+    """
+
+    def __init__(self, database: RDBStorage) -> None:
+        super().__init__(database)
+        self._engine = database.engine
+
+    def take_first(self, study_id: int) -> int | None:
+        """As the function of this name; passes over a trial that somebody else takes at this moment."""
+        trials = table("trials", *map(column, ("trial_id", "study_id", "state", "datetime_start")))
+        state: dict[TrialState, Any] = {
+            each: literal_column(f"'{each.name}'") for each in (TrialState.WAITING, TrialState.RUNNING)
+        }
+        waits = trials.c.state == state[TrialState.WAITING]
+        first = select(trials.c.trial_id).where(trials.c.study_id == study_id, waits).order_by(trials.c.trial_id)
+        with self._engine.begin() as connection:
+            found = connection.execute(first.limit(1).with_for_update(skip_locked=True)).scalar()
+            if found is None:
+                return None
+            taken = update(trials).where(trials.c.trial_id == found, waits)
+            values = {"state": state[TrialState.RUNNING], "datetime_start": datetime.now()}
+            return int(found) if connection.execute(taken.values(values)).rowcount else None
+
+
+def take_first(storage: BaseStorage, study_id: int) -> int | None:
+    """Switches the first waiting trial of a study to running, for nobody else.
+
+    Returns:
+        Its identifier; None when none waits.
+    """
+    if (at_once := getattr(storage, "take_first", None)) is not None:
+        found: int | None = at_once(study_id)
+        return found
+    for trial in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return trial._trial_id
+        except UpdateFinishedTrialError:
+            continue
+    return None
 
 
 def _gone(context: ExceptionContext) -> None:
@@ -179,6 +234,8 @@ def patiently(
 
 def first_line(error: BaseException, url: str | None) -> str:
     """What a server said, in one line, without any part of the password in `url`."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:  # Optuna's own text names no reason
+        error = error.__cause__
     text = str(error).strip().partition("\n")[0].strip()
     parts = [part for secret in _secrets(url or "") for part in re.split(r"[@:/]", secret)]
     for part in sorted(parts, key=len, reverse=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .parameters import is_choice, shown_genes
 from .places import found_place, stored_place
 from .records import Evaluation, Genome, Space, State, TrialRecord, WrittenGenome
 from .settings import different
+from .storage import take_first
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +122,8 @@ class Study:
         self._genomes: dict[str, Genome] = {}
 
     def _open(self, name: str, metrics: Sequence[str]) -> int:
-        try:  # looking first: opening a study again writes nothing
+        with suppress(KeyError):  # looking first: opening a study again writes nothing
             return self.storage.get_study_id_from_name(name)
-        except KeyError:
-            pass
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -238,13 +238,10 @@ class Study:
             queues: where to look, in this order; all rungs from the highest when None.
         """
         for queue in reversed(range(self.rungs)) if queues is None else queues:
-            study = self._studies[queue]
-            for trial in self.storage.get_all_trials(study, deepcopy=False, states=(TrialState.WAITING,)):
-                if not self._take(trial._trial_id, member, worker):
-                    continue
-                claimed = self.storage.get_trial(trial._trial_id)
-                record = self._record(claimed)
-                return Claim(record, trial._trial_id, queue, self._previous(queue, record), member)
+            while (trial_id := take_first(self.storage, self._studies[queue])) is not None:
+                if self._sign(trial_id, member, worker):
+                    record = self._record(self.storage.get_trial(trial_id))
+                    return Claim(record, trial_id, queue, self._previous(queue, record), member)
         return None
 
     def _previous(self, queue: int, record: TrialRecord) -> Evaluation | None:
@@ -298,13 +295,16 @@ class Study:
         return member if trial.state is TrialState.RUNNING else None
 
     def _take(self, trial_id: int, member: int, worker: str | None) -> bool:
-        try:
-            if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                return False
+        with suppress(UpdateFinishedTrialError):
+            taken = self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            return taken and self._sign(trial_id, member, worker)
+        return False
+
+    def _sign(self, trial_id: int, member: int, worker: str | None) -> bool:
+        with suppress(UpdateFinishedTrialError):
             self.storage.set_trial_user_attr(trial_id, "claim", {"member": member, "worker": worker})
-        except UpdateFinishedTrialError:
-            return False
-        return True
+            return True
+        return False
 
     def recover(self, dead: Callable[[FrozenTrial], bool]) -> int:
         """Gives the running trials of dead processes back to their queues; outcomes that are already there are kept.
@@ -345,11 +345,10 @@ class Study:
             logger.warning("Trial %d was finished by another process meanwhile; its outcome there counts.", trial_id)
 
     def _requeue(self, trial_id: int) -> None:
-        try:  # without its old claim: who takes it next may die before it has written its own
+        with suppress(UpdateFinishedTrialError):  # finished meanwhile
+            # Without its old claim: who takes it next may die before it has written its own.
             self.storage.set_trial_user_attr(trial_id, "claim", {})
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
-        except UpdateFinishedTrialError:
-            logger.debug("Trial %d was finished meanwhile.", trial_id)
 
     # Reading
 

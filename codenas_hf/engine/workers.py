@@ -120,6 +120,7 @@ class Pool:
         self._context.set_forkserver_preload([*preload, __name__, last])
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
+        self._dying: list[_Child] = []
         _start_server(self._environment)
         for _ in range(workers):
             self._add_spare()
@@ -149,6 +150,7 @@ class Pool:
         Raises:
             OSError: an evaluation met a full disk; its task still counts as running.
         """
+        self._bury()
         if not self._busy:
             if timeout > 0:
                 time.sleep(timeout)
@@ -157,8 +159,8 @@ class Pool:
         nearest = min(child.deadline for child in self._busy) - now
         pause = _MEMORY_POLL_S if self._limits.memory_bytes is not None else math.inf
         connections = [child.connection for child in self._busy]
-        while len(self._spare) < self._workers and not wait(connections, 0):  # only while nobody waits for us
-            self._add_spare()
+        while timeout > 0 and len(self._spare) < self._workers and not wait(connections, 0):
+            self._add_spare()  # only while nobody waits for us
         ready = wait(connections, max(0.0, min(timeout, nearest, pause)))
         outcomes = []
         for child in list(self._busy):
@@ -176,10 +178,17 @@ class Pool:
         running = self.busy
         for child in (*self._busy, *self._spare):
             _kill(child)
-        for child in (*self._busy, *self._spare):
+        for child in (*self._busy, *self._spare, *self._dying):
             _end(child)
-        self._busy, self._spare = [], []
+        self._busy, self._spare, self._dying = [], [], []
         return running
+
+    def _bury(self) -> None:
+        """Forgets those that have answered and are gone."""
+        for child in list(self._dying):
+            if wait([child.process.sentinel], 0):
+                self._dying.remove(child)
+                _end(child)
 
     def _add_spare(self) -> None:
         ours, theirs = self._context.Pipe()
@@ -201,8 +210,9 @@ class Pool:
         child = self._spare.pop(0)
         child.task, child.job, child.kills = task, job, kills
         child.deadline = time.monotonic() + (self._limits.seconds or math.inf)
+        before = [dying.process.pid for dying in self._dying]  # it waits, not we, until their memory and GPU are free
         try:
-            child.connection.send(job)
+            child.connection.send((before, *job))
         except OSError:  # it died while it waited; poll finds it
             pass
         self._busy.append(child)
@@ -212,13 +222,14 @@ class Pool:
             kind, text = json.loads(child.connection.recv_bytes())
         except (EOFError, OSError):
             return self._lost(child)
-        _end(child)  # it has said all; what it may have started goes with it
+        _kill(child)  # it has said all; what it may have started goes with it
         if kind == "full disk":  # no fault of the candidate: it must be evaluated again
             self._busy.append(child)
             raise OSError(
                 errno.ENOSPC,
                 f"the disk is full ({text}): free some space and run the same command again, nothing is lost",
             )
+        self._dying.append(child)
         if kind == "failure":
             return Outcome(child.task, None, text)
         return Outcome(child.task, Evaluation.from_dict(json.loads(text)), None)
@@ -294,9 +305,10 @@ def _serve(evaluator: bytes, connection: Connection, environment: Mapping[str, s
     except Exception as error:
         evaluate = error
     try:
-        genome, rung, previous = connection.recv()
+        before, genome, rung, previous = connection.recv()
     except EOFError:  # the rank needs no more children
         os._exit(0)
+    _outlive(before)
     try:
         if isinstance(evaluate, Exception):
             raise evaluate
@@ -308,6 +320,18 @@ def _serve(evaluator: bytes, connection: Connection, environment: Mapping[str, s
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)
+
+
+def _outlive(pids: Sequence[int]) -> None:
+    """Waits until processes that were killed are gone."""
+    deadline = time.monotonic() + _END_S
+    for pid in pids:
+        try:
+            while time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(0.0002)
+        except (ProcessLookupError, PermissionError):  # gone; or its number is somebody else's by now
+            continue
 
 
 def _to_json(evaluation: Any) -> str:
@@ -354,7 +378,7 @@ def _kill(child: _Child) -> None:
 
 
 def _end(child: _Child) -> None:
-    """Kills it and waits until it is gone: its memory and its GPU are free when the next one begins."""
+    """Kills it and waits until it is gone."""
     _kill(child)
     child.process.join(timeout=_END_S)
     child.connection.close()
