@@ -24,6 +24,7 @@ from .records import Evaluation, Genome, TrialRecord
 from .surrogate import Features
 
 _MOST_RECORDS = 300  # of which a Gaussian process is fitted; its cost grows with the cube
+_MARGIN = 0.1  # beyond the worst value known, in units of best to worst: whoever is worst in one may be best in others
 _FEW = 6  # promoted genomes below which the higher rung says nothing
 
 
@@ -36,7 +37,7 @@ class GuidedPolicy:
 
     Args:
         objectives: scales and limits of the study.
-        reference: name to raw value beyond which nothing counts; the worst value seen where a name is absent.
+        reference: name to raw value beyond which nothing counts; a tenth beyond the worst seen where a name is absent.
         least: evaluated genomes below which genomes are spread over the space instead.
         explore: share of the places that go to genomes sampled by chance.
         generations: of the evolution inside the model.
@@ -76,25 +77,46 @@ class GuidedPolicy:
         return chosen
 
     def _spread(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
-        """Of many sampled genomes those that lie farthest from all others, one after the other."""
+        """Of many sampled genomes, one after the other, those far from all others that could dominate much.
+
+        Distance alone takes the corners of the space: the dearest genomes, which can add next to nothing to a front.
+        So a squared distance counts as much as the volume that the known objectives leave to be dominated (a charge as
+        in minimum energy designs, Joseph et al. 2015, https://doi.org/10.1080/00401706.2014.881749).
+        """
         drawn = draw_new(lambda: space.sample(rng), records, n=8 * n)
         if len(drawn) <= n:
             return drawn
-        known = [record.genome for record in records]
-        features = Features.of([*known, *drawn])
-        points = _standard(
-            np.hstack([features.plain([*known, *drawn]), _known(space, [*known, *drawn], self.objectives)])
-        )
-        nearest = np.full(len(drawn), np.inf)
-        for point in points[: len(known)]:
-            nearest = np.minimum(nearest, ((points[len(known) :] - point) ** 2).sum(axis=1))
+        met = [record.genome for record in records]
+        known = _known(space, [*met, *drawn], self.objectives)
+        points = _standard(np.hstack([Features.of([*met, *drawn]).plain([*met, *drawn]), known]))
+        volume = self._possible(known[len(met) :], _certain(space, drawn[0]))
+        nearest = np.ones(len(drawn))
+
+        def apart(point: Floats) -> Floats:
+            return np.asarray(((points[len(met) :] - point) ** 2).sum(axis=1))
+
+        if met:
+            nearest = np.min([apart(point) for point in points[: len(met)]], axis=0)
         chosen: list[int] = []
         for _ in range(n):
-            at = int(nearest.argmax()) if np.isfinite(nearest).any() or known else 0
+            value = volume * nearest
+            value[chosen] = -1.0
+            at = int(value.argmax())
+            distance = apart(points[len(met) + at])
+            nearest = np.minimum(nearest, distance) if met or chosen else distance
             chosen.append(at)
-            nearest = np.minimum(nearest, ((points[len(known) :] - points[len(known) + at]) ** 2).sum(axis=1))
-            nearest[chosen] = -1.0
         return [drawn[at] for at in chosen]
+
+    def _possible(self, known: Floats, certain: Mapping[str, float]) -> Floats:
+        """Share of the volume that each genome would dominate if all that is to be learned came out best, `[n]`."""
+        names = [name for name in self.objectives.names if name in certain]
+        low, high = known.min(axis=0), known.max(axis=0)
+        for at, name in enumerate(names):
+            value = self.reference.get(name, self.objectives.limits.get(name))
+            if value is not None:
+                high[at] = self.objectives.scaled(name, value)
+        reach = np.where(high - low > 1e-12, high - low, 1.0)
+        return np.asarray(np.maximum(0.0, 1.0 + _MARGIN - (known - low) / reach).prod(axis=1))
 
     def _evolved(
         self, model: Model, records: Sequence[TrialRecord], *, space: Any, rng: np.random.Generator
@@ -215,7 +237,7 @@ class Model:
 
     def reference(self, given: Mapping[str, float]) -> Floats:
         """The corner beyond which nothing counts, `[m]` in `order`."""
-        worst = self.seen.max(axis=0)
+        worst = self.seen.max(axis=0) + _MARGIN * np.ptp(self.seen, axis=0)
         corner = []
         for at, name in enumerate(self.order):
             value = given.get(name, self.objectives.limits.get(name))
