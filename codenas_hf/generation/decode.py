@@ -7,6 +7,7 @@ whose result depends only on the seed and the prompt, never on the runtime or on
 from __future__ import annotations
 
 import codecs
+import itertools
 import math
 import time
 import zlib
@@ -210,18 +211,17 @@ class _Clock:
         )
 
 
-def _steps(rows: Sequence[Row], *, limit: int | None, settings: DecodeSettings) -> int:
+def _steps(row: Row, *, limit: int | None, settings: DecodeSettings) -> int:
     """Most tokens that are drawn. Healing may need more than it took away, where the model spells in smaller ones."""
-    steps = settings.max_new_tokens + max(row.removed + 4 * bool(row.pending) for row in rows)
-    width = max(len(row.token_ids) for row in rows)
-    return steps if limit is None else max(1, min(steps, limit - width))
+    steps = settings.max_new_tokens + row.removed + 4 * bool(row.pending)
+    return steps if limit is None else max(1, min(steps, limit - len(row.token_ids)))
 
 
 def _tokens(runtime: Runtime, row: Row, table: TokenText, *, clock: _Clock) -> Iterator[int]:
     """Draws a row to its end, a token at a time."""
     choose = Chooser(row, table, clock.settings)
     ids = list(row.token_ids)
-    for _ in range(_steps([row], limit=runtime.context_tokens, settings=clock.settings)):
+    for _ in range(_steps(row, limit=runtime.context_tokens, settings=clock.settings)):
         token = choose(runtime.logits(ids))
         ids.append(token)
         row.push(token, table)
@@ -236,18 +236,21 @@ def _together(runtime: Runtime, tokenizer: Any, rows: list[Row], *, settings: De
     """Draws several rows at once."""
     table, clock = TokenText.of(tokenizer), _Clock(settings)
     choosers = [Chooser(row, table, settings) for row in rows]
+    steps = [_steps(row, limit=runtime.context_tokens, settings=settings) for row in rows]
+    count = itertools.count(1)
 
     def push(tokens: list[int]) -> list[bool]:
+        drawn = next(count)
         for row, token in zip(rows, tokens, strict=True):
             row.push(token, table)
         late = clock.tick()
-        for row in rows:
-            row.finished = row.finished or ("time" if late else None)
+        for row, most in zip(rows, steps, strict=True):
+            row.finished = row.finished or ("time" if late else "length" if drawn >= most else None)
         return [row.finished is not None for row in rows]
 
     runtime.generate_many(
         [row.token_ids for row in rows],
-        steps=_steps(rows, limit=runtime.context_tokens, settings=settings),
+        steps=steps,
         pad=next((index for index in (tokenizer.pad_token_id, tokenizer.eos_token_id) if index is not None), 0),
         choose=lambda at, logits: None if rows[at].finished else choosers[at](logits),
         push=push,

@@ -131,22 +131,23 @@ class LlamaCppRuntime(Runtime):
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        steps: int,
+        steps: Sequence[int],
         pad: int,
         choose: Callable[[int, NDArray[np.float32]], int | None],
         push: Callable[[list[int]], list[bool]],
     ) -> None:
         """A token of every row in each pass; a prompt that several rows share is computed once. See `Runtime`."""
-        cells = -(-(max(map(len, prompts)) + steps) // _CELLS) * _CELLS
+        cells = max(len(prompt) + most for prompt, most in zip(prompts, steps, strict=True))
+        cells = -(-cells // _CELLS) * _CELLS
         with self._lock:
             context = self._new_context(cells, rows=len(prompts))
             try:
                 logits = self._read_prompts(context, prompts)
-                for step in range(steps):
+                for step in range(max(steps)):
                     tokens = [choose(row, logits[row]) for row in range(len(prompts))]
                     done = push([pad if token is None else token for token in tokens])
                     rows = [row for row, token in enumerate(tokens) if token is not None and not done[row]]
-                    if not rows or step == steps - 1:
+                    if not rows:
                         return
                     ids = [tokens[row] for row in rows]
                     found = self._decode_rows(context, ids, at=[len(prompts[row]) + step for row in rows], rows=rows)

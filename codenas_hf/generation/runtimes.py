@@ -70,7 +70,7 @@ class Runtime:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        steps: int,
+        steps: Sequence[int],
         pad: int,
         choose: Callable[[int, NDArray[np.float32]], int | None],
         push: Callable[[list[int]], list[bool]],
@@ -79,7 +79,7 @@ class Runtime:
 
         Args:
             prompts: tokens of each row.
-            steps: most tokens of a row.
+            steps: most tokens of each row, which `push` watches over; all may end sooner where the context is full.
             pad: the padding token.
             choose: the next token of a row from its logits `[vocabulary]`; None for a row that is done.
             push: told the new token of every row; says which rows are done.

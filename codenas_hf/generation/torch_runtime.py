@@ -136,17 +136,18 @@ class TorchRuntime(Runtime):
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        steps: int,
+        steps: Sequence[int],
         pad: int,
         choose: Callable[[int, NDArray[np.float32]], int | None],
         push: Callable[[list[int]], list[bool]],
     ) -> None:
         """With transformers' `generate`, shorter prompts padded on the left; see `Runtime.generate_many`."""
         width = max(map(len, prompts))
+        room = None if self.context_tokens is None else self.context_tokens - width  # padding takes places too
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self.model.device)
         config = GenerationConfig(
-            max_new_tokens=steps,
+            max_new_tokens=max(steps) if room is None else max(1, min(max(steps), room)),
             do_sample=False,  # the choosers draw
             num_beams=1,
             num_return_sequences=1,
