@@ -6,8 +6,8 @@ and whatever is named, such as squeezes. Each is read in the engine that it ship
 folder in torch), by the same prompts, decoding and sandbox. With `--samples 20` HumanEval is also answered so many
 times at temperature 0.2, and each model's share of right answers is compared with the incumbent's, task by task.
 
-A process with one thread for each model, `--workers` at a time. Answers are kept in `--folder`, and a run that was
-stopped goes on there. `--tasks 3` tries it out and writes no result.
+A process with one thread for each model, `--workers` at a time; at the end each is timed alone. Answers are kept in
+`--folder`, and a run that was stopped goes on there. `--tasks 3` tries it out and writes no result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import resource
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,11 @@ from benchmarks.results_file import protocol, target, write
 from codenas_hf.engine.intervals import ratio_interval
 from codenas_hf.folders import read_json, write_json
 from codenas_hf.generation.decode import GREEDY
+from codenas_hf.generation.llama_cpp import LlamaCppRuntime
 from codenas_hf.generation.loading import LoadedModel, load_model
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.jobs.opening import open_runtime
+from codenas_hf.measure.timing import TimingProtocol, measure_latency, runtime_latency
 from codenas_hf.suite.code_tasks import answer_tasks
 from codenas_hf.suite.evaluation import SUITES, SuiteSettings, evaluate_model
 from codenas_hf.suite.task_files import load_humaneval
@@ -82,10 +84,22 @@ def bits_after_first_token(loaded: LoadedModel, texts: Sequence[str]) -> float:
 
 
 def peak_megabytes(source: Path) -> float:
-    """Most memory that `codenas complete` held for one completion, the whole process."""
+    """Most memory that `codenas complete` holds for one completion, the whole process, the second time it is asked."""
     words = ["complete", str(source), PROMPT, "--max-new-tokens", "32"]
-    subprocess.run([sys.executable, "-m", "codenas_hf.cli.main", *words], check=True, stdout=subprocess.DEVNULL)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of no other child: it is the first
+    command = [sys.executable, "-m", "codenas_hf.cli.main", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    asked = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return os.wait4(asked.pid, 0)[2].ru_maxrss / 1024
+
+
+def decode_ms(source: Path) -> float:
+    """Milliseconds of a token after a prompt, one thread, in the engine of the file, with nothing else beside."""
+    torch.set_num_threads(1)
+    if source.suffix != ".gguf":
+        return measure_latency(load_model(source).model, TimingProtocol()).decode_ms
+    runtime = open_runtime(str(source), runtime="llama.cpp").runtime
+    assert isinstance(runtime, LlamaCppRuntime)
+    return runtime_latency(runtime, TimingProtocol(), vocab_size=runtime.vocab_size).decode_ms
 
 
 def sampled(
@@ -196,9 +210,9 @@ def main() -> None:
     options = parser.parse_args()
     given = dict(word.split("=", 1) for word in options.model)
     models = {INCUMBENT: str(incumbent_file()), OURS.name: str(OURS / "model-q8_0.gguf"), **given}
-    settings = replace(SUITES["quick"], humaneval=options.tasks, infilling=100)
+    settings = replace(SUITES["quick"], humaneval=options.tasks, infilling=100, latency=False)  # timed by itself
     if options.tasks is not None:
-        settings = replace(settings, prompts=2, new_tokens=8, infilling=2, latency=False)
+        settings = replace(settings, prompts=2, new_tokens=8, infilling=2)
     rows_folder: Path = options.folder / ("rows" if options.tasks is None else "tried")
     if options.run:
         torch.set_num_threads(1)
@@ -211,6 +225,10 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != "--run"]
     wanted = {rows_folder / f"{name}.json": [*words, "--run", name] for name in models}
     work_off(partial(dict, wanted), module="benchmarks.incumbent", workers=options.workers)
+    for name, path in zip(models, wanted, strict=True):
+        row = read_json(path)
+        if "decode_ms" not in row:
+            write_json(path, row | {"decode_ms": decode_ms(Path(models[name]))})
     rows = [read_json(path) for path in wanted]
     compare(rows)
     for row in rows:
@@ -222,7 +240,7 @@ def main() -> None:
         return
     facts = protocol(
         threads=1,
-        decode="batch 1, timed by itself",
+        decode="batch 1, timed alone",
         humaneval_tasks=164,
         samples=options.samples,
         interval="of HumanEval: 95 %, Wilson; of differences: from resampling tasks",
