@@ -49,7 +49,7 @@ PUBLISHED_PASS_INTERVAL = (0.021, 0.085)  # 7 of 164, greedy, Wilson 95 %
 PUBLISHED_BITS_PER_BYTE = 0.725
 LOST = -0.02  # most of pass@1 that the squeezed model may lose, lower end of the interval
 PROMPT = "def add(a, b):"
-# The kernel's count of a process begins anew with its program; what `getrusage` says begins with the one that forks it.
+# The kernel's count of a process begins with its program; what `getrusage` says, with the process that forks it.
 COMPLETE = """
 import sys
 from codenas_hf.cli.main import main
