@@ -133,6 +133,40 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     assert main(["show", str(release.folder)]) == 0
 
 
+def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Path) -> None:
+    """`codenas train FOLDER --fine-tune` goes on from the squeezed weights, with their tokenizer, in their formats."""
+    folder = released(place, corpus, tmp_path)
+    before = Release(folder).read_record()
+    out = tmp_path / "mine"
+    text = [word for word in words(tmp_path, corpus) if word.startswith(("corpus", "train", "candidate", "device"))]
+    typed = ["train", str(folder), *text, "--fine-tune", "--budget", "2048 tokens", "--out", str(out)]
+    assert main(typed) == 0
+    record = Release(out).read_record()
+    assert record.start is not None
+    assert record.start.folder == folder.name
+    assert record.training is not None
+    assert record.training.tokens == 2048
+    assert record.measured.bits_per_byte < record.start.bits_per_byte
+    assert record.squeezed == before.squeezed
+    assert Release(out).artifact_bytes == pytest.approx(Release(folder).artifact_bytes, rel=0.01)
+    assert main(["complete", str(out), "def f(", "--max-new-tokens", "4"]) == 0
+
+
+def released(place: Path, corpus: Path, folder: Path) -> Path:
+    """A squeezed release that nothing healed."""
+    file = folder / "genome.yaml"
+    file.write_text(
+        "vocab_size: 400\nneurons: 64\ngroups: 2\nembedding: q8_0\nattention: [q8_0, iq4_nl]\n"
+        "feed_forward: [q4_1, iq4_nl]\n",
+        encoding="utf-8",
+    )
+    settings = RunSettings.of(*words(folder, corpus, "study=one", f"squeeze.parent={place / 'parent'}",
+                                     "squeeze.heal_budget=null"), config=["squeeze"])  # fmt: skip
+    outcome = squeeze(settings, genome=file, say=lambda line: None)
+    assert outcome.winner is not None
+    return outcome.winner
+
+
 def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_path: Path) -> None:
     file = tmp_path / "genome.yaml"
     file.write_text(

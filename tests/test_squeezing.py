@@ -23,7 +23,7 @@ from codenas_hf.compression.parent import ParentFolder, adopt
 from codenas_hf.compression.prune import pruned
 from codenas_hf.compression.quantize import as_stored
 from codenas_hf.compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
-from codenas_hf.compression.squeezing import ParentShape, SqueezeGenome, mixed_format, pieces
+from codenas_hf.compression.squeezing import ParentShape, SqueezeGenome, format_of, mixed_format, pieces
 from codenas_hf.compression.vocabulary import adopted, count_tokens
 from codenas_hf.data.tokenizer import SPECIAL_TOKENS
 from codenas_hf.folders.files import TOKENIZER
@@ -227,6 +227,10 @@ def test_groups_of_heads_leave_as_in_the_pruner(parent: ParentFolder, space: Squ
     assert torch.allclose(logits(parent.model(genome, stored=False), ids), logits(theirs, ids), atol=1e-5)
 
 
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
 @pytest.mark.parametrize("out", [(), (1, 2)])
 def test_bytes_are_those_of_the_file(parent: ParentFolder, space: SqueezeSpace, tmp_path: Path, out: Any) -> None:
     for genome in drawn(space, 4):
@@ -236,6 +240,7 @@ def test_bytes_are_those_of_the_file(parent: ParentFolder, space: SqueezeSpace, 
         path = write_gguf(model, tmp_path / "m.gguf", tokenizer=parent.vocabulary(genome.vocab_size), form=form)
         assert path.stat().st_size == space.bytes_of(genome)
         assert model.config.num_hidden_layers == 4 - len(out)
+        assert format_of(genome, model.config, shapes_of(model)) == form
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gpt2", "arcee"])
@@ -250,6 +255,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
         form = mixed_format(pieces(genome, parent.shape))
         path = write_gguf(model, tmp_path / "m.gguf", tokenizer=parent.vocabulary(genome.vocab_size), form=form)
         assert path.stat().st_size == space.bytes_of(genome)
+        assert format_of(genome, model.config, shapes_of(model)) == form
         assert torch.isfinite(logits(parent.model(genome), [1, 2, 300])).all()
 
 

@@ -293,6 +293,19 @@ def kept(genome: SqueezeGenome, parent: ParentShape, layer: int | None) -> dict[
     }
 
 
+def format_of(genome: SqueezeGenome, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> MixedFormat:
+    """The storage format of a squeezed model, from its own configuration and parameters: its parent is not needed."""
+    own = ParentShape.of(config, shapes, prunable=False)
+    layers = own.layers + len(genome.without_layers)
+    stay = [at for at in range(layers) if at not in genome.without_layers]
+    before = {}
+    for name, shape in shapes.items():
+        layer = own.layer_of(name)
+        there = name if layer is None else name.replace(f"{own.base}.{layer}.", f"{own.base}.{stay[layer]}.", 1)
+        before[there] = shape
+    return mixed_format(pieces(genome, dataclasses.replace(own, layers=layers, shapes=before)))
+
+
 def mixed_format(found: list[Piece]) -> MixedFormat:
     """The storage format of a squeezed model."""
     return MixedFormat(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..compression.formats import Format
 from ..data.passages import Passages
 from ..folders import Release, folder_bytes
 from ..folders.record import FileFacts, Measured
@@ -77,7 +78,7 @@ def measure_files(
     model: nn.Module,
     measured: Measured,
     passages: Passages,
-    ship: ShipSettings,
+    form: Format,
     protocol: TimingProtocol,
     vocab_size: int,
     device: str = "cpu",
@@ -89,14 +90,14 @@ def measure_files(
         model: in full precision; left as it was.
         measured: of what ships.
         passages: report text.
-        ship: the format that ships.
+        form: the format that ships.
         protocol: of the timing in a GGUF file's reader; that of torch stands in `measured`.
         vocab_size: of the model.
         device: where it is scored as the folder holds it.
     """
     latency, bits = measured.latency, measured.bits_per_byte
     scored = measured.scored_bytes
-    if ship.form.coded:
+    if form.coded:
         nn.Module.to(model, device)
         with as_shipped(model, ShipSettings()):
             score = score_passages(model, passages)
@@ -116,5 +117,5 @@ def measure_files(
         folder = replace(folder, decode_ms=None, protocol={})
     if release.shipped is None:
         return (folder,)
-    found = measure_gguf(release.shipped, passages, form=ship.format, protocol=protocol, vocab_size=vocab_size)
+    found = measure_gguf(release.shipped, passages, form=form.name, protocol=protocol, vocab_size=vocab_size)
     return found, folder

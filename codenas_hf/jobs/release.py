@@ -24,7 +24,7 @@ from ..measure.checkpoints import ARTIFACT, artifact_damage, brought
 from ..measure.latency import default_protocol
 from ..measure.provenance import provenance
 from ..measure.score import Score, leak_gate, score_passages
-from ..measure.shipped import as_shipped
+from ..measure.shipped import Format, stored_weights
 from ..release.export import write_release
 from ..release.spelling import without_places
 from ..strict_yaml import dump, to_mapping
@@ -43,7 +43,13 @@ class LostWeightsError(OSError):
 
 
 def measure_model(
-    model: torch.nn.Module, *, settings: RunSettings, data: PreparedData, vocab_size: int, device: str
+    model: torch.nn.Module,
+    *,
+    settings: RunSettings,
+    data: PreparedData,
+    vocab_size: int,
+    device: str,
+    form: Format | None = None,
 ) -> tuple[Measured, float]:
     """Scores a model on `final_score_bytes` of report text and times it alone, after the leak gate.
 
@@ -51,6 +57,14 @@ def measure_model(
 
     It is scored in windows as long as training rows, and once more as long as the context that its configuration
     promises where that is another length.
+
+    Args:
+        model: in full precision.
+        settings: how.
+        data: its report text.
+        vocab_size: of the model.
+        device: where it is scored.
+        form: the format that ships; None takes that of the settings.
 
     Returns:
         What it was measured to be, and the seconds that the measuring took.
@@ -63,7 +77,7 @@ def measure_model(
     leak_gate(model, vocab_size=vocab_size)
     length = settings.train.sequence_length
     context = context_tokens(model) or length
-    with as_shipped(model, settings.ship):
+    with stored_weights(model, form or settings.ship.form):
         score = score_model(model, settings=settings, data=data, vocab_size=vocab_size)
         whole = score
         if context != length:
@@ -180,8 +194,23 @@ def release_model(
     settings: RunSettings,
     data: PreparedData,
     record: Record,
+    form: Format | None = None,
 ) -> Path:
-    """Writes the release folder with its record and settings, without the paths of this machine."""
+    """Writes the release folder with its record and settings, without the paths of this machine.
+
+    Args:
+        model: in full precision.
+        genome: its architecture.
+        folder: where it goes.
+        settings: that go with it.
+        data: its tokenizer and report text.
+        record: what is known of it.
+        form: the format that ships; None takes that of the settings.
+
+    Returns:
+        The release folder.
+    """
+    form = form or settings.ship.form
     device = Hardware.discover(settings.device).device
     full = replace(
         record,
@@ -198,7 +227,7 @@ def release_model(
             model=full_precision,
             measured=record.measured,
             passages=report_passages(settings, data=data, vocab_size=genome.vocab_size),
-            ship=settings.ship,
+            form=form,
             protocol=settings.candidate.timing or default_protocol("cpu"),
             vocab_size=genome.vocab_size,
             device=device,
@@ -210,7 +239,7 @@ def release_model(
         tokenizer=data.tokenizer(genome.vocab_size),
         record=full,
         settings=dump(without_places(to_mapping(settings))),
-        form=settings.ship.format if settings.ship.form.coded else None,
+        form=form if form.coded else None,
         files=files,
     )
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
 from ..architecture.genome_file import read_genome
+from ..compression.squeezing import SqueezeGenome, format_of
 from ..data import PreparedData
 from ..data.storage import file_sha256
 from ..engine import Budget, TrialRecord
@@ -211,7 +212,7 @@ def train_genome(
     device = Hardware.discover(settings.device).device
     accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")
-    model, known, found = _start(start, genome=genome, settings=settings, data=data, device=device, say=say)
+    model, known, before = _start(start, genome=genome, settings=settings, data=data, device=device, say=say)
     if known is not None:
         state = folder.with_name(f"{folder.name}.{known.weights[:8]}.training")  # other weights, another training
     leak_gate(model, vocab_size=genome.vocab_size)
@@ -242,7 +243,14 @@ def train_genome(
         model.config.max_position_embeddings = settings.train.sequence_length
     facts = training_facts(result, budget=budget, settings=settings, processes=accelerator.num_processes)
     seconds = {"train": result.seconds}
-    record = Record(origin=origin or found, start=known, trial=trial, training=facts, seconds=seconds)
+    record = Record(
+        origin=origin or before.origin,
+        squeezed=before.squeezed,
+        start=known,
+        trial=trial,
+        training=facts,
+        seconds=seconds,
+    )
     return _measured_release(model, genome, folder=folder, settings=settings, data=data, record=record, say=say)
 
 
@@ -300,14 +308,19 @@ def _measured_release(
     say: Say,
 ) -> Path:
     """Scores and times what was trained, and writes the release folder with what `record` says of the training."""
-    device = Hardware.discover(settings.device).device
-    measured, seconds = measure_model(model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device)
+    device, form = Hardware.discover(settings.device).device, None
+    if record.squeezed is not None:  # each tensor stays in the format that the search chose for it
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        form = format_of(SqueezeGenome.from_dict(record.squeezed.genome), model.config, shapes)
+    measured, seconds = measure_model(
+        model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, form=form
+    )
     say(
         f"quality   {measured.bits_per_byte:.4f} bits per byte on {measured.scored_bytes:,} bytes, "
         f"in windows of {measured.window_tokens:,} tokens (context {measured.context_tokens:,})"
     )
     record = replace(record, measured=measured, seconds={**record.seconds, "final_measure": seconds})
-    return release_model(model, genome, folder=folder, settings=settings, data=data, record=record)
+    return release_model(model, genome, folder=folder, settings=settings, data=data, record=record, form=form)
 
 
 def training_facts(result: TrainResult, *, budget: Budget, settings: RunSettings, processes: int) -> Training:
@@ -328,11 +341,11 @@ def training_facts(result: TrainResult, *, budget: Budget, settings: RunSettings
 
 def _start(
     folder: Path | None, *, genome: Genome, settings: RunSettings, data: PreparedData, device: str, say: Say
-) -> tuple[PreTrainedModel, Start | None, Origin | None]:
-    """A fresh model; or that of a release folder, what the record of its fine-tuning says of it, and its origin."""
+) -> tuple[PreTrainedModel, Start | None, Record]:
+    """A fresh model; or that of a release folder, what the record of its fine-tuning says of it, and its record."""
     if folder is None:
         seed = settings.train.seed
-        return new_model(genome, train=settings.train, settings=settings.candidate, seed=seed), None, None
+        return new_model(genome, train=settings.train, settings=settings.candidate, seed=seed), None, Record()
     model = load_model(folder, device=device).model
     bits = score_model(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
     say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
@@ -340,7 +353,7 @@ def _start(
     earlier = release.read_record()
     weights = file_sha256(release.weights[0])
     known = Start(folder=folder.name, weights=weights, bits_per_byte=bits, data=earlier.data, start=earlier.start)
-    return model, known, earlier.origin
+    return model, known, earlier
 
 
 def _trackers(settings: RunSettings) -> list[str] | None:
