@@ -20,6 +20,7 @@ from codenas_hf.jobs.parents import ParentError, find_parent
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.squeeze import read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
+from codenas_hf.jobs.status import study_row
 from codenas_hf.jobs.study import open_study
 from codenas_hf.release.squeezed import squeezed_text
 from codenas_hf.strict_yaml import SettingsError
@@ -129,6 +130,7 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     assert main(typed) == 0
     assert main(["complete", str(release.folder), "def f(", "--max-new-tokens", "4"]) == 0
     assert main(["status", str(place / "runs")]) == 0
+    assert study_row(folder)["bits_per_byte"] == record.measured.bits_per_byte
     assert main(["winner", str(folder), "limits.bytes=190kB"]) in (0, 1)
     assert main(["show", str(release.folder)]) == 0
 

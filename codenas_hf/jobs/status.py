@@ -93,7 +93,8 @@ def _on_report_text(release: Release, winner: TrialRecord) -> float | None:
     """Bits per byte of the winner's release, else of its trial, on the text that nothing was chosen by."""
     with contextlib.suppress(OSError, ValueError):
         record = release.read_record()
-        if record.genome_id == winner.genome.genome_id and record.measured.bits_per_byte is not None:
+        searched = record.genome_id if record.squeezed is None else record.squeezed.genome_id
+        if searched == winner.genome.genome_id and record.measured.bits_per_byte is not None:
             return record.measured.bits_per_byte
     found = winner.evaluation.measurements.get("report_bits_per_byte") if winner.evaluation else None
     return None if found is None else float(found)
