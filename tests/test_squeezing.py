@@ -48,13 +48,22 @@ def prepared(folder: Path, *, kind: str = "llama", **others: Any) -> ParentFolde
     words = Tokenizer.from_file(str(parent.folder / TOKENIZER))
     parent.keep_vocabularies(count_tokens(words, TEXTS), SIZES)
     parent.measure([WATCHED])
-    store(parent)
+    told = store(parent)
+    assert told == [("matrices", at + 1, len(told)) for at in range(len(told))]
+    assert len(told) >= sum(len(size) == 2 for size in parent.shape.shapes.values())
     return parent
 
 
-def store(parent: ParentFolder) -> None:
+def store(parent: ParentFolder) -> list[tuple[str, float, float]]:
     counts = neuron_counts(parent.shape, CHOICES)
-    parent.store(matrices=BLOCKS_USED, embedding=("q8_0", "q4_0"), neurons=counts)
+    told: list[tuple[str, float, float]] = []
+    parent.store(
+        matrices=BLOCKS_USED,
+        embedding=("q8_0", "q4_0"),
+        neurons=counts,
+        on_progress=lambda *event: told.append(event),
+    )
+    return told
 
 
 @pytest.fixture(scope="module")

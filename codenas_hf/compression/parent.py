@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pi
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
 _IMPORTANCE, _KEPT, _MOMENTS = "importance.npz", "kept.npy", "moments.safetensors"
+_KINDS = ("matrices", "embedding")
+_Found = tuple[str, torch.Tensor, torch.Tensor | None]  # name, matrix, moments of its inputs
 
 
 def adopt(
@@ -160,27 +162,44 @@ class ParentFolder:
             arrays = {name: stored[name] for name in stored.files}
         return Importance(arrays["neurons"], arrays["groups"], arrays["layers"], int(arrays["num_tokens"]))
 
-    def store(self, *, matrices: Iterable[str], embedding: Iterable[str], neurons: Iterable[int] = ()) -> None:
+    def store(
+        self,
+        *,
+        matrices: Iterable[str],
+        embedding: Iterable[str],
+        neurons: Iterable[int] = (),
+        on_progress: Callable[[str, float, float], None] = lambda what, done, total: None,
+    ) -> None:
         """Quantises matrices and tables in each of these formats, and keeps the codes.
 
         Args:
             matrices: formats of all matrices of layers.
             embedding: formats of the tables.
             neurons: how many neurons of a layer may stay; for each the feed-forward output is repaired.
+            on_progress: told `"matrices"`, how many of them are stored, and how many there will be.
         """
         matrices, shape = list(matrices), self.shape
         names = [name for name, size in shape.shapes.items() if len(size) == 2]
-        for kind, blocks in (("matrices", matrices), ("embedding", list(embedding))):
-            mine = [name for name in names if (shape.layer_of(name) is None) == (kind == "embedding")]
-            self._store(kind, blocks, ((name, self._tensor(WEIGHTS, name), self._moments(name)) for name in mine))
-        for count in sorted(set(neurons) - {shape.neurons}):
-            mine = list(filter(self._loses_neurons, names))
-            self._store(_neurons(count), matrices, ((name, *self._repaired(name, count)) for name in mine))
+        whole = {kind: [n for n in names if (shape.layer_of(n) is None) == (kind == "embedding")] for kind in _KINDS}
+        fewer = sorted(set(neurons) - {shape.neurons})
+        losing = list(filter(self._loses_neurons, names))
+        total, done = len(names) + len(fewer) * len(losing), 0
 
-    def _store(
-        self, kind: str, blocks: Iterable[str], found: Iterable[tuple[str, torch.Tensor, torch.Tensor | None]]
-    ) -> None:
-        """Keeps name, matrix and moments of its inputs in those formats that have not been kept."""
+        def counted(found: Iterable[_Found]) -> Iterator[_Found]:
+            nonlocal done
+            for each in found:
+                yield each
+                done += 1
+                on_progress("matrices", done, total)
+
+        for kind, blocks in zip(_KINDS, (matrices, list(embedding)), strict=True):
+            found = ((name, self._tensor(WEIGHTS, name), self._moments(name)) for name in whole[kind])
+            self._store(kind, blocks, counted(found))
+        for count in fewer:
+            self._store(_neurons(count), matrices, counted((name, *self._repaired(name, count)) for name in losing))
+
+    def _store(self, kind: str, blocks: Iterable[str], found: Iterable[_Found]) -> None:
+        """Keeps what is found in those formats that have not been kept."""
         wanted = {name for name in blocks if BLOCKS[name].points is not None}
         wanted -= {name for name in wanted if (self.folder / _codes_file(name, kind)).is_file()}
         tensors: dict[str, dict[str, torch.Tensor]] = {block: {} for block in sorted(wanted)}

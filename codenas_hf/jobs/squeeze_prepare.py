@@ -12,6 +12,7 @@ import torch
 from ..compression.parent import ParentFolder
 from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
 from ..data import PreparedData
+from ..data.corpus import OnProgress
 from ..data.tokenizer import load_backend
 from ..folders import StudyFolder, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
@@ -23,6 +24,7 @@ from .parents import Source, prepare_parent, training_texts, vocabularies
 from .settings import RunSettings, config_path
 from .squeeze_latency import SqueezeLatency
 from .study import study_data
+from .text import progress_lines
 from .wanted import objective_limits
 
 Say = Callable[[str], None]
@@ -96,9 +98,10 @@ def prepare_squeeze(
         sizes = vocabularies(parent, data, choices.vocab_sizes, count_bytes=settings.squeeze.count_bytes, say=say)
         layouts = parent.layouts(sizes)  # what llama.cpp cannot read is refused before anything is computed
         say("parent    watching its neurons and heads, storing it in every format; once")
-        parent.measure(_batches(parent, data, settings.squeeze.importance_tokens))
+        told = progress_lines(say, of="parent")
+        parent.measure(_batches(parent, data, settings.squeeze.importance_tokens, on_progress=told))
         counts = neuron_counts(parent.shape, choices)
-        parent.store(matrices=choices.matrices, embedding=choices.embedding, neurons=counts)
+        parent.store(matrices=choices.matrices, embedding=choices.embedding, neurons=counts, on_progress=told)
         latency = _latency(parent, choices, sizes=sizes, folder=folder, shared=place, hardware=hardware, say=say)
     space = SqueezeSpace(
         parent=parent.shape,
@@ -139,7 +142,9 @@ def keep_squeeze_facts(settings: RunSettings, ready: Prepared, *, folder: Path) 
     write_json(study.latency, ready.latency.to_dict())
 
 
-def _batches(parent: ParentFolder, data: PreparedData, most_tokens: int) -> Iterator[torch.Tensor]:
+def _batches(
+    parent: ParentFolder, data: PreparedData, most_tokens: int, *, on_progress: OnProgress
+) -> Iterator[torch.Tensor]:
     """Rows of training text in the parent's entries, each document from its start."""
     words = load_backend(parent.folder)
     length = min(256, int(getattr(parent.config, "max_position_embeddings", 256)))
@@ -153,6 +158,7 @@ def _batches(parent: ParentFolder, data: PreparedData, most_tokens: int) -> Iter
         taken += length
         if len(rows) == _ROWS or taken >= most_tokens:
             yield torch.tensor(rows)
+            on_progress("text", taken, most_tokens)
             rows = []
         if taken >= most_tokens:
             return

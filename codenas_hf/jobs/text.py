@@ -57,8 +57,16 @@ def prepare(
         )
 
 
-def progress_lines(say: Callable[[str], None], *, every_s: float = 5.0) -> Callable[[str, float, float], None]:
-    """Says how far a preparation is, at most every few seconds, and how long the present part will take."""
+def progress_lines(
+    say: Callable[[str], None], *, of: str = "data", every_s: float = 5.0
+) -> Callable[[str, float, float], None]:
+    """Says how far a preparation is, at most every few seconds, and how long the present part will take.
+
+    Args:
+        say: told a line at a time.
+        of: what is prepared, the line's first word.
+        every_s: seconds from one line to the next, at least.
+    """
     part, began, said = "", 0.0, time.monotonic()
 
     def on_progress(what: str, done: float, total: float) -> None:
@@ -68,9 +76,8 @@ def progress_lines(say: Callable[[str], None], *, every_s: float = 5.0) -> Calla
             part, began = what, now
         if 0 < done < total and now - said >= every_s:
             said = now
-            say(
-                f"data      {done / total:.0%} of the {what}, about {(now - began) * (total - done) / done:.0f} s left"
-            )
+            left = (now - began) * (total - done) / done
+            say(f"{of:<9} {done / total:.0%} of the {what}, about {left:.0f} s left")
 
     return on_progress
 
