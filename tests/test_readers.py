@@ -21,9 +21,11 @@ from codenas_hf.compression.onnx import write_onnx
 from codenas_hf.compression.packed import write_packed
 from codenas_hf.compression.quantize import as_stored, store_in
 from codenas_hf.compression.squeezing import FILE_TYPE
+from codenas_hf.folders import Release
 from codenas_hf.generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from codenas_hf.generation.loading import load_model
 from codenas_hf.generation.torch_runtime import TorchRuntime
+from codenas_hf.release.export import write_release
 
 LLAMA_CPP = pytest.mark.skipif(not is_installed(), reason="needs xllamacpp: pip install 'codenas-hf[fast]'")
 TEXT = "\n".join(python_module(random.Random(seed)) for seed in range(9))
@@ -187,6 +189,18 @@ def test_a_gguf_file_is_loaded_into_transformers(kind: str, words: Path, tmp_pat
     with torch.inference_mode():
         assert (loaded.model(ids[None, :40]).logits - model(ids[None, :40]).logits).abs().max() < 1e-4
     assert loaded.tokenizer(TEXT[:200])["input_ids"] == AutoTokenizer.from_pretrained(words)(TEXT[:200])["input_ids"]
+
+
+@LLAMA_CPP
+def test_what_was_read_from_a_gguf_file_is_written_without_it(words: Path, tmp_path: Path) -> None:
+    """A configuration that says `gguf` would have transformers look for packed weights where there are none."""
+    path = write_gguf(trained("llama", tokens_of(words), steps=5), tmp_path / "m.gguf", tokenizer=words, form="q8_0")
+    model = load_model(path).model
+    assert not hasattr(model.config, "quantization_config")
+    folder = write_release(model, folder=tmp_path / "release", tokenizer=words, dtype="float32")
+    path.unlink()
+    assert "quantization_config" not in Release(folder).read_config()
+    assert not hasattr(load_model(folder).model.config, "quantization_config")
 
 
 def test_a_kept_prefix_changes_nothing_and_is_not_computed_again(words: Path, tmp_path: Path) -> None:

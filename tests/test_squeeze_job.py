@@ -227,6 +227,8 @@ def test_what_cannot_be_squeezed_is_refused(place: Path, tmp_path: Path, monkeyp
     refused(tmp_path / "remote", match="brings code of its own .*which is never run")
     edit(copy("other") / "config.json", model_type="mamba")
     refused(tmp_path / "other", match="is a mamba; parents are llama, qwen2")
+    edit(copy("few bits") / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(tmp_path / "few bits", match="is stored as gptq: name the model in full precision, or a GGUF file of it")
     weights = copy("pickled") / "model.safetensors"
     weights.rename(weights.with_name("pytorch_model.bin"))
     refused(tmp_path / "pickled", match=r"has no \*\.safetensors but pytorch_model\.bin")

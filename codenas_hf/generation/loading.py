@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -132,7 +133,11 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if "gguf_file" in options:
             options["config"] = _gguf_config(Path(source), options["gguf_file"])
+            options["quantization_config"] = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        # Plain weights now: who writes them must not say that they lie in that file.
+        if "gguf_file" in options and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
     except OSError as error:
         if path.exists():
             raise

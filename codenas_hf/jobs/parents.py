@@ -90,7 +90,7 @@ def prepare_parent(source: Source, *, folder: Path, say: Say = lambda line: None
         folder: of all parents.
         say: told what takes time.
     """
-    place = folder / content_key([2, source.digest, list(SPECIAL_TOKENS)])[:12]
+    place = folder / content_key([3, source.digest, list(SPECIAL_TOKENS)])[:12]
     if not (place / PARENT).is_file():
         say(f"parent    reading {source.name}")
         loaded = load_model(source.place)
@@ -223,6 +223,9 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
         )
     if config.get("model_type") not in ARCHITECTURES:
         raise ParentError(f"{name} is a {config.get('model_type')}; parents are {', '.join(ARCHITECTURES)}")
+    if (stored := config.get("quantization_config")) is not None:
+        how = stored.get("quant_method", "few bits") if isinstance(stored, Mapping) else "few bits"
+        raise ParentError(f"{name} is stored as {how}: name the model in full precision, or a GGUF file of it")
 
 
 def _check_licence(name: str, licence: Any) -> None:
