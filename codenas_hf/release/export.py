@@ -171,6 +171,8 @@ def _frozen_copy(model: _Model) -> _Model:
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32
     config._attn_implementation = "sdpa"
+    if hasattr(config, "quantization_config"):  # of a file that it was read from; these are plain weights
+        del config.quantization_config
     twin = type(model)(config)
     twin.load_state_dict({name: weight.detach().float().cpu() for name, weight in model.state_dict().items()})
     twin.tie_weights()
