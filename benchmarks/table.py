@@ -17,6 +17,7 @@ README, ALL = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 IN_DOCS = {  # page of docs/ to its tables
     "data.md": ("vocabularies",),
     "formats.md": ("formats",),
+    "evaluation.md": ("incumbent",),
     "squeeze.md": ("squeeze", "healing"),
     "runtimes.md": ("decode_speed",),
 }
@@ -50,7 +51,7 @@ IN_README = {
         "ends, over random search's own; the columns `at ...` are hypervolume after that share of its time.",
         {"space": ("half, 96",), "stages": ("adaptive", "its own")},
     ),
-    "formats": Shown("One trained model in every format, in the program that reads it.", {"part": ("readers",)}),
+    "incumbent": Shown("What a model of so many bytes does, in the file that ships and the program that reads it."),
     "decode_speed": Shown(
         "A token after a prompt, against `generate` of transformers; one thread.",
         {"runtime": ("generate", "torch", "llama.cpp q8_0")},

@@ -174,7 +174,11 @@ def test_the_next_keystroke_computes_only_what_is_new(name: str, folder: Path, g
         found = runtime.logits(changed)
         assert runtime.computed_tokens - before == new
         fresh.logits([1])  # shares nothing
-        assert np.abs(found - fresh.logits(changed)).max() < (TIE if name == "llama.cpp" else 1e-4)
+        again, all_before = fresh.logits(changed), fresh.logits(changed[:-1])
+        # llama.cpp's cache is float16 and it rounds what it multiplies: how far sums of other blocks lie apart depends
+        # on the processor (0.05 on one without units for 8 bits). One token less is another world.
+        bound = 0.2 if name == "llama.cpp" else 1e-4
+        assert np.abs(found - again).max() < bound < np.abs(found - all_before).max() / 5
 
 
 @LLAMA_CPP
