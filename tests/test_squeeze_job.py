@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from small_parents import TEXTS, edit, small_parent
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.cli.main import main
+from codenas_hf.compression.gguf import write_gguf
 from codenas_hf.compression.squeezing import SqueezeGenome
 from codenas_hf.compression.vocabulary import VocabularyError
 from codenas_hf.folders import Release, StudyFolder
@@ -137,7 +140,7 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
 
 def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Path) -> None:
     """`codenas train FOLDER --fine-tune` goes on from the squeezed weights, with their tokenizer, in their formats."""
-    folder = released(place, corpus, tmp_path)
+    folder = released(place / "parent", corpus, tmp_path)
     before = Release(folder).read_record()
     out = tmp_path / "mine"
     text = [word for word in words(tmp_path, corpus) if word.startswith(("corpus", "train", "candidate", "device"))]
@@ -154,7 +157,27 @@ def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Pat
     assert main(["complete", str(out), "def f(", "--max-new-tokens", "4"]) == 0
 
 
-def released(place: Path, corpus: Path, folder: Path) -> Path:
+LOAD_ALONE = """
+import sys
+sys.modules |= dict.fromkeys(("codenas_hf", "gguf", "kernels"))  # importing them fails
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, words = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
+print(model.generate(**words("def f(", return_tensors="pt"), max_new_tokens=4, do_sample=False).shape[1])
+"""
+
+
+def test_a_parent_in_a_gguf_file_leaves_an_ordinary_model(place: Path, corpus: Path, tmp_path: Path) -> None:
+    """It loads where neither this package nor the one that reads GGUF files is."""
+    model = AutoModelForCausalLM.from_pretrained(place / "parent", dtype=torch.float32)
+    file = write_gguf(model, tmp_path / "parent.gguf", tokenizer=place / "parent", form="q8_0")
+    folder = released(file, corpus, tmp_path)
+    assert "quantization_config" not in Release(folder).read_config()
+    said = subprocess.run([sys.executable, "-c", LOAD_ALONE, folder], capture_output=True, text=True, check=True)
+    assert int(said.stdout) > 4
+    assert "gguf" not in said.stderr.lower()
+
+
+def released(parent: Path, corpus: Path, folder: Path) -> Path:
     """A squeezed release that nothing healed."""
     file = folder / "genome.yaml"
     file.write_text(
@@ -162,7 +185,7 @@ def released(place: Path, corpus: Path, folder: Path) -> Path:
         "feed_forward: [q4_1, iq4_nl]\n",
         encoding="utf-8",
     )
-    settings = RunSettings.of(*words(folder, corpus, "study=one", f"squeeze.parent={place / 'parent'}",
+    settings = RunSettings.of(*words(folder, corpus, "study=one", f"squeeze.parent={parent}",
                                      "squeeze.heal_budget=null"), config=["squeeze"])  # fmt: skip
     outcome = squeeze(settings, genome=file, say=lambda line: None)
     assert outcome.winner is not None
