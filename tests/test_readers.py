@@ -96,9 +96,10 @@ def disagreements(
 SPAN = 256  # tokens that the model learns by heart
 OTHERS = ("qwen2", "qwen3", "arcee", "stablelm", "starcoder2", "gpt2")
 # Beside weights in few bits llama.cpp rounds activations too, and its cache is float16: of two logits that are nearer
-# either may win, in a few prompts. What was learned by heart is far apart; a mistake in the file changes every prompt.
-TIE = 0.05
-MOST = 2  # of 50 prompts
+# either may win, in a few prompts: how near and how many depends on the processor that trains the model and reads it.
+# What was learned by heart is far apart; a mistake in the file changes every prompt.
+TIE = 0.3
+MOST = 5  # of 50 prompts
 PAIRS = [("llama", form) for form in ("f32", "q8_0", "iq4_nl")] + [
     pytest.param(kind, form, marks=pytest.mark.slow)
     for kind, form in [
