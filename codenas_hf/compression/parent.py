@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,6 @@ from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pi
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
 _IMPORTANCE, _KEPT, _MOMENTS = "importance.npz", "kept.npy", "moments.safetensors"
-_KINDS = ("matrices", "embedding")
 _Found = tuple[str, torch.Tensor, torch.Tensor | None]  # name, matrix, moments of its inputs
 
 
@@ -81,9 +81,8 @@ def adopt(
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         model.config.save_pretrained(draft)
         save_tokenizer(words, draft, special=special, chat_template=chat_template)
-        write_json(
-            draft / PARENT, {**facts, "shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
-        )
+        known = {"shape": shape.to_dict(), "turned": sorted(across), "special": list(special)}
+        write_json(draft / PARENT, {**facts, **known})
     return ParentFolder(folder)
 
 
@@ -126,11 +125,10 @@ class ParentFolder:
             if (folder / _KEPT).is_file():
                 continue
             kept = list(range(everything)) if size == everything else kept_entries(state, counts, keep=size)
+            words = trimmed_tokenizer(state, kept)
             template = read_json(self.folder / "tokenizer_config.json").get("chat_template")
             with whole_folder(folder) as draft:
-                save_tokenizer(
-                    trimmed_tokenizer(state, kept), draft, special=self.facts["special"], chat_template=template
-                )
+                save_tokenizer(words, draft, special=self.facts["special"], chat_template=template)
                 np.save(draft / _KEPT, np.array(kept, np.int64))
         return found
 
@@ -180,21 +178,17 @@ class ParentFolder:
         """
         matrices, shape = list(matrices), self.shape
         names = [name for name, size in shape.shapes.items() if len(size) == 2]
-        whole = {kind: [n for n in names if (shape.layer_of(n) is None) == (kind == "embedding")] for kind in _KINDS}
-        fewer = sorted(set(neurons) - {shape.neurons})
-        losing = list(filter(self._loses_neurons, names))
-        total, done = len(names) + len(fewer) * len(losing), 0
+        losing, fewer = list(filter(self._loses_neurons, names)), sorted(set(neurons) - {shape.neurons})
+        done, total = itertools.count(1), len(names) + len(fewer) * len(losing)
 
         def counted(found: Iterable[_Found]) -> Iterator[_Found]:
-            nonlocal done
             for each in found:
                 yield each
-                done += 1
-                on_progress("matrices", done, total)
+                on_progress("matrices", next(done), total)
 
-        for kind, blocks in zip(_KINDS, (matrices, list(embedding)), strict=True):
-            found = ((name, self._tensor(WEIGHTS, name), self._moments(name)) for name in whole[kind])
-            self._store(kind, blocks, counted(found))
+        for kind, blocks in (("matrices", matrices), ("embedding", embedding)):
+            mine = [name for name in names if (shape.layer_of(name) is None) == (kind == "embedding")]
+            self._store(kind, blocks, counted((n, self._tensor(WEIGHTS, n), self._moments(n)) for n in mine))
         for count in fewer:
             self._store(_neurons(count), matrices, counted((name, *self._repaired(name, count)) for name in losing))
 
@@ -226,8 +220,7 @@ class ParentFolder:
         for size in sizes:
             config = copy.deepcopy(self.config)
             config.vocab_size = size
-            form = mixed_format([])
-            found[size] = file_layout(config, tokenizer=self.vocabulary(size), form=form)
+            found[size] = file_layout(config, tokenizer=self.vocabulary(size), form=mixed_format([]))
         return found
 
     def model(

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
-from ..compression.formats import Format
 from ..data.passages import Passages
 from ..folders import Release, folder_bytes
 from ..folders.record import FileFacts, Measured
 from ..generation.llama_cpp import LlamaCppRuntime, is_installed
 from ..generation.runtimes import Runtime
 from ..measure.score import ReaderModel, Score, score_passages
-from ..measure.shipped import ShipSettings, as_shipped
+from ..measure.shipped import Format, ShipSettings, as_shipped
 from ..measure.timing import TimingProtocol, runtime_latency
 
 

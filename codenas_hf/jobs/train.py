@@ -242,15 +242,8 @@ def train_genome(
     if start is not None and settings.train.sequence_length > (context_tokens(model) or math.inf):
         model.config.max_position_embeddings = settings.train.sequence_length
     facts = training_facts(result, budget=budget, settings=settings, processes=accelerator.num_processes)
-    seconds = {"train": result.seconds}
-    record = Record(
-        origin=origin or before.origin,
-        squeezed=before.squeezed,
-        start=known,
-        trial=trial,
-        training=facts,
-        seconds=seconds,
-    )
+    record = Record(start=known, trial=trial, training=facts, seconds={"train": result.seconds})
+    record = replace(record, origin=origin or before.origin, squeezed=before.squeezed)
     return _measured_release(model, genome, folder=folder, settings=settings, data=data, record=record, say=say)
 
 
