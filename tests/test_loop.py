@@ -387,9 +387,10 @@ def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "length", "used"), [("bfloat16", 16, "eager"), ("float32", 16, "sdpa"), ("bfloat16", 2048, "sdpa")]
+    ("precision", "length", "used"),
+    [("bfloat16", 16, "codenas_blocks"), ("float32", 16, "sdpa"), ("bfloat16", 2048, "sdpa")],
 )
-def test_bfloat16_attends_in_plain_products_on_a_cpu(
+def test_bfloat16_attends_in_blocks_on_a_cpu(
     precision: Any, length: int, used: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it trains and never after, also where it diverges; longer rows would need too much memory."""

@@ -21,9 +21,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from ..engine.records import Budget
+from ..hardware import keep_freed_memory
+from .attention import fast_attention
 from .budgets import flops_per_token, planned_steps
 from .checkpoint import CONSTANT, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from .optim import rate_factor
@@ -31,8 +32,6 @@ from .optimizers import Optimizers
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult, is_memory, memory_line
 from .precision import precision_name, resolve_precision
 from .settings import OnPoint, Stored, TrainingTokens, TrainSettings
-
-_PLAIN_ATTENTION = 1024  # tokens of a row, at most
 
 
 @contextmanager
@@ -53,28 +52,6 @@ def _residual_dropout(model: nn.Module, rate: float) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _fast_attention(model: nn.Module, dtype: torch.dtype, *, length: int) -> Iterator[None]:
-    """Trains with attention in plain products where those are faster.
-
-    On a CPU torch's fused kernel computes bfloat16 without the units for it: forward and backward of one layer take 12
-    to 24 ms where plain products take 2 to 10 (four rows of 256 tokens), and a step of 1 to 2 million parameters takes
-    0.8 of the time. Beyond a thousand tokens the square of the length costs more memory than that is worth.
-    """
-    config: Any = getattr(model, "config", None)
-    device = next(model.parameters()).device.type
-    slow = device == "cpu" and dtype is torch.bfloat16 and length <= _PLAIN_ATTENTION
-    before = getattr(config, "_attn_implementation", None)
-    if not slow or before != "sdpa" or not isinstance(model, PreTrainedModel):
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 class _Loop:
@@ -104,6 +81,8 @@ class _Loop:
         self.dtype = self._agreed(resolve_precision(settings.precision, device=accelerator.device))
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+        else:
+            keep_freed_memory()
         model.to(accelerator.device)
         self.optimizers = Optimizers(model, settings=settings.optim, dtype=self.dtype)
         self.runner: nn.Module = accelerator.prepare_model(model)
@@ -325,7 +304,7 @@ def train(
         loop.resume(resume_from)
     first = loop.progress.step
     model.train()
-    attention = _fast_attention(model, loop.dtype, length=settings.sequence_length)
+    attention = fast_attention(model, loop.dtype, length=settings.sequence_length)
     with _residual_dropout(model, settings.dropout), attention:
         started, checkpoint = time.perf_counter(), None
         try:
