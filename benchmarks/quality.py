@@ -20,10 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -295,11 +297,15 @@ def prepare(arguments: argparse.Namespace) -> PreparedData:
 
 
 def step_speeds(runs: list[Run], *, data: PreparedData, kept: Path) -> dict[str, float]:
-    """Seconds a step of each shape in its trainer, measured once."""
+    """Seconds a step of each shape in its trainer, measured once.
+
+    Each in a process of its own, as the runs are: neither trainer may set what the other finds.
+    """
     known: dict[str, float] = read_json(kept) if kept.exists() else {}
     for run in runs:
         if run.speed not in known:
-            known[run.speed] = seconds_a_step(run, data=data)
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+                known[run.speed] = alone.submit(seconds_a_step, run, data=data).result()
             print(f"{run.speed}: {1000 * known[run.speed]:.0f} ms a step", flush=True)
             write_json(kept, known)
     return known
