@@ -306,8 +306,14 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def load(cls: type[T], *files: Path, overrides: Sequence[str] = ()) -> T:
+def load(cls: type[T], *files: Path, overrides: Sequence[str] = (), without: Mapping[Path, Sequence[str]] = {}) -> T:
     """`cls` from its defaults, then each file, then dotted overrides.
+
+    Args:
+        cls: the settings.
+        *files: the last on top.
+        overrides: `name=value` words, on top of all.
+        without: dotted names of what a file says and is not asked.
 
     Raises:
         SettingsError: see `from_mapping`, `read_yaml`, `parse_overrides`; of a file it names the file.
@@ -319,8 +325,18 @@ def load(cls: type[T], *files: Path, overrides: Sequence[str] = ()) -> T:
             from_mapping(cls, content, where="")  # alone, so that the message is of the file that is wrong
         except ValueError as error:
             raise SettingsError(f"{file}: {error}") from error
+        for name in without.get(file, ()):
+            _drop(content, name.split("."))
         data = merge(data, content)
     return from_mapping(cls, merge(data, parse_overrides(overrides)))
+
+
+def _drop(mapping: Any, names: Sequence[str]) -> None:
+    """Takes a nested entry out of a mapping, where it is there."""
+    *outer, last = names
+    for name in outer:
+        mapping = mapping.get(name) or {}
+    mapping.pop(last, None)
 
 
 def to_mapping(settings: Any) -> Any:

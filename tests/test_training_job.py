@@ -92,7 +92,7 @@ def test_a_training_that_was_killed_in_its_decay_takes_a_longer_budget(
 
 @pytest.mark.parametrize("gene", [{}, {"qk_norm": True, "norm_type": "layernorm"}])
 def test_a_release_is_trained_on_with_other_text(
-    gene: dict[str, Any], tmp_path: Path, tiny_data: PreparedData
+    gene: dict[str, Any], tmp_path: Path, tiny_data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stock architecture or not: its weights and tokenizer, the new text, and a release of the same kind."""
     genome = Genome(
@@ -103,7 +103,11 @@ def test_a_release_is_trained_on_with_other_text(
     source = Path(codenas_hf.__file__).parent
     words = [f"corpus.sources=[{source}]", "corpus.benchmarks=[]", "corpus.held_out_fraction=0.2"]
     options["settings"] = settings(tmp_path, *words)
-    data = prepare(options["settings"], tokenizer=first)
+    said: list[str] = []
+    with monkeypatch.context() as impatient:
+        impatient.setattr("codenas_hf.jobs.text.progress_lines", lambda say: lambda *part: say(part[0]))
+        data = prepare(options["settings"], tokenizer=first, say=said.append)
+    assert "corpus" in said
     assert data.vocab_sizes == (512,)
     before = (first / "model.safetensors").read_bytes()
     second = train(first, "60 steps", out=tmp_path / "second", fine_tune=True, **options)
@@ -128,6 +132,26 @@ def test_a_release_is_trained_on_with_other_text(
     assert f"from the release `first` (SHA-256 of its weights `{hashlib.sha256(before).hexdigest()[:12]}`" in card
     assert "Licences of the text that the release `first` was trained on:" in card
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
+def test_a_release_does_not_say_where_it_is_trained_on(
+    finished_study: StudyFolder, tmp_path: Path, tiny_data: PreparedData
+) -> None:
+    """Its settings lie below what is typed; those of the machine where it was made do not. A study is here."""
+    genome = Genome(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    words = ("device=cpu", "corpus.archives=wheels", "train.optim.decay_share=0.4")
+    made = train_genome(
+        genome, Budget("steps", 3), folder=tmp_path / "made", settings=settings(tmp_path / "there", *words),
+        data=tiny_data, say=lambda text: None,
+    )  # fmt: skip
+    found, plain = RunSettings.of("train.sequence_length=32", study=made), RunSettings.of()
+    assert (found.train.sequence_length, found.train.tokens_per_step) == (32, 256)
+    assert found.train.optim.decay_share == 0.4
+    assert (found.folder, found.device) == (plain.folder, plain.device)
+    assert (found.corpus.archives, found.train.precision) == (plain.corpus.archives, plain.train.precision)
+    assert RunSettings.of("folder=mine", study=made).folder == Path("mine")
+    study = RunSettings.of(study=finished_study.folder)
+    assert study.folder == load(RunSettings, finished_study.settings).folder
 
 
 def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: StudyFolder, tmp_path: Path) -> None:

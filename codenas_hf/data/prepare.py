@@ -182,13 +182,16 @@ def prepare_data(
     return PreparedData(folder, built.folder, digest, tokenizers, splits)
 
 
-def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Path) -> PreparedData:
+def prepare_for_tokenizer(
+    tokenizer: Path, *, corpus: CorpusSettings, folder: Path, on_progress: OnProgress | None = None
+) -> PreparedData:
     """As `prepare_data`, with the tokenizer of a model that is there already and reads other text now.
 
     Args:
         tokenizer: a release folder, or any folder with a tokenizer of `build_tokenizer`.
         corpus: what text.
         folder: root of the cache.
+        on_progress: as in `prepare_data`.
 
     Raises:
         DataError: the tokenizer is none of ours; or see `build_corpus`, `build_tokens`.
@@ -199,7 +202,7 @@ def prepare_for_tokenizer(tokenizer: Path, *, corpus: CorpusSettings, folder: Pa
             f"the tokenizer in {tokenizer} is none that this package trains: expected {', '.join(SPECIAL_TOKENS)} as "
             f"its first entries; only models released by codenas can be fine-tuned"
         )
-    built = _build_corpus(corpus, folder)
+    built = _build_corpus(corpus, folder, on_progress=on_progress)
     size = backend.get_vocab_size()
     digest = content_key([built.digest, file_sha256(tokenizer / TOKENIZER)])
     splits = {(size, split): folder / "tokens" / f"{size}-{digest[:12]}-{split}" for split in SPLITS}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data import CorpusSettings, TokenizerSettings
-from ..folders import StudyFolder
+from ..folders import Release, StudyFolder
 from ..folders.ranges import check_range
 from ..hardware import Hardware
 from ..measure.candidate import CandidateSettings
@@ -21,6 +21,7 @@ from .durations import Duration
 from .wanted import PLANNED, LadderSettings, LatencySettings, LimitSettings, WeightSettings
 
 _TAKEN = ("data", "latency", "trackers")  # what else lies in the folder of studies
+_OF_A_MACHINE = ("folder", "device", "corpus.archives", "train.precision")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -123,14 +124,18 @@ class RunSettings:
         Args:
             words: settings such as `limits.bytes=20MB`; values are YAML.
             config: settings files, by path or by name in configs/.
-            study: a folder; where it is a study's, its settings lie below `config`.
+            study: a folder; where it is a study's, its settings lie below `config`. So do those of a release, without
+                what they say of the machine where it was made.
 
         Raises:
             SettingsError: no such file or setting, or a value that cannot be used.
         """
         files = [config_path(name) for name in config]
+        without: dict[Path, tuple[str, ...]] = {}
         if study is not None and StudyFolder(study).settings.is_file():
             files.insert(0, StudyFolder(study).settings)
+            if Release(study).record.is_file():
+                without[files[0]] = _OF_A_MACHINE
         given = parse_overrides(words)
         ladder = given.get("search")
         planned = [name for name in PLANNED if isinstance(ladder, Mapping) and name in ladder]
@@ -143,4 +148,4 @@ class RunSettings:
             files.insert(0, config_path("gpu"))
         elif "limits" not in given and not any("limits" in read_yaml(file) for file in files):
             files.insert(0, config_path("cpu"))
-        return load(cls, *files, overrides=words)
+        return load(cls, *files, overrides=words, without=without)

@@ -47,7 +47,7 @@ def prepare(
         if text_alone:
             return prepare_text(corpus, folder=folder, on_progress=progress_lines(say))
         if tokenizer is not None:
-            return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder)
+            return prepare_for_tokenizer(tokenizer, corpus=corpus, folder=folder, on_progress=progress_lines(say))
         return prepare_data(
             corpus=corpus,
             tokenizer=settings.tokenizer,
