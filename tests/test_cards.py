@@ -172,12 +172,15 @@ def test_every_text_behind_a_fine_tuned_release_shows_its_licences(run: StudyFol
         return DataFacts(digest=licence, corpus={"licences": {licence: {"files": 1, "bytes": 10}}})
 
     first = Start(folder="first", weights="1" * 64, bits_per_byte=2.5, data=data("GPL-3.0"))
-    second = Start(folder="second", weights="2" * 64, data=data("MIT"), start=first)
-    text = card_of(copy_of(run, tmp_path / "third", Record(start=second, data=data("BSD-3-Clause")))).text
+    second = Start(folder="second", weights="2" * 64, data=data("MIT"), start=first, tokens=1_500_000, seconds=90.0)
+    third = Record(start=second, data=data("BSD-3-Clause"), training=Training(steps=3))
+    text = card_of(copy_of(run, tmp_path / "third", third)).text
     for licence in ("GPL-3.0", "MIT", "BSD-3-Clause"):
         assert f"| {licence} | 1 |" in text
     assert "Fine-tuned on the text below, from the release `second`" in text
     assert "itself fine-tuned, from the release `first`" in text
+    assert "- before that, as the release `second`: 1.50 M tokens in 90.0 s\n" in text
+    assert "as the release `first`:" not in text
     assert "None" not in text
 
 

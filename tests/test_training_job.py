@@ -119,6 +119,7 @@ def test_a_release_is_trained_on_with_other_text(
     start, measured = records[1].start, records[1].measured
     assert start is not None
     assert start.folder == "first"
+    assert (start.tokens, start.seconds) == (records[0].training.tokens, records[0].training.seconds)
     assert measured.bits_per_byte is not None
     assert start.bits_per_byte is not None
     assert measured.bits_per_byte < start.bits_per_byte - 0.05

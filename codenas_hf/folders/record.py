@@ -138,6 +138,8 @@ class Start:
         data: that it was trained on.
         start: the release that it was itself fine-tuned from.
         kept: share of its parameters that stayed, where it was cut before.
+        tokens: of its own training.
+        seconds: of its own training.
     """
 
     folder: str
@@ -146,6 +148,8 @@ class Start:
     data: DataFacts | None = None
     start: Start | None = None
     kept: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

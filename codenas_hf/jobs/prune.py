@@ -17,7 +17,6 @@ from ..data import PreparedData
 from ..data.storage import content_key, file_sha256
 from ..engine import Budget
 from ..folders import Record, Release, StudyFolder, read_json, whole_folder, write_json
-from ..folders.record import Start
 from ..generation.loading import load_model
 from ..hardware import Hardware, is_main_process
 from ..measure.score import leak_gate
@@ -28,7 +27,7 @@ from .release import measure_model, release_model, score_model
 from .settings import RunSettings
 from .study import study_data
 from .text import load_space, prepare
-from .train import run_training, study_settings, training_facts
+from .train import run_training, started_from, study_settings, training_facts
 
 Say = Callable[[str], None]
 
@@ -135,15 +134,9 @@ def prune(
     smaller, left, results = cut_in_steps(parent, genome, sizes, budget=budget, job=job)
     if not is_main_process():
         return out
-    earlier, total = release.read_record(), _joined(results)
-    start = Start(
-        folder=release.folder.name,
-        weights=weights,
-        bits_per_byte=score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte,
-        data=earlier.data,
-        start=earlier.start,
-        kept=share,
-    )
+    total = _joined(results)
+    bits = score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
+    start, earlier = started_from(release, bits_per_byte=bits, kept=share)
     facts = training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes)
     record = Record(origin=earlier.origin, start=start, training=facts, seconds={"train": total.seconds})
     return _measured_release(smaller, left, out=out, record=record, job=job)
