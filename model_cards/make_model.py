@@ -2,9 +2,11 @@
 
     accelerate launch --config_file configs/accelerate/one.yaml model_cards/make_model.py "4800 seconds"
     python model_cards/make_model.py "21600 seconds" corpus.archives=~/wheels
+    python model_cards/make_model.py "6900 seconds" --on train.seed=1
 
 Text, training and format are those of configs/released.yaml, the architecture is the main job's winner
-(configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood.
+(configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood, as long as its folder
+is there; `--on` trains the weights that lie beside this file on, in other rows where the seed is another.
 """
 
 import shutil
@@ -21,9 +23,11 @@ PLACE = Path(__file__).parent / "codenas-py-4mb"
 
 
 def main(budget: str, *words: str) -> None:
-    """Trains for `budget` in all, with settings as words of `name=value`."""
-    settings = RunSettings.of(*words, config=["released"])
-    folder = train("searched_4mb", budget, settings=settings, out=settings.folder / PLACE.name)
+    """Trains for `budget` in all, or on for as much, with settings as words of `name=value`."""
+    on = "--on" in words
+    settings = RunSettings.of(*(word for word in words if word != "--on"), config=["released"])
+    out = settings.folder / PLACE.name
+    folder = train(PLACE if on else "searched_4mb", budget, settings=settings, out=out, fine_tune=on)
     if not is_main_process():
         return
     evaluate(folder)
