@@ -6,6 +6,7 @@ and whatever is named, such as squeezes. Each is read in the engine that it ship
 folder in torch), by the same prompts, decoding and sandbox. With `--samples 20` HumanEval is also answered so many
 times at temperature 0.2, and each model's share of right answers is compared with the incumbent's, task by task;
 `--samples-alone NAME` leaves the suite of that model out, which takes a core most of an hour at 135M parameters.
+`--only NAME` measures that model anew and keeps the other rows of the result file, each with its commit and its date.
 
 A process with one thread for each model, `--workers` at a time; at the end each is timed alone. Answers are kept in
 `--folder`, and a run that was stopped goes on there. `--tasks 3` tries it out and writes no result.
@@ -29,7 +30,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.pool import work_off
-from benchmarks.results_file import protocol, target, write
+from benchmarks.results_file import RESULTS, protocol, read, target, write
 from codenas_hf.engine.intervals import ratio_interval
 from codenas_hf.folders import read_json, write_json
 from codenas_hf.generation.decode import GREEDY
@@ -64,8 +65,9 @@ SHOWN = (
     *("humaneval/greedy/interval", "humaneval/t0.2/pass@1", "humaneval/t0.2/less_incumbent"),
     *("humaneval/t0.2/less_incumbent_interval", "humaneval/bits_per_byte", "mid_file/bits_per_byte"),
     *("few_shot/greedy/collapse_rate", "few_shot/shipped/parse_rate", "mid_file/greedy/line_exact_match"),
-    "infilling/exact_match",
+    *("infilling/exact_match", "commit", "date"),
 )
+_OF_A_ROW = ("commit", "date")
 
 
 def incumbent_file() -> Path:
@@ -216,6 +218,14 @@ def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     return goals
 
 
+def kept_rows(only: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The rows of the result file, of which `only` are measured anew; none where all are."""
+    if only is None:
+        return []
+    stored = read(RESULTS / "incumbent.json")
+    return [{**{name: stored["protocol"][name] for name in _OF_A_ROW}, **row} for row in stored["rows"]]
+
+
 def main() -> None:
     """Measures the incumbent, the model of this package, and every model given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -227,13 +237,19 @@ def main() -> None:
     parser.add_argument(
         "--samples-alone", action="append", default=[], metavar="NAME", help="no suite of this model; may be repeated"
     )
+    parser.add_argument("--only", action="append", metavar="NAME", help="measure this one anew; may be repeated")
     parser.add_argument("--tasks", type=int, help="so many HumanEval tasks only; writes no result")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--note", help="what else the protocol should say, such as other jobs on the same cores")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     given = dict(word.split("=", 1) for word in options.model)
-    models = {INCUMBENT: str(incumbent_file()), OURS.name: str(OURS / "model-q8_0.gguf"), **given}
+    models = {OURS.name: str(OURS / "model-q8_0.gguf"), **given}
+    if options.only is None or INCUMBENT in options.only:
+        models = {INCUMBENT: str(incumbent_file()), **models}
+    if unknown := sorted({*(options.only or [])} - {*models}):
+        parser.error(f"--only {unknown[0]}: known are {', '.join(models)}; --model NAME=PLACE gives another")
+    models = {name: place for name, place in models.items() if options.only is None or name in options.only}
     settings = replace(SUITES["quick"], humaneval=options.tasks, infilling=100, latency=False)  # timed by itself
     if options.tasks is not None:
         settings = replace(settings, prompts=2, new_tokens=8, infilling=2)
@@ -260,15 +276,10 @@ def main() -> None:
         row = read_json(path)
         if "decode_ms" not in row:
             write_json(path, row | {"decode_ms": decode_ms(Path(models[name]))})
-    rows = [read_json(path) for path in wanted]
-    compare(rows)
-    for row in rows:
-        print({name: row[name] for name in SHOWN if name in row})
-    if options.tasks is not None:
-        return
+    fresh = {name: read_json(path) for name, path in zip(models, wanted, strict=True)}
     facts = protocol(
         threads=1,
-        decode="batch 1, timed alone",
+        decode="batch 1, timed alone, each row on the machine of its commit",
         humaneval_tasks=164,
         samples=options.samples,
         interval="of HumanEval: 95 %, Wilson; of differences: from resampling tasks",
@@ -276,6 +287,13 @@ def main() -> None:
         **({"samples_alone": options.samples_alone} if options.samples_alone else {}),
         **({"note": options.note} if options.note else {}),
     )
+    fresh = {name: row | {each: facts[each] for each in _OF_A_ROW} for name, row in fresh.items()}
+    rows = [fresh.pop(row["model"], row) for row in kept_rows(options.only)] + [*fresh.values()]
+    compare(rows)
+    for row in rows:
+        print({name: row[name] for name in SHOWN if name in row})
+    if options.tasks is not None:
+        return
     print(write("incumbent", protocol=facts, rows=rows, targets=targets_of(rows), columns=SHOWN))
 
 

@@ -1,10 +1,13 @@
 """benchmarks.incumbent compares shares of right answers task by task, and says what the squeezed model loses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.incumbent import INCUMBENT, SQUEEZED, compare, targets_of
+from benchmarks import incumbent
+from benchmarks.incumbent import INCUMBENT, SQUEEZED, compare, kept_rows, targets_of
+from codenas_hf.folders import write_json
 
 TASKS = [f"HumanEval/{number}" for number in range(40)]
 
@@ -40,3 +43,20 @@ def test_without_samples_nothing_is_said_of_the_squeezed_model() -> None:
     rows = [{"model": INCUMBENT, **KNOWN}, {"model": SQUEEZED}]
     compare(rows)
     assert len(targets_of(rows)) == 3
+
+
+def test_rows_that_are_kept_say_what_they_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's own commit where a row has none; a row that was measured anew keeps its own."""
+    stored = {
+        "name": "incumbent",
+        "protocol": {"commit": "a", "date": "2026-01-01"},
+        "rows": [{"model": INCUMBENT}, {"model": "new", "commit": "b", "date": "2026-02-02"}],
+        "targets": [],
+    }
+    write_json(tmp_path / "incumbent.json", stored)
+    monkeypatch.setattr(incumbent, "RESULTS", tmp_path)
+    assert [(row["model"], row["commit"], row["date"]) for row in kept_rows(["new"])] == [
+        (INCUMBENT, "a", "2026-01-01"),
+        ("new", "b", "2026-02-02"),
+    ]
+    assert kept_rows(None) == []
