@@ -20,6 +20,7 @@ IN_DOCS = {  # page of docs/ to its tables
     "evaluation.md": ("incumbent",),
     "squeeze.md": ("squeeze", "healing"),
     "runtimes.md": ("decode_speed",),
+    "training.md": ("quality_4mb", "train_speed"),
 }
 
 
@@ -56,7 +57,6 @@ IN_README = {
         "A token after a prompt, against `generate` of transformers; one thread.",
         {"runtime": ("generate", "torch", "llama.cpp q8_0")},
     ),
-    "quality": Shown("Architectures and training loops at equal steps."),
 }
 
 
