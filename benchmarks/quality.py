@@ -134,7 +134,13 @@ def trained(run: Run, *, data: PreparedData, steps: int) -> tuple[CodeNASForCaus
 
 
 def seconds_a_step(run: Run, *, data: PreparedData) -> float:
-    """The fastest of some short trainings, their beginnings left out."""
+    """In a process of its own, as the runs are: neither trainer may set what the other finds."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(timed_steps, run, data=data).result()
+
+
+def timed_steps(run: Run, *, data: PreparedData) -> float:
+    """Seconds a step: the fastest of some short trainings, their beginnings left out."""
     torch.set_num_threads(1)
     found = []
     for _ in range(TIMED_REPEATS):
@@ -297,15 +303,11 @@ def prepare(arguments: argparse.Namespace) -> PreparedData:
 
 
 def step_speeds(runs: list[Run], *, data: PreparedData, kept: Path) -> dict[str, float]:
-    """Seconds a step of each shape in its trainer, measured once.
-
-    Each in a process of its own, as the runs are: neither trainer may set what the other finds.
-    """
+    """Seconds a step of each shape in its trainer, measured once."""
     known: dict[str, float] = read_json(kept) if kept.exists() else {}
     for run in runs:
         if run.speed not in known:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-                known[run.speed] = alone.submit(seconds_a_step, run, data=data).result()
+            known[run.speed] = seconds_a_step(run, data=data)
             print(f"{run.speed}: {1000 * known[run.speed]:.0f} ms a step", flush=True)
             write_json(kept, known)
     return known
