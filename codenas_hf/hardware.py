@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import gc
 import multiprocessing
@@ -25,7 +24,6 @@ LAUNCHER = (
 )
 LAUNCHER_PREFIX = "TORCHELASTIC_"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _TURNS = 64  # workers of one GPU, at most
 _held: list[int] = []  # locks that end with this process
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -121,18 +119,6 @@ def free_gpu_memory() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory that it frees, for the next step of a training.
-
-    glibc gives large blocks back at once and gets them again page by page: ten thousand page faults in a step of a
-    model of two million parameters. Where the C library is another one, nothing is changed.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for option, most in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1)):
-            libc.mallopt(option, most)
 
 
 def processor_name() -> str:

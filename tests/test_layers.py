@@ -46,6 +46,8 @@ INSIDE = {
             "muon",
             "optimizers",
             "precision",
+            "attention",
+            "memory",
             "checkpoint",
             "settings",
             "outcome",

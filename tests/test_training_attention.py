@@ -127,7 +127,7 @@ def test_a_process_that_keeps_what_it_frees_asks_for_no_pages() -> None:
     program = """
 import resource, sys
 import torch
-from codenas_hf.hardware import keep_freed_memory
+from codenas_hf.training.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

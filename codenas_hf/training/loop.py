@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ..engine.records import Budget
-from ..hardware import keep_freed_memory
 from .attention import fast_attention
 from .budgets import flops_per_token, planned_steps
 from .checkpoint import CONSTANT, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from .memory import keep_freed_memory
 from .optim import rate_factor
 from .optimizers import Optimizers
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult, is_memory, memory_line
