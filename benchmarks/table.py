@@ -20,7 +20,7 @@ IN_DOCS = {  # page of docs/ to its tables
     "evaluation.md": ("incumbent",),
     "squeeze.md": ("squeeze", "healing"),
     "runtimes.md": ("decode_speed",),
-    "training.md": ("quality_4mb", "train_speed"),
+    "training.md": ("quality_4mb", "recipe", "train_speed"),
 }
 
 
