@@ -100,6 +100,17 @@ def test_a_model_learns_what_it_would_learn_in_whole_products(name: str) -> None
     assert (found - exact).norm() < 0.05 * exact.norm()
 
 
+def test_a_row_that_sees_nothing_spoils_nothing() -> None:
+    """Padding on the left."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, 2, 6, 8), packed(1, 6, documents=1)
+    mask[:, :, :, :2] = torch.finfo(torch.float32).min
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = blocks_attention_forward(torch.nn.Identity(), x, x, x, mask)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[:, 2:].float(), whole(x, x, x, mask)[:, 2:], rtol=0.05, atol=0.05)
+
+
 def test_what_blocks_cannot_do_goes_to_the_kernel() -> None:
     """Dropout and other than causal lengths, as torch has them; a bias of positions stays with whole products."""
     torch.manual_seed(0)

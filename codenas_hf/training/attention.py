@@ -112,7 +112,9 @@ def blocks_attention_forward(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _Blocks.apply(query, key, value, attention_mask.to(query.dtype), scale).transpose(1, 2).contiguous(), None
+    # float32's lowest number would become minus infinity in bfloat16, and a row that is hidden as a whole no number.
+    mask = attention_mask.clamp(min=torch.finfo(torch.bfloat16).min).to(query.dtype)
+    return _Blocks.apply(query, key, value, mask, scale).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, blocks_attention_forward)
