@@ -2,7 +2,7 @@
 
     accelerate launch --config_file configs/accelerate/one.yaml model_cards/make_model.py "4800 seconds"
     python model_cards/make_model.py "21600 seconds" corpus.archives=~/wheels
-    python model_cards/make_model.py "6900 seconds" --on train.seed=1
+    python model_cards/make_model.py "6000 seconds" --on train.seed=1
 
 Text, training and format are those of configs/released.yaml, the architecture is the main job's winner
 (configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood, as long as its folder

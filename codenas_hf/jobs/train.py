@@ -342,17 +342,16 @@ def _start(
     model = load_model(folder, device=device).model
     bits = score_model(model, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
     say(f"start     {bits:.4f} bits per byte on the new text, as {folder} is")
-    known, earlier = started_from(Release(folder), bits_per_byte=bits)
-    return model, known, earlier
+    known, earlier = started_from(Release(folder))
+    return model, replace(known, bits_per_byte=bits), earlier
 
 
-def started_from(release: Release, *, bits_per_byte: float | None, kept: float | None = None) -> tuple[Start, Record]:
+def started_from(release: Release, *, kept: float | None = None) -> tuple[Start, Record]:
     """What the record of a further training says of the release that it begins with, and that release's own record."""
     earlier = release.read_record()
     start = Start(
         folder=release.folder.name,
         weights=file_sha256(release.weights[0]),
-        bits_per_byte=bits_per_byte,
         data=earlier.data,
         start=earlier.start,
         kept=kept,
