@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from training_fakes import tiny_model, weights
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
 from codenas_hf.training.muon import Muon, orthogonalise
 from codenas_hf.training.optim import OptimSettings, rate_factor
 from codenas_hf.training.optimizers import Optimizers
-from codenas_hf.training.roles import build_model, initialise, parts
+from codenas_hf.training.roles import build_model, initialise, parts, shift_free
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
@@ -120,6 +120,41 @@ def test_adamw_rate_of_matrices_falls_with_width_and_muons_does_not() -> None:
     assert wide[gain] < narrow[gain]
     narrow, wide = rates(16, "muon"), rates(64, "muon")
     assert wide[matrix] == narrow[matrix]
+
+
+def test_what_softmax_does_not_see_of_a_readout_does_not_drift() -> None:
+    """Forty steps with and without: the same probabilities, but only one of the two has logits around zero."""
+    ids = torch.randint(40, (4, 12), generator=torch.Generator().manual_seed(0))
+    logits = []
+    for centred in (True, False):
+        model = tiny_model(tied=False)
+        optimizers = Optimizers(model, settings=OptimSettings())
+        if not centred:
+            optimizers._centred = []
+        for _ in range(40):
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizers.step()
+            optimizers.zero_grad()
+        rows = model.lm_head.weight.detach()
+        assert (float(rows.mean(0).abs().max()) < 1e-6) == centred
+        with torch.no_grad():
+            logits.append(model(input_ids=ids).logits)
+    torch.testing.assert_close(logits[0].softmax(-1), logits[1].softmax(-1), atol=1e-3, rtol=0)
+    assert float(logits[0].mean(-1).abs().max()) < 1e-4 < 0.1 < float(logits[1].mean(-1).abs().max())
+
+
+def test_a_readout_is_left_alone_where_a_shift_would_change_the_model() -> None:
+    tiny = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "pad_token_id": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    assert [p.shape for p in shift_free(tiny_model(tied=False))] == [tiny_model().lm_head.weight.shape]
+    assert shift_free(tiny_model(tied=True)) == []
+    assert shift_free(torch.nn.Linear(3, 3)) == []
+    capped = Gemma2Config(**tiny, **heads, head_dim=8, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
+    assert shift_free(Gemma2ForCausalLM(capped)) == []
+    with_bias = PhiForCausalLM(PhiConfig(**tiny, **heads, bos_token_id=0, eos_token_id=0))
+    with torch.no_grad():
+        with_bias.lm_head.bias.normal_()
+    assert {id(p) for p in shift_free(with_bias)} == {id(p) for p in with_bias.lm_head.parameters()}
 
 
 def test_initial_weights_depend_on_the_seed_only() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .muon import Muon
 from .optim import OptimSettings
-from .roles import Part, parts, width_of
+from .roles import Part, parts, shift_free, width_of
 
 _BETAS = (0.9, 0.95)
 
@@ -61,6 +61,7 @@ class Optimizers:
             rate = settings.learning_rate * (width if role == "last_norm" and settings.initialise == "width" else 1.0)
             groups.append({"params": members, "lr": rate, "weight_decay": 0.0})
         self.all.append(torch.optim.AdamW(groups, betas=_BETAS, eps=1e-10, fused=fused))
+        self._centred = shift_free(model)
         self._peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in self.all]
 
     def set_dtype(self, dtype: torch.dtype) -> None:
@@ -75,10 +76,13 @@ class Optimizers:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
 
+    @torch.no_grad()
     def step(self) -> None:
-        """Moves all parameters."""
+        """Moves all parameters; what softmax does not see of a readout stays at zero."""
         for optimizer in self.all:
             optimizer.step()
+        for parameter in self._centred:
+            parameter -= parameter.mean(0)
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
