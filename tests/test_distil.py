@@ -51,6 +51,12 @@ def test_only_what_may_move_moves(what: Any) -> None:
         assert torch.linalg.matrix_rank(change.detach(), rtol=1e-4) <= 2
 
 
+def test_corrections_are_where_the_model_is() -> None:
+    student = model(10).to("meta")
+    with moving(student, "low_rank", rank=2):
+        assert {parameter.device.type for parameter in student.parameters()} == {"meta"}
+
+
 def test_a_teacher_tells_the_most_likely_of_the_entries_that_stay(tmp_path: Path) -> None:
     teacher, ids = model(ENTRIES), torch.randint(10, (2, 7))
     tokens, logs = teacher_words(teacher, ids, top=3, kept=KEPT, cache=tmp_path)

@@ -162,6 +162,27 @@ def test_a_longer_budget_in_seconds_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert result.steps_run == result.steps - 16
 
 
+def test_a_budget_that_is_spent_already_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget is the total: what has had more would be given out undecayed, in place of a better model."""
+    trained(Budget("steps", 40), settings(), folder=tmp_path / "steps")
+    for few in (20, 31):  # the state before the decay has had 32
+        with pytest.raises(ValueError, match=rf"has had 32 steps.* give more than {few} steps"):
+            trained(Budget("steps", few), settings(), resume_from=tmp_path / "steps" / "constant")
+    _, result = trained(Budget("steps", 32), settings(), resume_from=tmp_path / "steps" / "constant")
+    assert (result.steps, result.steps_run) == (32, 0)
+    now = [100.0]
+
+    class Slow(Interrupted):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            now[0] += 1.0
+            return super().batch(step, **arguments)
+
+    monkeypatch.setattr("codenas_hf.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trained(Budget("seconds", 20), settings(), folder=tmp_path / "seconds", tokens=Slow(-1))
+    with pytest.raises(ValueError, match=r"in 16 seconds already.* give more than 10 seconds"):
+        trained(Budget("seconds", 10), settings(), resume_from=tmp_path / "seconds" / "constant")
+
+
 def test_without_a_constant_rate_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     """A cosine falls from its first step: said, not silently begun anew."""
     how = settings(optim=OptimSettings(schedule="cosine"), checkpoint_minutes=1e-9)

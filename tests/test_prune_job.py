@@ -16,6 +16,7 @@ from codenas_hf.compression.prune import measure_importance, pruned
 from codenas_hf.data import PreparedData
 from codenas_hf.engine import Budget
 from codenas_hf.folders import Record, Release
+from codenas_hf.folders.record import Squeezed
 from codenas_hf.generation.loading import load_model
 from codenas_hf.jobs import prune as job
 from codenas_hf.jobs.prune import cut, prune, shapes_within
@@ -151,5 +152,10 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_prepared(
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="is no release: name a folder"):
         prune(tmp_path, 0.5)
+    squeezed = tmp_path / "squeezed"
+    squeezed.mkdir()
+    Record(squeezed=Squeezed(parent="big", digest="d", genome={}, genome_id="g")).write(squeezed)
+    with pytest.raises(ValueError, match="is cut from big already"):  # and would lose the parent and its licence
+        prune(squeezed, 0.5)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "data").exists()

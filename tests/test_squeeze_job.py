@@ -143,6 +143,12 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     assert main(["status", str(place / "runs")]) == 0
     assert study_row(folder)["bits_per_byte"] == record.measured.bits_per_byte
     assert main(["winner", str(folder), "limits.bytes=190kB"]) in (0, 1)
+    assert main(["winner", str(folder), "limits.bytes=200kB", "--release", str(place / "other")]) == 2
+    assert "codenas squeeze --genome FILE" in capsys.readouterr().err
+    for verb in ("train", "prune"):
+        more = ["--to", "50%"] if verb == "prune" else []
+        assert main([verb, str(folder), *more]) == 2
+        assert "squeeze" in capsys.readouterr().err
     assert main(["show", str(release.folder)]) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Con
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.training.attention import _BLOCK, NAME, blocks_attention_forward, fast_attention
+from codenas_hf.training.memory import keep_freed_memory
 
 STOCK: dict[str, Any] = {
     "llama": LlamaConfig(
@@ -131,6 +133,26 @@ def test_what_blocks_cannot_do_goes_to_the_kernel() -> None:
     with fast_attention(alibi, torch.bfloat16, length=16):
         assert alibi.config._attn_implementation == "eager"
         alibi(input_ids=torch.zeros((1, 16), dtype=torch.long), use_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("most", "set_to"),
+    [(1 << 40, {-3: 1 << 30, -1: (1 << 31) - 1}), (1 << 25, {-3: 1 << 25, -1: (1 << 31) - 1}), (0, {})],
+)
+def test_a_c_library_that_takes_no_such_threshold_is_left_as_it_is(
+    most: int, set_to: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[int, int] = {}
+
+    def mallopt(option: int, value: int) -> int:
+        if option == -3 and value > most:
+            return 0
+        taken[option] = value
+        return 1
+
+    monkeypatch.setattr("codenas_hf.training.memory.ctypes.CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert taken == set_to
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")

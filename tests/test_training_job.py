@@ -6,22 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
 
 import codenas_hf
 from codenas_hf.architecture.genome import Genome
+from codenas_hf.cli.main import main
 from codenas_hf.data import PreparedData
 from codenas_hf.data.tokens import Tokens
 from codenas_hf.engine import Budget
 from codenas_hf.folders import Record, Release, StudyFolder, read_json
 from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
+from codenas_hf.jobs.cost import _by_itself
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
-from codenas_hf.jobs.train import find_genome, told_points, train, train_genome
+from codenas_hf.jobs.train import find_genome, study_settings, told_points, train, train_genome
 from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
-from codenas_hf.strict_yaml import load
+from codenas_hf.strict_yaml import load, read_yaml
 
 
 def settings(folder: Path, *more: str) -> RunSettings:
@@ -155,7 +159,9 @@ def test_a_release_does_not_say_where_it_is_trained_on(
     assert study.folder == load(RunSettings, finished_study.settings).folder
 
 
-def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: StudyFolder, tmp_path: Path) -> None:
+def test_where_a_genome_comes_from_is_known_wherever_it_is_read(
+    finished_study: StudyFolder, tmp_path: Path, tiny_data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"has no trial 99 at rung 0; it has 0 to 1$"):
         find_genome(f"{finished_study.folder}:99")
     _, origin = find_genome("llama_tiny")
@@ -164,12 +170,55 @@ def test_where_a_genome_comes_from_is_known_wherever_it_is_read(finished_study: 
     genome, searched = find_genome(str(finished_study.folder))
     assert genome.genome_id == record.genome_id
     assert searched == record.origin == find_genome(str(finished_study.winner.folder))[1]
+    with monkeypatch.context() as patched:  # one of its trials is trained with the study's text and settings too
+        asked: list[Any] = []
+        patched.setattr("codenas_hf.jobs.train.train_genome", lambda *_, **how: asked.append(how["settings"]))
+        patched.setattr("codenas_hf.jobs.train.study_data", lambda settings, **_: tiny_data)
+        train(f"{finished_study.folder}:1", "5 steps", say=lambda line: None)
+    assert (asked[0].train, asked[0].folder) == (
+        study_settings(finished_study.folder).train,
+        finished_study.folder.parent,
+    )
     _, trial = find_genome(f"{finished_study.folder}:1")
     assert trial is not None
     assert (trial.kind, trial.name, trial.rung, trial.number) == ("study", "demo", 0, 1)
     Record(genome_id="ab").write(tmp_path)
     with pytest.raises(ValueError, match=r"record.json names no genome"):
         find_genome(str(tmp_path))
+
+
+def test_what_a_launcher_says_of_number_formats_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate would wrap the model for good; and measuring a step leaves the state that all of them share."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    before = [dict(kind._shared_state) for kind in (PartialState, AcceleratorState)]
+    with _by_itself("cpu") as accelerator:
+        assert accelerator.mixed_precision == "no"
+        model = torch.nn.Linear(2, 2)
+        plain = model.forward
+        assert accelerator.prepare_model(model).forward == plain
+    assert [dict(kind._shared_state) for kind in (PartialState, AcceleratorState)] == before
+    made = {
+        path.name
+        for path in Path(codenas_hf.__file__).parent.rglob("*.py")
+        if re.search(r"\bAccelerator\(", path.read_text(encoding="utf-8"))
+    }
+    assert made == {"precision.py"}, "there is one way to make an Accelerator: training.accelerator_on"
+    for file in (Path(__file__).parent.parent / "configs" / "accelerate").glob("*.yaml"):
+        assert read_yaml(file)["mixed_precision"] == "no", file
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+def test_only_the_main_process_says_that_it_released(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are done while it still scores and writes."""
+    monkeypatch.setattr(f"codenas_hf.jobs.{verb}.{verb}", lambda *_, **__: Path("out"))
+    for rank, said in (("1", ""), ("0", "released  out\n")):
+        monkeypatch.setenv("RANK", rank)
+        assert main([verb, "llama_tiny", *(["--to", "50%"] if verb == "prune" else [])]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(said)
+        assert said or not out
 
 
 def test_the_curve_is_said_in_bits_per_byte_and_not_too_often() -> None:

@@ -56,6 +56,8 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
                 say=told,
                 watch=watch if is_main_process() else lambda point: None,
             )
+        if not is_main_process():  # the main one writes the release meanwhile
+            return 0
         if options.json:
             print_line({"event": "released", "folder": folder})
             return 0
@@ -63,7 +65,7 @@ def train_verb(verb: argparse.ArgumentParser) -> Run:
         say(f"try it    codenas complete {folder}")
         return 0
 
-    return with_settings(job, study=lambda options: Path(options.genome))
+    return with_settings(job, study=lambda options: Path(options.genome.partition(":")[0]))
 
 
 def evaluate_verb(verb: argparse.ArgumentParser) -> Run:
@@ -160,8 +162,8 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "model",
         nargs="?",
-        help="folder, study (its winner), GGUF file or Hub id (default: the newest winner in runs/, else the model "
-        "that comes with the package)",
+        help="folder, study (its winner), GGUF file or Hub id (default: the newest winner or trained model in runs/, "
+        "else the model that comes with the package)",
     )
 
 
@@ -316,7 +318,8 @@ def prune_verb(verb: argparse.ArgumentParser) -> Run:
                 say=say,
                 watch=watch if is_main_process() else lambda point: None,
             )
-        say(f"released  {folder}")
+        if is_main_process():
+            say(f"released  {folder}")
         return 0
 
     return with_settings(job, study=lambda options: Path(options.model))

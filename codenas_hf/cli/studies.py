@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .words import (
-    MORE_S,
     Run,
     add_settings,
     curve_watch,
@@ -120,7 +119,9 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         for line in outcome.advice():
             print(line)
         print(f"try it    codenas complete {outcome.winner}")
-        print(f'train on  codenas train {outcome.folder} --budget "{MORE_S} seconds"')
+        print(
+            f'train on  codenas train {outcome.folder} --budget "{outcome.more_seconds()} seconds" --out runs/longer'
+        )
         if settings.search.time is None:
             print(f"extend    search.generations={settings.search.generations * 2}, or start anew with --fresh")
         else:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..jobs.settings import RunSettings
     from ..report.curve import Watch
 
-MORE_S = 3600  # of training, where we say how to go on
-
 Run = Callable[[argparse.Namespace], int]
 
 SETTINGS_HELP = """\

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
@@ -12,8 +16,24 @@ from ..data import PreparedData
 from ..engine import Budget
 from ..hardware import Hardware, alone
 from ..measure.candidate import new_model
-from ..training import train
+from ..training import accelerator_on, train
 from .settings import RunSettings
+
+
+@contextmanager
+def _by_itself(device: str) -> Iterator[Accelerator]:
+    """An Accelerator of this process alone, which leaves the state that all of a process share as it was."""
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    try:
+        for state in states:
+            state.clear()
+        with alone():
+            yield accelerator_on(device)
+    finally:
+        for state, values in zip(states, before, strict=True):
+            state.clear()
+            state.update(values)
 
 
 def seconds_per_step(
@@ -25,10 +45,9 @@ def seconds_per_step(
     try:
         model = new_model(genome, train=settings.train, settings=settings.candidate, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
-        with alone():  # the main rank measures; the others are not here to be waited for
-            accelerator = Accelerator(cpu=device == "cpu")
-        train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
-        result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
+        with _by_itself(device) as accelerator:  # the main rank measures; the others are not here to be waited for
+            train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
+            result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
     finally:
         torch.set_num_threads(threads)
     return result.seconds_run / result.steps_run

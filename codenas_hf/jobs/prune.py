@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..architecture.genome import Genome
@@ -22,10 +21,10 @@ from ..hardware import Hardware, is_main_process
 from ..measure.score import leak_gate
 from ..measure.shipped import check_shippable
 from ..report.curve import Watch, curve_lines
-from ..training import TrainResult
+from ..training import TrainResult, accelerator_on
 from .release import measure_model, release_model, score_model
 from .settings import RunSettings
-from .study import study_data
+from .study import silent, study_data
 from .text import load_space, prepare
 from .train import run_training, started_from, study_settings, training_facts
 
@@ -96,6 +95,8 @@ def prune(
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` of the parameters that stay must lie above 0 and below 1, got {share:g}")
+    if not is_main_process():
+        say = silent
     budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
     study = StudyFolder(Path(model))
     of_study = study.settings.is_file() and not Release(Path(model)).record.is_file()
@@ -136,7 +137,9 @@ def prune(
         return out
     total = _joined(results)
     bits = score_model(parent, settings=settings, data=data, vocab_size=genome.vocab_size).bits_per_byte
-    facts = training_facts(total, budget=budget, settings=settings, processes=Accelerator().num_processes)
+    facts = training_facts(
+        total, budget=budget, settings=settings, processes=accelerator_on(device.type).num_processes
+    )
     start = replace(start, bits_per_byte=bits)
     record = Record(origin=earlier.origin, start=start, training=facts, seconds={"train": total.seconds})
     return _measured_release(smaller, left, out=out, record=record, job=job)
@@ -161,7 +164,13 @@ def _genome(release: Release) -> Genome:
     """
     if not release.record.is_file():
         raise ValueError(f"{release.folder} is no release: name a folder that `codenas search` or `train` wrote")
-    found = release.read_record().genome
+    record = release.read_record()
+    if record.squeezed is not None:
+        raise ValueError(
+            f"{release.folder} is cut from {record.squeezed.parent} already: `codenas squeeze limits.bytes=` cuts "
+            "more of it, each tensor in its format"
+        )
+    found = record.genome
     if found is None:
         raise ValueError(f"{release.record} names no genome; expected the record of a release of ours")
     genome = Genome.from_dict(found)
@@ -243,7 +252,7 @@ def cut_in_steps(
                 own,
                 state=job.folder / f"state-{at + 1}",
                 settings=job.settings,
-                accelerator=Accelerator(cpu=job.device.type == "cpu"),
+                accelerator=accelerator_on(job.device.type),
                 say=job.say,
                 watch=job.watch,
             )

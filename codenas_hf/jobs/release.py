@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
+from ..compression.squeezing import SqueezeGenome
 from ..data import PreparedData
 from ..data.passages import Passages
 from ..engine import TrialRecord
@@ -256,13 +258,18 @@ def release_winner(answer: Answer, out: Path, *, say: Say = print) -> Path:
         The release folder.
 
     Raises:
-        ValueError: nobody wins, or the trial has no weights any more.
+        ValueError: nobody wins, the trial has no weights any more, or it is a squeeze, which never had any.
     """
     if answer.record is None:
         raise ValueError(f"no member of {answer.study} keeps these limits: loosen them, or search longer")
     result, settings = open_study(answer.study)
     wanted = (answer.record.rung, answer.record.number)
     record = next(found for found in result.records if (found.rung, found.number) == wanted)
+    if isinstance(record.genome, SqueezeGenome):
+        raise ValueError(
+            f"{answer.study} is of squeezes, which are scored without being kept: put this line into a file and give "
+            f"that to `codenas squeeze --genome FILE study=NAME`: {json.dumps(record.genome.to_dict())}"
+        )
     sizes = load_space(settings.space).vocab_sizes
     data = study_data(settings, folder=answer.study, vocab_sizes=sizes, say=say)
     if record.evaluation is not None and (problem := brought(record.evaluation, share=share_of(settings))):

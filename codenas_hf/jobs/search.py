@@ -26,7 +26,7 @@ from ..engine import (
     run_search,
 )
 from ..engine.progress import Status
-from ..folders import StudyFolder, keep_sockets_short
+from ..folders import Release, StudyFolder, keep_sockets_short
 from ..hardware import Hardware, alone, free_gpu_memory, is_main_process
 from ..measure.candidate import CandidateEvaluator
 from ..measure.checkpoints import brought
@@ -54,6 +54,7 @@ from .study import (
     report_study,
     screened,
     ship_identity,
+    silent,
     study_data,
     study_precision,
 )
@@ -84,6 +85,11 @@ class SearchOutcome:
     winner: Path | None = None
     report: Path | None = None
     published: tuple[Published, ...] = ()
+
+    def more_seconds(self) -> int:
+        """A budget, which is a total, that trains the winner on for a while."""
+        had = 0.0 if self.winner is None else Release(self.winner).read_record().training.seconds or 0.0
+        return max(3600, round(2 * had))
 
     def advice(self) -> list[str]:
         """What to say of a search without any limit: the members that limits would have taken."""
@@ -303,10 +309,6 @@ def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: Cand
     with alone():
         restored = evaluator.restored(record.genome, rungs[record.rung], record.evaluation)  # type: ignore[arg-type]
     return replace(record, evaluation=restored)
-
-
-def silent(text: str) -> None:
-    """For processes that are not the main one."""
 
 
 @contextlib.contextmanager

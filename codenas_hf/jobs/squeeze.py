@@ -19,11 +19,11 @@ from ..report.curve import Watch
 from ..strict_yaml import SettingsError, read_yaml, to_mapping
 from .parents import find_parent
 from .policies import POLICIES
-from .search import SCALES, Follow, aside, engine_settings, silent
+from .search import SCALES, Follow, aside, engine_settings
 from .settings import RunSettings, config_path
 from .squeeze_prepare import Prepared, keep_squeeze_facts, load_choices, prepare_squeeze
 from .squeeze_release import heal_and_release
-from .study import report_study
+from .study import report_study, silent
 from .wanted import objective_limits
 
 Say = Callable[[str], None]
@@ -130,7 +130,7 @@ def read_squeeze_genome(path: Path) -> SqueezeGenome:
     Raises:
         SettingsError: no such file, or genes that there are not.
     """
-    path = path if path.is_file() else config_path(Path("genomes") / path)
+    path = config_path(path, kind="genomes")
     try:
         return SqueezeGenome.from_dict(read_yaml(path, kind="squeeze genome"))
     except (ValueError, TypeError, KeyError) as error:

@@ -13,17 +13,17 @@ from ..compression.parent import ParentFolder
 from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
 from ..data import PreparedData
 from ..data.corpus import OnProgress
-from ..data.tokenizer import load_backend
-from ..folders import StudyFolder, read_json, whole_file, write_json
+from ..data.tokenizer import LARGEST_VOCABULARY, load_backend
+from ..folders import StudyFolder, read_json, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.candidate import unstarted_device
 from ..measure.score import score_passages
 from ..measure.squeezed import SqueezeEvaluator
-from ..strict_yaml import SettingsError, dump, from_mapping, read_yaml, to_mapping
+from ..strict_yaml import SettingsError, from_mapping, read_yaml, to_mapping
 from .parents import Source, prepare_parent, training_texts, vocabularies
 from .settings import RunSettings, config_path
 from .squeeze_latency import SqueezeLatency
-from .study import study_data
+from .study import study_data, write_settings
 from .text import progress_lines
 from .wanted import objective_limits
 
@@ -64,7 +64,7 @@ def load_choices(name: str) -> SqueezeChoices:
     Raises:
         SettingsError: no such file, or a space of architectures.
     """
-    path = config_path(name if "/" in name else f"spaces/{name}")
+    path = config_path(name, kind="spaces")
     values = read_yaml(path)
     if "genes" in values:
         raise SettingsError(
@@ -85,21 +85,28 @@ def prepare_squeeze(
     """Builds or finds everything; of the processes of a machine one builds.
 
     Raises:
-        SettingsError: nothing of the parent keeps the limits.
+        SettingsError: nothing of the parent keeps the limits, or a vocabulary is too large to heal.
         codenas_hf.data.DataError, VocabularyError, ValueError: see `study_data`, `vocabularies`, `file_layout`.
     """
     if settings.latency.file is not None:
         raise SettingsError("`latency.file` is of a space of architectures, and a squeeze is timed here: leave it out")
     data = study_data(settings, folder=folder, vocab_sizes=(), say=say)
     digest = data.digest[:8]
-    place = settings.folder.resolve() / "data" / "parents" / digest
+    place, amounts = settings.folder.resolve() / "data" / "parents" / digest, settings.squeeze
     with exclusively(place / ".lock"):
-        parent = prepare_parent(source, folder=place, say=say)
-        sizes = vocabularies(parent, data, choices.vocab_sizes, count_bytes=settings.squeeze.count_bytes, say=say)
+        parent = prepare_parent(
+            source,
+            folder=place,
+            count_bytes=amounts.count_bytes,
+            importance_tokens=amounts.importance_tokens,
+            say=say,
+        )
+        _check_healing(settings, [min(size, parent.shape.vocab_size) for size in choices.vocab_sizes])
+        sizes = vocabularies(parent, data, choices.vocab_sizes, count_bytes=amounts.count_bytes, say=say)
         layouts = parent.layouts(sizes)  # what llama.cpp cannot read is refused before anything is computed
         say("parent    watching its neurons and heads, storing it in every format; once")
         told = progress_lines(say, of="parent")
-        parent.measure(_batches(parent, data, settings.squeeze.importance_tokens, on_progress=told))
+        parent.measure(_batches(parent, data, amounts.importance_tokens, on_progress=told))
         counts = neuron_counts(parent.shape, choices)
         parent.store(matrices=choices.matrices, embedding=choices.embedding, neurons=counts, on_progress=told)
         latency = _latency(parent, choices, sizes=sizes, folder=folder, shared=place, hardware=hardware, say=say)
@@ -132,14 +139,29 @@ def prepare_squeeze(
 def keep_squeeze_facts(settings: RunSettings, ready: Prepared, *, folder: Path) -> None:
     """Writes what a study stands on, once the folder is known to hold it."""
     study = StudyFolder(folder)
-    with whole_file(study.settings) as draft:
-        draft.write_text(dump(settings), encoding="utf-8")
+    write_settings(settings, study)
     named = {"corpus": to_mapping(settings.corpus), "tokenizer": to_mapping(settings.tokenizer), "vocab_sizes": []}
     write_json(study.data, {"settings": named, "data": ready.evaluator.data.to_dict(beside=folder)})
     source = ready.source
     facts = {"name": source.name, "licence": source.licence, "digest": source.digest}
     write_json(study.parent, {**facts, "bits_per_byte": ready.bits_per_byte})
     write_json(study.latency, ready.latency.to_dict())
+
+
+def _check_healing(settings: RunSettings, sizes: list[int]) -> None:
+    """Refuses to heal what cannot be trained: what scores a squeeze takes any entry, tokens on disk have 16 bits.
+
+    Raises:
+        SettingsError: names the vocabularies.
+    """
+    budgets = [settings.squeeze.heal_budget, *(rung.budget for rung in settings.search.rungs)]
+    large = sorted({size for size in sizes if size > LARGEST_VOCABULARY})
+    if large and any(budget is not None and budget.amount for budget in budgets):
+        raise SettingsError(
+            f"`vocab_sizes` of the space `{settings.space}`: what is healed has at most {LARGEST_VOCABULARY:,} entries "
+            f"(tokens are stored as uint16), got {', '.join(map(str, large))}; leave these out, or heal nothing: "
+            "squeeze.heal_budget=null search.budgets='[0 steps]' search.keep=[]"
+        )
 
 
 def _batches(
@@ -176,14 +198,19 @@ def _latency(
     hardware: Hardware,
     say: Say,
 ) -> SqueezeLatency:
-    """The latency model of the study, else of an earlier squeeze of the parent in the same formats, else fitted."""
-    own = StudyFolder(folder).latency
+    """The latency model of the study, else of an earlier squeeze of the parent in the same formats, else fitted.
+
+    That of an earlier squeeze must be of this device and its runtime. A study keeps the one that it began with, since
+    its predictions are part of the record.
+    """
+    begun = SqueezeLatency.load(StudyFolder(folder).latency, shape=parent.shape)
+    if begun is not None:
+        return begun
     name = "-".join(sorted({*choices.matrices, *choices.embedding}))
     earlier = shared / f"latency-{parent.folder.name}-{name}-{hardware.device}.json"
-    for path in (own, earlier):
-        found = SqueezeLatency.load(path, shape=parent.shape)
-        if found is not None:
-            return found
+    found = SqueezeLatency.load(earlier, shape=parent.shape)
+    if found is not None and found.is_of(hardware.device):
+        return found
     say("latency   timing slices of the parent alone on this device, to predict the others")
     fitted = SqueezeLatency.fit(parent, choices, sizes=sizes, device=hardware.device)
     write_json(earlier, fitted.to_dict())

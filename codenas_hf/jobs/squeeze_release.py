@@ -39,7 +39,7 @@ from ..release.export import write_release
 from ..release.spelling import without_places
 from ..report.curve import Watch, curve_lines
 from ..strict_yaml import dump, to_mapping
-from ..training import TrainResult, latest_checkpoint
+from ..training import TrainResult, accelerator_on, latest_checkpoint
 from .files import measure_gguf
 from .release import trial_origin
 from .settings import RunSettings
@@ -84,16 +84,26 @@ def heal_and_release(
         same = found.squeezed is not None and found.squeezed.genome_id == genome.genome_id
         if same and found.training.budget == (None if budget is None else str(budget)):
             return release.folder
-    evaluator, device = ready.evaluator, torch.device(hardware.device)
+    accelerator = accelerator_on(hardware.device)  # first: it knows which GPU is this process's
+    evaluator, device = ready.evaluator, accelerator.device
     started = time.perf_counter()
     heals = budget is not None and budget.amount
     model = torch.nn.Module.to(evaluator.model(genome, full=evaluator.heal.moving if heals else ()), device)
     leak_gate(model, vocab_size=genome.vocab_size)
     trained, training = None, Training()
     if budget is not None and budget.amount:
-        trained, processes = _healed(
-            model, genome, ready, settings=settings, folder=study, budget=budget, say=say, watch=watch
+        trained = _healed(
+            model,
+            genome,
+            ready,
+            settings=settings,
+            folder=study,
+            budget=budget,
+            accelerator=accelerator,
+            say=say,
+            watch=watch,
         )
+        processes = accelerator.num_processes
         training = training_facts(trained, budget=budget, settings=settings, processes=processes)
     if not is_main_process():
         return release.folder
@@ -121,20 +131,20 @@ def _healed(
     settings: RunSettings,
     folder: StudyFolder,
     budget: Budget,
+    accelerator: Accelerator,
     say: Say,
     watch: Watch | None,
-) -> tuple[TrainResult, int]:
-    """Trains the model in place, on every process of the launcher; what it did, and how many they were."""
+) -> TrainResult:
+    """Trains the model in place, on every process of the launcher."""
     evaluator = ready.evaluator
-    device = next(model.parameters()).device
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     state = folder.finish_training.with_name(f"{folder.finish_training.name}.{genome.genome_id}")
     resume = latest_checkpoint(state, budget=budget) if state.exists() else None
     if resume is not None:
         say(f"resume    from {resume}")
     tokens = evaluator.tokens(genome.vocab_size)
     heal = settings.squeeze.heal
-    say(f"heal      {heal.moves} of {genome.genome_id} for {budget} on {accelerator.num_processes} x {device.type}")
+    where = f"{accelerator.num_processes} x {accelerator.device.type}"
+    say(f"heal      {heal.moves} of {genome.genome_id} for {budget} on {where}")
     result = evaluator.healed(
         model,
         genome,
@@ -145,8 +155,7 @@ def _healed(
         on_point=told_points(tokens.bytes_per_token, watch=watch or curve_lines(say)),
     )
     accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return result, accelerator.num_processes
+    return result
 
 
 def _released(
@@ -232,7 +241,7 @@ def _architecture(model: PreTrainedModel) -> dict[str, Any] | None:
     """The genes of a squeezed model, by which it can be trained on; None where our genomes do not hold all of it."""
     config: Any = model.config
     kinds = {"llama": ("gated", False), "qwen3": ("gated", True), "arcee": ("plain", False)}
-    if config.model_type not in kinds:
+    if config.model_type not in kinds or config.rope_parameters.get("rope_type", "default") != "default":
         return None
     mlp, norms = kinds[config.model_type]
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import SPLITS, DataError, PreparedData, ngram_bits_per_byte
 from ..engine import SearchResult
+from ..engine.storage import FROM_ENVIRONMENT, VARIABLE, shown_url
 from ..folders import Release, StudyFolder, read_json, whole_file, write_json
 from ..hardware import Hardware, exclusively
 from ..measure.candidate import promised_context
@@ -31,6 +33,10 @@ from .text import prepare
 from .wanted import weights_of
 
 Say = Callable[[str], None]
+
+
+def silent(text: str) -> None:
+    """For processes that are not the main one."""
 
 
 def study_data(settings: RunSettings, *, folder: Path, vocab_sizes: Sequence[int], say: Say) -> PreparedData:
@@ -73,11 +79,20 @@ def keep_facts(
     for fact in (study.precision, study.plan):
         with contextlib.suppress(FileNotFoundError):
             waiting(fact).replace(fact)
-    with whole_file(study.settings) as draft:
-        draft.write_text(dump(settings), encoding="utf-8")
+    write_settings(settings, study)
     write_json(study.data, {"settings": _named_text(settings, space.vocab_sizes), "data": data.to_dict(beside=folder)})
     if not study.latency.exists():
         write_json(study.latency, latency.to_dict())
+
+
+def write_settings(settings: RunSettings, study: StudyFolder) -> None:
+    """Writes the settings of a study, but no password: what this process starts finds that in the environment."""
+    url = settings.search.storage
+    if url is not None and shown_url(url) != url:
+        os.environ[VARIABLE] = url
+        settings = replace(settings, search=replace(settings.search, storage=FROM_ENVIRONMENT))
+    with whole_file(study.settings) as draft:
+        draft.write_text(dump(settings), encoding="utf-8")
 
 
 def waiting(fact: Path) -> Path:
@@ -109,8 +124,8 @@ def study_precision(settings: RunSettings, *, folder: Path, hardware: Hardware) 
             )
             asked = settings.train.precision
             write_json(waiting(own), {"precision": precision, "asked": asked, "device": hardware.name})
-    train = dataclasses.replace(settings.train, precision=precision)
-    return dataclasses.replace(settings, train=train)
+    train = replace(settings.train, precision=precision)
+    return replace(settings, train=train)
 
 
 def screened(space: SearchSpace, settings: RunSettings, *, data: PreparedData, latency: LatencyModel) -> SearchSpace:
@@ -255,7 +270,7 @@ def open_study(folder: Path) -> tuple[SearchResult, RunSettings]:
         name=None if storage is None else stored.study,
         weights=weights_of(stored.weights),
     )
-    return result, dataclasses.replace(stored, folder=folder.resolve().parent, study=folder.resolve().name)
+    return result, replace(stored, folder=folder.resolve().parent, study=folder.resolve().name)
 
 
 def write_study_report(folder: Path) -> Path:

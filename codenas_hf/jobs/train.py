@@ -28,13 +28,13 @@ from ..measure.score import leak_gate
 from ..measure.shipped import as_shipped, check_shippable
 from ..report.curve import CurvePoint, Watch, curve_lines
 from ..strict_yaml import to_mapping
-from ..training import TrainResult, latest_checkpoint
+from ..training import TrainResult, accelerator_on, latest_checkpoint
 from ..training import train as train_model
 from ..training.checkpoint import CONSTANT, damage, read_progress
 from ..training.settings import TrainingTokens
 from .release import measure_model, release_model, score_model, trial_origin
 from .settings import RunSettings, config_path
-from .study import open_study, study_data
+from .study import open_study, silent, study_data
 from .text import load_space, prepare
 
 Say = Callable[[str], None]
@@ -69,12 +69,13 @@ def find_genome(source: str) -> tuple[Genome, Origin | None]:
             has = f"it has 0 to {len(first) - 1}" if first else "it has none yet"
             raise ValueError(f"{folder} has no trial {number} at rung 0; {has}")
         return _genome(found[0]), trial_origin(found[0], settings=settings)
-    file = config_path(path if "/" in path else f"genomes/{path}")
+    file = config_path(path, kind="genomes")
     return read_genome(file), Origin(kind="file", name=file.name)
 
 
 def _genome(record: TrialRecord) -> Genome:
-    assert isinstance(record.genome, Genome)
+    if not isinstance(record.genome, Genome):
+        raise ValueError("the study is of squeezes: name the release of its winner, STUDY/winner")
     return record.genome
 
 
@@ -110,7 +111,9 @@ def train(
         codenas_hf.data.DataError: no usable training text.
         codenas_hf.training.DivergenceError: the loss is no longer finite.
     """
-    source = None if isinstance(genome, Genome) else StudyFolder(Path(genome))
+    if not is_main_process():
+        say = silent
+    source = None if isinstance(genome, Genome) else StudyFolder(Path(str(genome).partition(":")[0]))
     if source is not None and (not source.settings.is_file() or Release(source.folder).record.is_file()):
         source = None  # a release has settings too
     settings = settings or (RunSettings.of() if source is None else study_settings(source.folder))
@@ -210,7 +213,7 @@ def train_genome(
     Release(folder).check_replaceable()  # now, not after hours of training
     check_shippable(genome, settings.ship, tokenizer=data.tokenizer(genome.vocab_size))
     device = Hardware.discover(settings.device).device
-    accelerator = Accelerator(cpu=device == "cpu", log_with=_trackers(settings), project_dir=settings.folder)
+    accelerator = accelerator_on(device, log_with=_trackers(settings), project_dir=settings.folder)
     state = folder.with_name(f"{folder.name}.training")
     model, known, before = _start(start, genome=genome, settings=settings, data=data, device=device, say=say)
     if known is not None:
@@ -231,7 +234,8 @@ def train_genome(
         watch=watch or curve_lines(say),
         begin=begin,
     )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # and not `end_training`, after which this process could never train with the others again
     if not is_main_process():
         return folder
     say(

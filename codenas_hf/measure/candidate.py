@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +26,16 @@ from ..folders.ranges import check_range
 from ..folders.share import Share
 from ..hardware import DeviceName, Hardware, take_gpu
 from ..modeling_codenas import CodeNASForCausalLM
-from ..training import OptimSettings, TrainResult, TrainSettings, build_model, precision_name, resolve_precision, train
+from ..training import (
+    OptimSettings,
+    TrainResult,
+    TrainSettings,
+    accelerator_on,
+    build_model,
+    precision_name,
+    resolve_precision,
+    train,
+)
 from .checkpoints import ARTIFACT, TRAINING, artifact_damage, brought, left, removed, training_state
 from .latency import LatencyModel, default_protocol
 from .provenance import commit, provenance
@@ -95,7 +103,7 @@ def promised_context(genome: Genome, *, train: TrainSettings, settings: Candidat
     """Tokens of context that the configuration of a genome's model will name.
 
     Raises:
-        ValueError: a table of learned positions with rows that training would not reach.
+        ValueError: a table of learned positions with rows that training would not reach, or too few to score by.
     """
     learned, trained = genome.max_position_embeddings, train.sequence_length
     if genome.position_embedding_type != "learned":
@@ -105,6 +113,12 @@ def promised_context(genome: Genome, *, train: TrainSettings, settings: Candidat
             f"the genome learns {learned} positions, but training rows have {trained} tokens: expected the same, "
             f"since {'positions beyond stay as they were drawn' if learned > trained else 'rows would not fit'}; set "
             f"max_position_embeddings: {trained} in the genome, or train.sequence_length={learned}"
+        )
+    window = settings.window_tokens
+    if window is not None and window > learned:
+        raise ValueError(
+            f"the genome learns {learned} positions, but `candidate.window_tokens` is {window}: expected at most as "
+            "many; set candidate.window_tokens=null, which takes that of training"
         )
     return learned
 
@@ -252,7 +266,7 @@ class CandidateEvaluator:
                     settings=self.train,
                     folder=fresh / TRAINING,
                     resume_from=state,
-                    accelerator=Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+                    accelerator=accelerator_on(device.type),
                     stored=lambda trained: as_shipped(trained, self.ship),
                 )
             with watch.on("save"):

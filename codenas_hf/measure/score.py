@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..compression.formats import is_positions
 from ..engine.intervals import Interval, by_project, ratio_interval
 from .metrics import bits_per_byte
 from .rows import Floats, Ints, RowSums, sum_rows
@@ -193,6 +194,11 @@ def paired_difference(a: Score, b: Score) -> Interval | None:
     return ratio_interval(a._bits(a.rows.nats) - b._bits(b.rows.nats), a._bytes())
 
 
+def learned_positions(model: nn.Module) -> int | None:
+    """Most tokens that a model with a table of learned positions takes; None where it has none."""
+    return min((len(table) for name, table in model.named_parameters() if is_positions(name)), default=None)
+
+
 @torch.no_grad()
 def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
     """Refuses a model in which a changed future token moves a past logit.
@@ -203,7 +209,7 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
     Args:
         model: causal language model; left as it was.
         vocab_size: tokens to draw from.
-        length: tokens of the test sequence.
+        length: tokens of the test sequence; fewer where the model learns fewer positions.
 
     Raises:
         LeakError: names the first position that moved.
@@ -213,7 +219,8 @@ def leak_gate(model: nn.Module, *, vocab_size: int, length: int = 48) -> None:
     was_training, zeros = model.training, [p for p in model.parameters() if p.ndim > 1 and not p.any()]
     for parameter in zeros:
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.2, generator=generator))
-    cuts = [length // 4, length // 2, length - 1]
+    length = min(length, learned_positions(model) or length)
+    cuts = sorted({length // 4, length // 2, length - 1} - {0})  # before the first token there is nothing to move
     ids = torch.randint(vocab_size, (1, length), generator=generator).repeat(1 + len(cuts), 1)
     for row, cut in enumerate(cuts, start=1):
         ids[row, cut:] = (ids[row, cut:] + 1 + torch.arange(length - cut) % max(1, vocab_size - 1)) % vocab_size

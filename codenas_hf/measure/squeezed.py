@@ -33,7 +33,7 @@ from ..folders import whole_folder
 from ..folders.files import TOKENIZER
 from ..folders.ranges import check_range
 from ..hardware import DeviceName
-from ..training import TrainResult, TrainSettings, train
+from ..training import TrainResult, TrainSettings, accelerator_on, train
 from ..training.distil import DistilSettings, Moves, moving, taught
 from .candidate import CandidateSettings, Stopwatch, worker_device
 from .checkpoints import ARTIFACT, TRAINING, training_state
@@ -277,7 +277,7 @@ class SqueezeEvaluator:
                 settings=self.train,
                 folder=folder,
                 resume_from=state,
-                accelerator=accelerator or Accelerator(cpu=device.type == "cpu", mixed_precision="no"),
+                accelerator=accelerator or accelerator_on(device.type),
                 **others,
             )
 

@@ -19,6 +19,7 @@ from transformers import StaticCache
 
 from ..folders.ranges import check_range
 from ..hardware import device_name
+from .score import learned_positions
 
 CacheKind = Literal["dynamic", "static"]
 
@@ -179,6 +180,14 @@ def _run(model: nn.Module, prompt: torch.Tensor, protocol: TimingProtocol, cache
     return clock.gaps_ms()
 
 
+def _fitted(protocol: TimingProtocol, context: int | None) -> TimingProtocol:
+    """The protocol; shorter where prompt and further tokens do not fit a context of so many."""
+    if context is None or protocol.prompt_tokens + protocol.new_tokens <= context:
+        return protocol
+    new = max(1, min(protocol.new_tokens, context // 2))
+    return replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
+
+
 class Decodes(Protocol):
     """What is asked of a runtime that is timed."""
 
@@ -211,9 +220,7 @@ def runtime_latency(
     """
     if protocol.batch_size != 1:
         raise ValueError(f"{runtime.name} is timed with one prompt at once, got `batch_size` {protocol.batch_size}")
-    context = runtime.context_tokens or protocol.prompt_tokens + protocol.new_tokens
-    new = min(protocol.new_tokens, context // 2)
-    protocol = replace(protocol, new_tokens=new, prompt_tokens=min(protocol.prompt_tokens, context - new))
+    protocol = _fitted(protocol, runtime.context_tokens)
     prompt = torch.randint(vocab_size, (protocol.prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     now = time.thread_time if protocol.threads == 1 else time.perf_counter  # as `measure_latency`
     times: list[float] = []
@@ -224,7 +231,7 @@ def runtime_latency(
         ids.append(int(runtime.logits(ids).argmax()))
         if turn >= protocol.warmup:
             firsts.append(1e3 * (now() - begin))
-        for _ in range(new - 1):
+        for _ in range(protocol.new_tokens):
             begin = now()
             ids.append(int(runtime.logits(ids).argmax()))
             if turn >= protocol.warmup:
@@ -270,8 +277,9 @@ def measure_latency(model: nn.Module, protocol: TimingProtocol) -> Latency:
 
     Args:
         model: causal language model of transformers, on the device to time.
-        protocol: how.
+        protocol: how; it becomes shorter where the model learns fewer positions.
     """
+    protocol = _fitted(protocol, learned_positions(model))
     model = model.to(getattr(torch, protocol.dtype)).eval()
     device = next(model.parameters()).device
     vocab_size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]

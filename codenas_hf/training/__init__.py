@@ -4,7 +4,7 @@ from .checkpoint import latest_checkpoint
 from .loop import train
 from .optim import OptimSettings
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult
-from .precision import precision_name, resolve_precision
+from .precision import accelerator_on, precision_name, resolve_precision
 from .roles import build_model
 from .settings import TrainSettings
 
@@ -14,6 +14,7 @@ __all__ = [
     "OutOfMemoryError",
     "TrainResult",
     "TrainSettings",
+    "accelerator_on",
     "build_model",
     "latest_checkpoint",
     "precision_name",

@@ -89,7 +89,8 @@ def moving(model: nn.Module, what: Moves, *, rank: int = 8, seed: int = 0) -> It
         linear = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tables]
         corrected += linear
         for layer in linear:
-            parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, rank, generator))
+            correction = _LowRank(layer.weight, rank, generator).to(layer.weight.device)
+            parametrize.register_parametrization(layer, "weight", correction)
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ from .memory import keep_freed_memory
 from .optim import rate_factor
 from .optimizers import Optimizers
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult, is_memory, memory_line
-from .precision import precision_name, resolve_precision
+from .precision import accelerator_on, precision_name, resolve_precision
 from .settings import OnPoint, Stored, TrainingTokens, TrainSettings
 
 
@@ -141,6 +141,11 @@ class _Loop:
             self.optimizers.set_dtype(self.dtype)
         progress.precision = precision_name(self.dtype)
         self.progress = progress
+        if not progress.decayed and self.share() > 1 + (0 if self.steps is not None else 0.5 / max(1, progress.step)):
+            raise ValueError(
+                f"the training in {folder} has had {progress.step:,} steps in {progress.seconds:.0f} seconds already, "
+                f"and a budget is the total: give more than {self.budget}, or train anew in another folder"
+            )
         self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in progress.pending]
 
     def share(self) -> float:
@@ -297,8 +302,7 @@ def train(
         OutOfMemoryError: a step does not fit into memory.
         ValueError: the checkpoint does not fit, or processes cannot share a step's sequences.
     """
-    # Number formats are `precision`'s business: what a launcher's configuration says must not change a result.
-    accelerator = Accelerator(mixed_precision="no") if accelerator is None else accelerator
+    accelerator = accelerator or accelerator_on()
     loop = _Loop(model, tokens, budget, settings, accelerator, on_point, stored)
     if resume_from is not None:
         loop.resume(resume_from)
@@ -344,7 +348,8 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
     settings, progress, accelerator = loop.settings, loop.progress, loop.accelerator
     optim = settings.optim
     decay_from = 1 - optim.decay_share if optim.schedule == "stable" else -1.0
-    checkpoint = folder / CONSTANT if folder is not None and progress.decayed else None
+    kept = None if folder is None else folder / CONSTANT
+    checkpoint = kept if kept is not None and progress.decayed and kept.is_dir() else None
     origin = time.perf_counter() - progress.seconds
     saved, step_seconds = progress.seconds, 0.0
     while not loop.finished(step_seconds):

@@ -16,5 +16,6 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        for option, most in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1)):
-            libc.mallopt(option, most)
+        # Older ones take no threshold above 32 MiB; without any, the other setting would fix it where it is.
+        if libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25):
+            libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

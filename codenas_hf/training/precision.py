@@ -10,9 +10,10 @@ must not differ. Processors that are not x86 get float32: nothing was measured t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _CPUINFO = Path("/proc/cpuinfo")
@@ -51,6 +52,18 @@ def resolve_precision(precision: Precision, *, device: torch.device) -> torch.dt
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"`precision` must be auto, float32 or bfloat16, got {precision!r}")
     return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def accelerator_on(device: str | None = None, **more: Any) -> Accelerator:
+    """All processes of the launcher, whose own `mixed_precision` counts for nothing: `train.precision` decides.
+
+    Accelerate would wrap the model for good, and it would be scored and timed in that format too.
+
+    Args:
+        device: `cpu` or `cuda`; None takes what there is.
+        more: for `Accelerator`.
+    """
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", **more)
 
 
 def precision_name(dtype: torch.dtype) -> Literal["float32", "bfloat16"]:
