@@ -72,7 +72,8 @@ def test_a_list_of_processes_for_this_machine(place: Path) -> None:
     assert main(["launch", "local", "--workers", "3", "--submit", *words]) == 0
     got = sorted(ran(place), key=lambda line: "--worker" in line)
     each = f"search.workers_per_rank={max(1, len(os.sched_getaffinity(0)) // 3)}"
-    plain = ["limits.bytes=4MB", "corpus.sources=['a b']", "study=x", each, f"search.storage={URL}"]
+    # Everybody on this machine sees the arguments of a process: the password is not among them.
+    plain = ["limits.bytes=4MB", "corpus.sources=['a b']", "study=x", each, "search.storage=$CODENAS_STORAGE"]
     assert got == [["codenas", "search", *plain]] + 2 * [["codenas", "search", "--worker", *plain]]
     assert {p.name for p in (place / "runs" / "x" / "launch").glob("*.log")} == {"0.log", "1.log", "2.log"}
 
@@ -123,7 +124,8 @@ def test_hf_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["search.py", "--worker"])
     with pytest.raises(SystemExit):
         exec(program, {"__name__": "__main__", "got": got})
-    assert got == [["search", "--worker", SHARE, "study=My_Study", f"search.storage={URL.replace('@db/', '@g7-db/')}"]]
+    assert got == [["search", "--worker", SHARE, "study=My_Study", "search.storage=$CODENAS_STORAGE"]]
+    assert os.environ["CODENAS_STORAGE"] == URL.replace("@db/", "@g7-db/")
 
 
 @pytest.mark.parametrize(
@@ -134,11 +136,21 @@ def test_hf_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["hf-jobs", f"search.storage={URL}"], "HF Jobs have no folder in common: add search.share="),
         (["hf-jobs", "search.storage=postgresql+psycopg://me@db/x", SHARE], "with a password of your own"),
         (["local", SHARE], "`share` .* is for studies of several machines"),
+        (
+            ["hf-jobs", f"search.storage={URL}", SHARE, "--config", "./mine.yaml"],
+            r"of this machine, and \./mine\.yaml",
+        ),
+        (
+            ["hf-jobs", f"search.storage={URL}", SHARE, "corpus.sources=[hub:a/b,./code]"],
+            r"machine, and \./code is one",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(
     place: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (place / "mine.yaml").write_text("study: mine\n")
+    (place / "code").mkdir()
     assert main(["launch", "--workers=2", *words]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (place / "runs").exists()

@@ -1,15 +1,19 @@
 """How studies stand: one that cannot be read is a row with its reason, and hides no other."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from codenas_hf.cli.main import main
-from codenas_hf.folders import Record
+from codenas_hf.engine.storage import StorageError, open_storage
+from codenas_hf.folders import Record, StudyFolder
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.status import status_table
-from codenas_hf.jobs.study import open_study
+from codenas_hf.jobs.study import open_study, write_settings
 from codenas_hf.strict_yaml import SettingsError, load
 
 SETTINGS = "study: {name}\nspace: tiny\n"
@@ -69,6 +73,41 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(runs: Path, capsys: pytest
     assert "unreadable" in shown
     assert main(["status", str(runs), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 8
+
+
+def test_settings_that_are_written_down_hold_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a study are read by others; what this process starts, and whoever asks later, has the environment."""
+    monkeypatch.setenv("CODENAS_STORAGE", "")
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = StudyFolder(tmp_path / "demo")
+    study.folder.mkdir()
+    for storage, kept in ((f"{url}?password=hunter22", "$CODENAS_STORAGE"), (url, url)):
+        write_settings(RunSettings.of(f"search.storage={storage}"), study)
+        assert "hunter22" not in study.settings.read_text()
+        assert load(RunSettings, study.settings).search.storage == kept
+    assert os.environ["CODENAS_STORAGE"] == f"{url}?password=hunter22"
+    monkeypatch.setenv("CODENAS_STORAGE", url)
+    assert open_storage("$CODENAS_STORAGE", folder=tmp_path).get_all_studies() == []
+    assert (tmp_path / "study.db").is_file()
+    monkeypatch.delenv("CODENAS_STORAGE")
+    with pytest.raises(StorageError, match="export CODENAS_STORAGE="):
+        open_storage("$CODENAS_STORAGE", folder=tmp_path)
+
+
+def test_a_winner_is_told_as_its_release_was_measured(finished_study: StudyFolder, tmp_path: Path) -> None:
+    """Three numbers of one model: not the quality after its last training beside the bytes of its trial."""
+    shutil.copytree(finished_study.folder, tmp_path / "demo")
+    winner = StudyFolder(tmp_path / "demo").winner
+    record = winner.read_record()
+    replace(record, release=replace(record.release, artifact_bytes=123456)).write(winner.folder)
+    (row,) = status_table(tmp_path).rows
+    known = winner.read_record().quantities()
+    assert {name: row[name] for name in ("artifact_bytes", "decode_ms", "bits_per_byte")} == {
+        "artifact_bytes": 123456, "decode_ms": known["decode_ms"], "bits_per_byte": record.measured.bits_per_byte,
+    }  # fmt: skip
+    winner.record.unlink()
+    (row,) = status_table(tmp_path).rows
+    assert row["artifact_bytes"] != 123456
 
 
 def test_plotting_a_damaged_study_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOURNAL_FILE = "study.journal"
+VARIABLE = "CODENAS_STORAGE"  # environment: the URL of a database, where it holds a password
+FROM_ENVIRONMENT = f"${VARIABLE}"  # stands for that URL in files and arguments
 _EXAMPLE = "such as postgresql+psycopg://user@host/database; leave it out for a journal file"
 _CONNECT_S = 10
 _TRIES = 5
@@ -47,7 +50,8 @@ def open_storage(
     """The storage at `url`, or the guarded journal file in `folder`.
 
     Args:
-        url: any Optuna storage URL, such as `postgresql+psycopg://user@host/database`; None means the journal.
+        url: any Optuna storage URL, such as `postgresql+psycopg://user@host/database`, or `$CODENAS_STORAGE` for the
+            one in the environment; None means the journal.
         folder: the folder of the search; created when missing.
         full_disk_wait_s: how long a write to the journal waits for space.
         lease_s: PostgreSQL ends a transaction whose process stood still for so long; else a frozen machine would hold
@@ -60,6 +64,12 @@ def open_storage(
     if url is None:
         folder.mkdir(parents=True, exist_ok=True)
         return GuardedJournal(folder / JOURNAL_FILE, full_disk_wait_s=full_disk_wait_s).open()
+    if url == FROM_ENVIRONMENT:
+        url = os.environ.get(VARIABLE)
+        if not url:
+            raise StorageError(
+                f"the study lies on a database whose URL, with its password, is in no file: export {VARIABLE}='...'"
+            )
     arguments: dict[str, Any] = {}
     try:
         if make_url(url).get_backend_name() == "postgresql":

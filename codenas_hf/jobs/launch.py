@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from ..engine.storage import shown_url
+from ..engine.storage import FROM_ENVIRONMENT, VARIABLE, shown_url
 from ..folders import StudyFolder, whole_file
 from ..hardware import VISIBLE, Hardware, visible_gpus
 from ..strict_yaml import SettingsError
 from .settings import RunSettings
 
-VARIABLE = "CODENAS_STORAGE"  # environment: the URL of the database, where it holds a password
 _STORAGE = "search.storage="
 _PATH = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"  # the environment that writes this
 
@@ -73,8 +72,8 @@ class Wanted:
 
     @property
     def secret(self) -> bool:
-        """Whether the URL holds a password, which is written into no file."""
-        return self.url is not None and shown_url(self.url) != self.url
+        """Whether the URL holds a password, which stands in no file and no argument."""
+        return self.url is not None and (self.url == FROM_ENVIRONMENT or shown_url(self.url) != self.url)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -83,9 +82,9 @@ class Wanted:
 
     def command(self, *, worker: bool) -> str:
         """One process, for a shell. The URL is in the environment where it holds a password."""
-        given = self.plain_words if self.secret else [*self.config_words, *self.words]
-        known = shlex.join(["codenas", "search", *(["--worker"] if worker else []), *given])
-        return f'{known} "{_STORAGE}${VARIABLE}"' if self.secret else known
+        secret = [*self.plain_words, f"{_STORAGE}{FROM_ENVIRONMENT}"]
+        given = secret if self.secret else [*self.config_words, *self.words]
+        return shlex.join(["codenas", "search", *(["--worker"] if worker else []), *given])
 
     @property
     def config_words(self) -> list[str]:
@@ -226,6 +225,12 @@ def hf_jobs(wanted: Wanted, folder: Path) -> Launch:
             "'search.storage=postgresql+psycopg://codenas:PASSWORD@db/codenas' with a password of your own; `db` is "
             "replaced by the name that the database has in the group of the jobs"
         )
+    here = [part for word in wanted.plain_words for part in re.split(r"[\[\],\s=]+", word) if _is_here(part)]
+    if here:
+        raise SettingsError(
+            f"HF Jobs do not see the files of this machine, and {here[0]} is one: give what a settings file says as "
+            "words, and text as hub:OWNER/NAME"
+        )
     script = f'''# /// script
 # requires-python = ">=3.11"
 # dependencies = ["{wanted.package or f"codenas-hf=={metadata.version('codenas-hf')}"}", "psycopg[binary]>=3.2"]
@@ -247,8 +252,8 @@ WORDS = {wanted.plain_words!r}
 
 if __name__ == "__main__":
     group = os.environ.get("HF_NETWORK_GROUP_PREFIX", "")
-    url = os.environ["{VARIABLE}"].replace("@db/", f"@{{group}}db/")
-    sys.exit(main(["search", *sys.argv[1:], *WORDS, f"{_STORAGE}{{url}}"]))
+    os.environ["{VARIABLE}"] = os.environ["{VARIABLE}"].replace("@db/", f"@{{group}}db/")
+    sys.exit(main(["search", *sys.argv[1:], *WORDS, "{_STORAGE}{FROM_ENVIRONMENT}"]))
 '''
     name, more = shlex.quote(str(folder / "search.py")), "".join(f" {option}" for option in wanted.options)
     database = (
@@ -273,6 +278,11 @@ WHERE: dict[str, Callable[[Wanted, Path], Launch]] = {"local": local, "slurm": s
 def _exported(wanted: Wanted) -> tuple[str, ...]:
     """What sets the URL where it must not be written down."""
     return (f"# the URL with its password, which is in no file\nexport {VARIABLE}='...'",) if wanted.secret else ()
+
+
+def _is_here(word: str) -> bool:
+    """Whether a word of the settings is a path of this machine."""
+    return ("/" in word or word.endswith((".yaml", ".json"))) and Path(word).expanduser().exists()
 
 
 def _hf_time(text: str) -> str:

@@ -80,8 +80,7 @@ def study_row(folder: Path) -> dict[str, Any]:
         "front": len(result.front),
     }
     if result.winner is not None and result.winner.evaluation is not None:
-        row |= {k: result.winner.evaluation.objectives[k] for k in ("artifact_bytes", "decode_ms")}
-        row |= {"bits_per_byte": _on_report_text(StudyFolder(folder).winner, result.winner)}
+        row |= _known_of(result.winner, release=StudyFolder(folder).winner)
     if not result.finished:
         ladder = from_mapping(LadderSettings, settings.get("search") or {}, where="search")
         left = _seconds_left(result, ladder, workers=max(1, running))
@@ -89,15 +88,21 @@ def study_row(folder: Path) -> dict[str, Any]:
     return row
 
 
-def _on_report_text(release: Release, winner: TrialRecord) -> float | None:
-    """Bits per byte of the winner's release, else of its trial, on the text that nothing was chosen by."""
+def _known_of(winner: TrialRecord, *, release: Release) -> dict[str, float | None]:
+    """What was measured of the winner's release, else of its trial; quality on the text that nothing chose by."""
+    assert winner.evaluation is not None
+    names = ("artifact_bytes", "decode_ms", "bits_per_byte")
     with contextlib.suppress(OSError, ValueError):
         record = release.read_record()
         searched = record.genome_id if record.squeezed is None else record.squeezed.genome_id
         if searched == winner.genome.genome_id and record.measured.bits_per_byte is not None:
-            return record.measured.bits_per_byte
-    found = winner.evaluation.measurements.get("report_bits_per_byte") if winner.evaluation else None
-    return None if found is None else float(found)
+            known = record.quantities()
+            return {name: known.get(name) for name in names}
+    values = {
+        **winner.evaluation.objectives,
+        "bits_per_byte": winner.evaluation.measurements.get("report_bits_per_byte"),
+    }
+    return {name: values[name] for name in names}
 
 
 def _seconds_left(result: SearchResult, ladder: LadderSettings, *, workers: int) -> float | None:
