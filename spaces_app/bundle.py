@@ -115,7 +115,7 @@ def main() -> None:
         "--model",
         action="append",
         default=[],
-        help="a Hub id, or a model folder to copy in (a page: the newest winner)",
+        help="a Hub id, or a model folder to copy in (a page: the newest one in runs/)",
     )
     parser.add_argument(
         "--web", action="store_true", help="a page for any static host, with one release folder's model"

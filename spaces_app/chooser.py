@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.folders.files import CONFIG, WINNER, read_json
-from codenas_hf.folders.places import Release, StudyFolder, default_model
+from codenas_hf.folders.places import Release, default_model
 from codenas_hf.folders.record import Record, RecordError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -44,7 +44,7 @@ class PlaygroundSettings:
     """What a launcher decides.
 
     Args:
-        runs: folder of local runs; `<runs>/*/winner` is offered.
+        runs: folder of local runs; the winners of its studies and the releases in it are offered.
         models: further folders or Hub ids that are offered.
         any_model: visitors may name any folder or Hub id. Only for a playground that nobody else reaches.
         trust_remote_code: code that comes with a model may run without asking again.
@@ -101,8 +101,7 @@ def find_models(settings: PlaygroundSettings) -> list[tuple[str, str]]:
 
     Sources are folders or Hub ids. Models in the local Hub cache are listed only where visitors may name any model.
     """
-    winners = [StudyFolder(folder).winner for folder in sorted(settings.runs.glob("*/"))]
-    found = [(_label(str(w.folder)), str(w.folder)) for w in winners if w.config.is_file()]
+    found = [(_label(str(own.folder)), str(own.folder)) for own in Release.all_in(settings.runs)]
     found += [(_label(source), source) for source in settings.models]
     if not found:
         with contextlib.suppress(FileNotFoundError):  # the package without its model

@@ -12,12 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerator import borrows_gpu
 from chooser import LoadedModel, ModelShelf, PlaygroundError, PlaygroundSettings
 
+from codenas_hf.folders import Release
 from codenas_hf.generation.decode import (
     FUNCTION_STOPS,
     SHIPPED,
@@ -208,7 +210,8 @@ class Completer:
             PlaygroundError: the model cannot be had, or cannot fill gaps.
         """
         loaded = self.shelf.load(source, consent=consent)
-        if prepared.suffix is not None and not supports_infilling(loaded.tokenizer):
+        able = supports_infilling(loaded.tokenizer) and Release(Path(source)).fills_gaps is not False
+        if prepared.suffix is not None and not able:
             raise PlaygroundError(
                 f"{loaded.name} was not trained to fill gaps. Remove {FILL} to continue the text instead, "
                 "or pick another model."

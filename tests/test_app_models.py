@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 import types
@@ -45,8 +46,17 @@ def ask(prompt: str, **wishes) -> completion.Prepared:
     return prepare(CompletionRequest(prompt=prompt, **wishes), settings=PlaygroundSettings())
 
 
-def test_choices_are_winners_then_named_models(runs: Path, tmp_path: Path) -> None:
+def test_choices_are_winners_then_what_was_trained_then_named_models(runs: Path, tmp_path: Path) -> None:
     (runs / "unfinished" / "winner").mkdir(parents=True, exist_ok=True)
+    trained = tmp_path / "runs" / "longer"
+    shutil.copytree(runs, trained.parent)
+    shutil.copytree(runs / "alpha" / "winner", trained)
+    (trained / "record.json").write_text("{}")
+    assert [label for label, _ in find_models(PlaygroundSettings(runs=trained.parent, any_model=False))] == [
+        "alpha (winner)",
+        "beta (winner)",
+        "longer",
+    ]
     settings = PlaygroundSettings(runs=runs, models=("owner/model", str(runs / "beta" / "winner")), any_model=False)
     labels = [label for label, _ in find_models(settings)]
     assert labels[:3] == ["alpha (winner)", "beta (winner)", "owner/model"]

@@ -258,7 +258,7 @@ def test_what_cannot_be_asked_is_said_before_anything_is_printed(
     assert message in error
 
 
-def test_a_prompt_alone_asks_the_newest_winner(
+def test_a_prompt_alone_asks_the_newest_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, str]] = []
@@ -282,6 +282,12 @@ def test_a_prompt_alone_asks_the_newest_winner(
         os.utime(winner / "config.json", (10**9 - at, 10**9 - at))
     assert main(["complete", prompt]) == 0
     assert capsys.readouterr().err == "model     newer/winner\n"
+    longer = tmp_path / "runs" / "longer"  # what `codenas train` leaves
+    longer.mkdir()
+    for file in ("settings.yaml", "config.json", "model.safetensors", "record.json"):
+        (longer / file).write_text("{}")
+    assert main(["complete", prompt]) == 0
+    assert capsys.readouterr().err == "model     runs/longer\n"
     assert main(["complete", "a model", prompt]) == 0
     models, prompts = zip(*asked, strict=True)
     assert set(prompts) == {prompt}

@@ -18,6 +18,8 @@ import uvicorn
 from evaluation_models import SPECIAL, TEXT, learn, tiny_model, tiny_tokenizer
 
 from codenas_hf.cli.main import main
+from codenas_hf.folders import Record
+from codenas_hf.folders.record import Start, Training
 from codenas_hf.generation.decode import SHIPPED, DecodeSettings, complete
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.torch_runtime import TorchRuntime
@@ -219,6 +221,20 @@ def test_a_model_without_a_gap_says_so() -> None:
             assert answer.status_code == 400
             assert "`suffix` needs a model trained to fill in the middle" in answer.json()["error"]["message"]
         assert running.post({"prompt": "x", "max_tokens": 2}).status_code == 200
+
+
+def test_a_model_that_never_saw_a_gap_says_so(tmp_path: Path) -> None:
+    """Its tokenizer has the tokens, as all of ours have; what the record says of its training decides."""
+    tokenizer = tiny_tokenizer()
+    model = OpenModel(str(tmp_path), TorchRuntime(tiny_model(tokenizer)), tokenizer)
+    gap = {"prompt": "<|fim_prefix|>x<|fim_suffix|>y<|fim_middle|>", "max_tokens": 2}
+    for rate, start, status in ((0.0, None, 400), (0.5, None, 200), (None, None, 200), (0.0, Start("a", "b"), 200)):
+        Record(training=Training(fim_rate=rate), start=start).write(tmp_path)
+        with served(model) as running:
+            for body in ({"prompt": "x", "suffix": "y", "max_tokens": 2}, gap):
+                answer = running.post(body)
+                assert answer.status_code == status, (rate, start)
+                assert status == 200 or "train with train.fim_rate=0.5" in answer.json()["error"]["message"]
 
 
 class Held(Runtime):

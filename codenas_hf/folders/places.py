@@ -49,18 +49,15 @@ def bundled_folder(name: str) -> Path:
 
 
 def default_model(runs: Path = Path("runs")) -> Path:
-    """The model that is meant where none is named: the newest winner of a folder of studies, else the bundled one.
+    """The model that is meant where none is named: the newest release in a folder of studies, else the bundled one.
 
     Args:
         runs: the folder of studies, there or not.
 
     Raises:
-        FileNotFoundError: no winner, and the package came without its model.
+        FileNotFoundError: no release, and the package came without its model.
     """
-    winners = [
-        winner for study in StudyFolder.all_in(runs) if (winner := study.winner).weights and winner.config.is_file()
-    ]
-    newest = max(winners, key=lambda winner: winner.config.stat().st_mtime, default=None)
+    newest = max(Release.all_in(runs), key=lambda release: release.config.stat().st_mtime, default=None)
     return bundled_folder(RELEASED) if newest is None else newest.folder
 
 
@@ -69,6 +66,14 @@ class Release:
     """A folder with one model, which `AutoModelForCausalLM` loads, and what is told of it."""
 
     folder: Path
+
+    @classmethod
+    def all_in(cls, runs: Path) -> list[Release]:
+        """Winners of the studies in a folder of runs, then what was trained or pruned there, both by name."""
+        folders = sorted(runs.glob("*/"))
+        found = [StudyFolder(folder).winner for folder in folders]
+        found += [cls(folder) for folder in folders if cls(folder).record.is_file()]
+        return [release for release in found if release.config.is_file() and release.weights]
 
     @classmethod
     def find(cls, path: Path) -> Release:
@@ -98,6 +103,17 @@ class Release:
                 f"{self.folder} is there already and holds no {RECORD}, so it is no release and is not replaced; "
                 "name a new folder"
             )
+
+    @property
+    def fills_gaps(self) -> bool | None:
+        """Whether its training held gaps to fill; None where that is not known."""
+        try:
+            record = self.read_record()
+        except (OSError, ValueError):
+            return None
+        rate = record.training.fim_rate
+        had_more = record.start is not None or record.squeezed is not None  # weights that know of an earlier training
+        return None if rate is None or (not rate and had_more) else rate > 0
 
     @property
     def config(self) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..generation import decode
-from .opening import OpenModel, RuntimeName, open_runtime
+from .opening import OpenModel, RuntimeName, check_gaps, open_runtime
 
 if TYPE_CHECKING:  # torch
     from ..generation.loading import LoadedModel
@@ -43,6 +43,8 @@ def stream(
     )
     if isinstance(model, (str, Path)):
         model = open_runtime(model, runtime=runtime, device=device, trust_remote_code=trust_remote_code)
+    if suffix is not None:
+        check_gaps(model.name)
     reader = model.runtime if isinstance(model, OpenModel) else model.model
     return decode.stream(reader, model.tokenizer, prompt, settings=settings, suffix=suffix)
 

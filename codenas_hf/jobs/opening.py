@@ -81,6 +81,19 @@ def named_model(model: str | None, *, say: Callable[[str], None]) -> str | Path:
     return found
 
 
+def check_gaps(name: str) -> None:
+    """Refuses a model that was trained without gaps: its tokenizer has the tokens for them, but it never saw them.
+
+    Raises:
+        ValueError: says how one is trained.
+    """
+    if Release(Path(folder_of(name))).fills_gaps is False:
+        raise ValueError(
+            f"`suffix` needs a model trained to fill in the middle, and {name} was not: leave `suffix` out, or train "
+            "with train.fim_rate=0.5"
+        )
+
+
 def gguf_of(model: Path) -> Path | None:
     """The GGUF file that a path means: itself, what a release ships, or the only one of a folder; None for none."""
     if model.is_file():

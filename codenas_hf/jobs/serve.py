@@ -33,7 +33,7 @@ from starlette.types import Receive, Scope, Send
 from ..folders.files import WINNER
 from ..generation.decode import Completion, DecodeSettings, split_gap, stream
 from .asked import Asked, read_request
-from .opening import OpenModel
+from .opening import OpenModel, check_gaps
 
 _HOSTS = ["127.0.0.1", "localhost"]
 _BODY_SECONDS = 10.0  # for a client to send what it asks for
@@ -190,6 +190,8 @@ class _Server:
             tokenizer, suffix = self.model.tokenizer, asked.suffix
             if suffix is None:
                 prompt, suffix = split_gap(tokenizer, prompt)
+            if suffix is not None:
+                check_gaps(self.model.name)
             pieces = stream(self.model.runtime, tokenizer, prompt, settings=settings, suffix=suffix, sample=sample)
             while True:
                 try:
