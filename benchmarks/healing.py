@@ -48,7 +48,7 @@ SHOWN = (
     "interval",
     "cost",
     "cost_interval",
-    "minutes",
+    "core_minutes",
 )
 
 

@@ -162,7 +162,7 @@ def test_a_release_says_how_it_was_made_not_another_way(run: StudyFolder, tmp_pa
         commands += [line for line in card_of(release).text.splitlines() if line.startswith("codenas ")]
     assert commands == [
         'codenas train demo --budget "40 steps" --config demo/settings.yaml',
-        'codenas train a --fine-tune --budget "9 steps" --config demo/settings.yaml',
+        'codenas train start --fine-tune --budget "9 steps" --config demo/settings.yaml',
     ]
     assert "codenas search --config demo/settings.yaml" in card_of(run.winner).text
 

@@ -71,7 +71,11 @@ def test_accelerate_files_are_read(path: Path) -> None:
     assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
 
 
-def test_config_names() -> None:
+def test_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert config_path("mine.yaml", kind="spaces") == Path("mine.yaml"), "a file here needs no ./ before it"
+    assert config_path("tiny", kind="spaces") == config_path("spaces/tiny") == CONFIGS / "spaces" / "tiny.yaml"
     assert config_path("smoke") == config_path("smoke.yaml") == CONFIGS / "smoke.yaml"
     assert config_path(CONFIGS / "smoke.yaml") == CONFIGS / "smoke.yaml"
     with pytest.raises(SettingsError, match=r"no settings file spaces/tinny; there are .*spaces/tiny"):

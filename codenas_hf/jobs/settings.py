@@ -25,8 +25,12 @@ _OF_A_MACHINE = ("folder", "device", "corpus.archives", "train.precision")
 _PACKAGE = Path(__file__).parents[1]
 
 
-def config_path(name: str | Path) -> Path:
-    """A file of `configs/`: a path as given, or a name such as `spaces/tiny`.
+def config_path(name: str | Path, *, kind: str = "") -> Path:
+    """A file of `configs/`: a path as given, or a name such as `cpu`.
+
+    Args:
+        name: the path or the name.
+        kind: the folder of `configs/` that a name is looked for in, such as `spaces`.
 
     In a clone the folder stands beside the package, in an installed wheel inside it.
 
@@ -36,6 +40,7 @@ def config_path(name: str | Path) -> Path:
     given = Path(name)
     if given.is_file():
         return given
+    given = kind / given
     roots = [root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()]
     for root in roots:
         for candidate in (root / given, root / f"{given}.yaml"):
@@ -43,7 +48,7 @@ def config_path(name: str | Path) -> Path:
                 return candidate
     folder = given.parent
     known = sorted(str(folder / p.stem) for root in roots for p in (root / folder).glob("*.yaml"))
-    raise SettingsError(f"no settings file {name}; " + (f"there are {', '.join(known)}" if known else "give a path"))
+    raise SettingsError(f"no settings file {given}; " + (f"there are {', '.join(known)}" if known else "give a path"))
 
 
 def _search_time(layers: Iterable[Mapping[str, Any]]) -> Any:

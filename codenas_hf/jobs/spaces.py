@@ -22,7 +22,7 @@ SHIPPED = ("tiny", "medium", "large")  # by size; `large_free` is for those who 
 
 def load_space(name: str) -> SearchSpace:
     """A search space by the name of its file in configs/spaces, or by path; without limits."""
-    return SearchSpace.from_yaml(config_path(name if "/" in name else f"spaces/{name}"))
+    return SearchSpace.from_yaml(config_path(name, kind="spaces"))
 
 
 class SqueezeGenomes:
@@ -33,7 +33,7 @@ class SqueezeGenomes:
 
 def recorded_space(name: str) -> Any:
     """What rebuilds the genomes of a study's record: its space, or that of squeezes."""
-    path = config_path(name if "/" in name else f"spaces/{name}")
+    path = config_path(name, kind="spaces")
     return SqueezeGenomes() if "neuron_shares" in read_yaml(path) else load_space(name)
 
 
