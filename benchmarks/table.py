@@ -152,8 +152,8 @@ def region() -> str:
 def everything() -> str:
     """docs/benchmarks.md."""
     head = "# Benchmarks\n\nMade by `python -m benchmarks.table` from `benchmarks/results/*.json`, each of which"
-    head += " `python -m benchmarks.<name>` writes; `main_job --time` writes search_time, `search_table --latency`\n"
-    head += "table_latency, `workers --processes 64` workers_shared and `quality` quality_4mb.\n"
+    head += " `python -m benchmarks.<name>`\nwrites; `main_job --time` writes search_time, `search_table --latency`"
+    head += " table_latency, `workers --processes 64`\nworkers_shared and `quality` quality_4mb.\n"
     return "\n".join([head, *(section(data) for data in results())])
 
 
