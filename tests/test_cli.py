@@ -292,7 +292,7 @@ def test_a_prompt_alone_asks_the_newest_model(
     models, prompts = zip(*asked, strict=True)
     assert set(prompts) == {prompt}
     assert Path(models[0]).name == "codenas-py-4mb"
-    assert models[1:] == (str(Path("runs/newer/winner")), "a model")
+    assert models[1:] == (str(Path("runs/newer/winner")), str(Path("runs/longer")), "a model")
 
 
 def test_a_study_stands_for_its_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

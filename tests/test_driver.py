@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from integer_space import Confirm, Evaluate, IntegerSpace, Keeping, Passes, Point
 from rich.console import Console
+from test_workers import answered
 
 from codenas_hf.engine import (
     Evaluation,
@@ -152,6 +153,26 @@ def test_failures_are_records_and_the_search_goes_on(tmp_path: Path, spoil: str)
     }[spoil]
     assert all(expected in (record.failure or "") for record in spoilt)
     assert result.winner is not None
+
+
+def test_what_ends_together_with_a_full_disk_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, log = driver.Pool.poll, tmp_path / "log"
+
+    def when_all_have_answered(pool: driver.Pool, timeout: float) -> Any:
+        answered(pool)
+        return real(pool, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Pool, "poll", when_all_have_answered)
+        with pytest.raises(OSError, match="the disk is full"):
+            search(tmp_path / "s", Evaluate(spoil="full disk", log=log))
+    states = [record.state for record in SearchResult.open(tmp_path / "s", space=SPACE).records]
+    lines = log.read_text().splitlines()
+    assert states.count("complete") == len(lines) > 0
+    assert "running" not in states
+    result = search(tmp_path / "s", Evaluate(log=log))
+    lines = [" ".join(line.split()[:3]) for line in log.read_text().splitlines()]
+    assert len(lines) == len(set(lines)) == len(result.records)
 
 
 def test_limits_decide_who_may_win(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from integer_space import IntegerSpace, Point
 from test_evolution import OBJECTIVES, distance_from_front, some_records
 
 from codenas_hf.engine.evolution import RandomPolicy
-from codenas_hf.engine.gaussian import GaussianProcess
+from codenas_hf.engine.gaussian import GaussianProcess, _covariance
 from codenas_hf.engine.guided import GuidedPolicy
 from codenas_hf.engine.improvement import expected_improvement
 from codenas_hf.engine.objectives import Objectives
@@ -62,6 +62,34 @@ def test_expected_improvement_is_the_mean_of_real_improvements(objectives: int) 
         assert gains[at] == pytest.approx(np.mean(volumes) - before, rel=0.06, abs=1e-6)
 
 
+def test_points_that_are_dominated_change_no_gain_however_many_they_are() -> None:
+    rng = np.random.default_rng(0)
+    front, reference = rng.dirichlet(np.ones(3), 12), np.full(3, 1.2)
+    worse = np.minimum(front[rng.integers(12, size=600)] + 0.1 * rng.random((600, 3)), 1.1)
+    mean, deviation, known = rng.random(30) * 0.3, np.full(30, 0.05), rng.random((30, 2)) * 0.5
+
+    def gains(points: Any) -> Any:
+        return expected_improvement(mean, deviation, known, front=points, reference=reference)
+
+    assert gains(np.vstack([worse, front, front])) == pytest.approx(gains(front), rel=1e-9)
+
+
+def test_members_of_a_very_large_front_still_cover_what_is_theirs() -> None:
+    """Else a batch would take the twin of somebody that it has chosen."""
+    rng = np.random.default_rng(0)
+    front, reference = rng.dirichlet(np.ones(3), 300), np.full(3, 1.1)
+    again = expected_improvement(front[:, 0], np.full(300, 1e-9), front[:, 1:], front=front, reference=reference)
+    whole = hypervolume(front, reference=reference)
+    alone = [whole - hypervolume(np.delete(front, at, axis=0), reference=reference) for at in range(300)]
+    assert again.sum() < 0.2 * sum(alone)
+    better = expected_improvement(
+        front[:, 0] - 0.05, np.full(300, 1e-9), front[:, 1:], front=front, reference=reference
+    )
+    real = [hypervolume(np.vstack([front, p - [0.05, 0, 0]]), reference=reference) - whole for p in front]
+    assert (better >= np.array(real) - 1e-9).all(), "a coarser grid only makes gains look larger"
+    assert better.sum() < 1.1 * sum(real)
+
+
 def test_no_front_and_points_beyond_the_reference_are_fine() -> None:
     none = np.zeros((0, 2))
     gain = expected_improvement(np.array([0.5, 2.0]), np.full(2, 1e-9), np.array([[0.5], [0.5]]), front=none,
@@ -100,6 +128,44 @@ def test_what_waits_is_not_proposed_beside_itself() -> None:
     pending = [TrialRecord(number=-1, genome=g, rung=0, state="waiting") for g in first]
     second = policy.propose([*records, *pending], space=SPACE, n=8, rng=np.random.default_rng(1))
     assert not {g.genome_id for g in first} & {g.genome_id for g in second}
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.2, 1.0])
+def test_how_sure_a_model_will_be_is_known_before_it_is(mix: float) -> None:
+    """What three observations will leave uncertain is what a process that has them as well says."""
+    rng = np.random.default_rng(0)
+    seen, asked = rng.normal(size=(12, 3)), rng.normal(size=(9, 3))
+
+    def process(points: Any) -> GaussianProcess:
+        covariance = _covariance(points, points, mix=mix, length=1.5) + 0.01 * np.eye(len(points))
+        factor = np.linalg.cholesky(covariance)
+        return GaussianProcess(
+            np.zeros(3), np.ones(3), points, mix, 1.5, np.zeros(len(points)), factor, 0.0, variance=4.0, noise=0.01
+        )
+
+    outlook = process(seen).outlook(asked)
+    assert outlook.deviation == pytest.approx(process(seen).predict(asked)[1])
+    for at in (4, 0, 7):
+        outlook.observe(at)
+    assert outlook.deviation == pytest.approx(process(np.vstack([seen, asked[[4, 0, 7]]])).predict(asked)[1])
+
+
+def test_a_batch_is_not_one_genome_and_its_copies() -> None:
+    """Most genes of a real space hardly matter: what differs in nothing else is learned with its like."""
+
+    class Copies(KnownSpace):
+        def known_objectives(self, genome: Point) -> Mapping[str, float]:
+            return {"b": float(genome.x)}
+
+    rng, space = np.random.default_rng(0), Copies()
+    records = []
+    for number in range(20):
+        point = Point(3 * number % 32, int(rng.integers(32)))
+        value = {"a": 30.0 - point.x + 3 * float(rng.normal()), "b": float(point.x)}
+        records.append(TrialRecord(number, point, 0, "complete", evaluation=Evaluation(objectives=value)))
+    policy = GuidedPolicy(objectives=OBJECTIVES, explore=0.0)
+    batches = [policy.propose(records, space=space, n=12, rng=np.random.default_rng(seed)) for seed in range(4)]
+    assert min(len({genome.x for genome in batch}) for batch in batches) >= 10  # 4 where the others stay as unsure
 
 
 def test_before_enough_is_known_genomes_are_spread() -> None:

@@ -98,7 +98,8 @@ def test_a_release_is_cut_in_steps_and_is_a_release_again(
     card = model_card(half, repo_id="someone/half", layers=layers).text
     assert "from the release `first`" in card
     assert "cut to" in card
-    assert "codenas prune first --to 0.5" in card
+    assert "It began with the release `first`" in card
+    assert "codenas prune start --to 0.5" in card
 
 
 def test_shapes_are_the_largest_within_a_number_of_parameters() -> None:

@@ -228,7 +228,12 @@ def test_a_model_that_never_saw_a_gap_says_so(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     model = OpenModel(str(tmp_path), TorchRuntime(tiny_model(tokenizer)), tokenizer)
     gap = {"prompt": "<|fim_prefix|>x<|fim_suffix|>y<|fim_middle|>", "max_tokens": 2}
-    for rate, start, status in ((0.0, None, 400), (0.5, None, 200), (None, None, 200), (0.0, Start("a", "b"), 200)):
+    for rate, start, status in (
+        (0.0, None, 400),
+        (0.5, None, 200),
+        (None, None, 200),
+        (0.0, Start(folder="a", weights="b"), 200),
+    ):
         Record(training=Training(fim_rate=rate), start=start).write(tmp_path)
         with served(model) as running:
             for body in ({"prompt": "x", "suffix": "y", "max_tokens": 2}, gap):

@@ -140,6 +140,7 @@ def test_a_model_that_is_too_sure_of_itself_admits_it() -> None:
 
 
 THREE = (Rung(0, Budget("steps", 10), keep=4), Rung(1, Budget("steps", 30), keep=2), Rung(2, Budget("steps", 90)))
+UNTRAINED = (Rung(0, Budget("steps", 0), keep=3), Rung(1, Budget("steps", 90)))
 
 
 @pytest.mark.parametrize("rungs", [SETTINGS.rungs, THREE])
@@ -162,9 +163,36 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(rungs: tup
     assert all(r.forecast is None for r in plain.records)
 
 
-@pytest.mark.parametrize("writes", [7, 23])
-def test_a_restart_between_any_two_writes_changes_nothing(writes: int, tmp_path: Path) -> None:
-    dies_between_writes(dataclasses.replace(ADAPTIVE, generations=4, lag=(1, 2)), writes, tmp_path / "j")
+@pytest.mark.parametrize(("writes", "rungs"), [(7, SETTINGS.rungs), (23, SETTINGS.rungs), (23, UNTRAINED)])
+def test_a_restart_between_any_two_writes_changes_nothing(
+    writes: int, rungs: tuple[Rung, ...], tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(ADAPTIVE, generations=4, lag=(1, 2), rungs=rungs)
+    dies_between_writes(settings, writes, tmp_path / "j")
+
+
+def test_after_a_rung_without_training_what_training_brings_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squeeze scores a cut parent as it is first; no power law begins there."""
+
+    def broken_at_first(genome: Any, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        evaluation = Evaluate()(genome, rung, previous)
+        worse = {"a": evaluation.objectives["a"] + 20 * (rung.index == 0)}
+        return dataclasses.replace(evaluation, objectives={**evaluation.objectives, **worse})
+
+    monkeypatch.setattr("test_study.Evaluate", lambda: broken_at_first)
+    settings = dataclasses.replace(ADAPTIVE, rungs=UNTRAINED, generations=10)
+    snapshot = searched(study_in(InMemoryStorage(), settings), settings, workers=2, order=0)
+    above = snapshot.rungs[1]
+    assert all(r.forecast is not None and np.isfinite(list(r.forecast.values())).all() for r in above)
+    missed = [
+        (r.generation, r.forecast["mean"] - r.evaluation.objectives["a"])
+        for r in above
+        if r.forecast is not None and r.evaluation is not None
+    ]
+    assert all(far > 19 for generation, far in missed if generation == 0)
+    late = [abs(far) for generation, far in missed if generation > 5]
+    assert late
+    assert np.median(late) < 1
 
 
 def test_raising_the_generations_goes_on_as_if_it_had_been_so_from_the_start() -> None:

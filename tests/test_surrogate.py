@@ -6,7 +6,7 @@ from integer_space import Evaluate, IntegerSpace, Point
 from test_evolution import OBJECTIVES, RUNGS, distance_from_front, some_records
 
 from codenas_hf.engine.evolution import RandomPolicy
-from codenas_hf.engine.records import Evaluation, TrialRecord
+from codenas_hf.engine.records import Evaluation, Genome, TrialRecord
 from codenas_hf.engine.surrogate import Features, Ridge, Screened
 
 SPACE = IntegerSpace()
@@ -99,6 +99,16 @@ def test_nothing_is_screened_before_enough_is_known() -> None:
     expected = RandomPolicy().propose(records, space=SPACE, n=4, rng=np.random.default_rng(0))
     assert screened.propose(records, space=SPACE, n=4, rng=np.random.default_rng(0)) == expected
     assert Evaluate()(Point(1, 1), RUNGS[0], None).objectives
+
+
+def test_where_nothing_is_proposed_nothing_is_screened() -> None:
+    class Silent(RandomPolicy):
+        def propose(self, *known: object, **named: object) -> list[Genome]:
+            return []
+
+    for policy, n in ((Silent(), 6), (RandomPolicy(), 0)):
+        screened = Screened(policy=policy, objectives=OBJECTIVES)
+        assert screened.propose(some_records(), space=SPACE, n=n, rng=np.random.default_rng(0)) == []
 
 
 def test_errors() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,30 @@ def test_a_full_disk_is_no_failure_of_the_candidate(pools: Any) -> None:
     with pytest.raises(OSError, match="the disk is full"):
         drain(pool)
     assert pool.close() == ("task",)
+
+
+@pytest.mark.parametrize("tasks", [(3, 4), (4, 3)])
+def test_what_ends_together_with_a_full_disk_comes_back_before_the_error(pools: Any, tasks: tuple[int, int]) -> None:
+    pool = pools(Evaluate(spoil="full disk"), workers=2)
+    for x in tasks:
+        pool.start(x, Point(x, 0), rung=RUNG, previous=None)
+    answered(pool)
+    (outcome,) = pool.poll(1.0)
+    assert outcome.task == 4
+    assert outcome.evaluation is not None
+    assert pool.free == 0, "nothing is started that would be killed at once"
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is full"):
+            pool.poll(1.0)
+    assert pool.close() == (3,)
+
+
+def answered(pool: Pool) -> None:
+    """Waits until all children have answered."""
+    deadline = time.monotonic() + 60
+    while len(wait([child.connection for child in pool._busy], 0)) < len(pool.busy):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -242,11 +242,12 @@ class _Search:
         try:
             yield pool
         finally:
-            for claim in pool.close():
+            steps: list[Callable[[], None]] = [partial(self.study.release, claim) for claim in pool.close()]
+            for step in [self._record_all, *steps]:  # whatever ended the search: what is finished is kept
                 try:
-                    self.study.release(claim)
+                    step()
                 except (OSError, *SERVER_ERRORS) as error:  # what ended the search may be the storage itself
-                    logger.warning("A trial was not given back to the queue, the next start does that: %s", error)
+                    logger.warning("A trial was not recorded or given back, the next start does it again: %s", error)
 
     def _work(self, pool: Pool, turn: Callable[[Pool], bool]) -> None:
         """Takes turns until one says that nothing is left to do; waits for a server that is away."""
@@ -388,9 +389,8 @@ class _Search:
         discard = getattr(self.evaluator, "discard", None)
         if discard is None:
             return
-        for record, evaluation in superseded(
-            snapshot, confirming=self.confirm is not None, objectives=self.objectives
-        ):
+        found = superseded(snapshot, confirming=self.confirm is not None, objectives=self.objectives)
+        for record, evaluation in found:
             if (record.rung, record.number) in self.discarded:
                 continue
             self.discarded.add((record.rung, record.number))

@@ -89,6 +89,14 @@ class GaussianProcess:
         variance = _self_covariance(points, mix=self.mix) - (explained**2).sum(axis=0)
         return self.offset + cross @ self.solved, np.sqrt(self.variance * np.maximum(variance, 0.0))
 
+    def outlook(self, inputs: Floats) -> Outlook:
+        """What further observations at some of `[n, features]` would leave uncertain at all of them."""
+        points = (inputs - self.centre) / self.scale
+        cross = _covariance(points, self.points, mix=self.mix, length=self.length)
+        explained = np.asarray(np.linalg.solve(self.factor, cross.T), dtype=np.float64)
+        variance = _self_covariance(points, mix=self.mix) - (explained**2).sum(axis=0)
+        return Outlook(self, points, explained, variance)
+
     def candour(self) -> float:
         """How many times larger its errors at points left out are than it says, 1 or more.
 
@@ -97,6 +105,39 @@ class GaussianProcess:
         precision = np.square(np.linalg.inv(self.factor)).sum(axis=0)  # the diagonal of (K + noise)^-1
         errors = self.solved / np.sqrt(precision * (self.variance + 1e-300))
         return max(1.0, float(np.sqrt(np.square(errors).mean())))
+
+
+@dataclass
+class Outlook:
+    """The uncertainty of a process at some points while more of them are going to be observed.
+
+    How uncertain a Gaussian process will be does not depend on what will be observed there, only on where.
+
+    Args:
+        process: the fitted one.
+        points: standardised, `[n, features]`.
+        explained: what the training points and those observed since explain of them, `[k, n]`.
+        variance: what is left, in units of the process's, `[n]`.
+    """
+
+    process: GaussianProcess
+    points: Floats
+    explained: Floats
+    variance: Floats
+
+    @property
+    def deviation(self) -> Floats:
+        """Standard deviation of the function without noise, `[n]`."""
+        return np.asarray(np.sqrt(self.process.variance * np.maximum(self.variance, 0.0)))
+
+    def observe(self, at: int) -> None:
+        """One of the points will be observed, with noise."""
+        own = self.process
+        joint = _covariance(self.points, self.points[at : at + 1], mix=own.mix, length=own.length)[:, 0]
+        joint = joint - self.explained.T @ self.explained[:, at]
+        told = joint / np.sqrt(max(self.variance[at], 0.0) + own.noise)
+        self.explained = np.vstack([self.explained, told])
+        self.variance = self.variance - told**2
 
 
 def _covariance(first: Floats, second: Floats, *, mix: float, length: float) -> Floats:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .evolution import draw_new
-from .gaussian import GaussianProcess
+from .gaussian import GaussianProcess, Outlook
 from .improvement import expected_improvement
 from .objectives import Objectives
 from .pareto import Floats, survival_order
@@ -146,22 +146,26 @@ class GuidedPolicy:
         return [genome for key, genome in met.items() if key not in taken and space.validate(genome) is None]
 
     def _batch(self, model: Model, pool: Sequence[Genome], records: Sequence[TrialRecord], *, n: int) -> list[Genome]:
-        """Greedily the genomes that add most; what was chosen counts as if it came out as predicted."""
+        """Greedily the genomes that add most; what was chosen counts as if it came out as predicted.
+
+        It makes the model surer of what is like it (Ginsbourger et al. 2010, the Kriging believer,
+        https://doi.org/10.1007/978-3-642-10701-6_6): without that a batch is one good genome and its near copies.
+        """
         if not pool or n < 1:
             return []
         waiting = [r.genome for r in records if r.rung == 0 and r.state in ("waiting", "running")]
-        points, deviation = model.predict(pool)
-        front = model.seen
-        if waiting:
-            front = np.vstack([front, model.predict(waiting)[0]])
+        points, _ = model.predict([*pool, *waiting])
+        outlook = model.outlook([*pool, *waiting])
+        for at in range(len(pool), len(points)):
+            _observe(outlook, at)
+        front = np.vstack([model.seen, points[len(pool) :]])
         reference = model.reference(self.reference)
         lowest = 0.05 * (np.ptp(model.seen[:, 0]) + 1e-12)  # the mean counts, however sure the model is of itself
-        deviation = np.maximum(deviation, 0.01 * lowest)
 
         def gain(rows: Any) -> Floats:
-            return expected_improvement(
-                points[rows, 0], deviation[rows], points[rows, 1:], front=front, reference=reference
-            )
+            spread = np.zeros(len(rows)) if outlook is None else outlook.deviation[rows]
+            spread = np.maximum(spread, 0.01 * lowest)
+            return expected_improvement(points[rows, 0], spread, points[rows, 1:], front=front, reference=reference)
 
         gains = np.concatenate([gain(part) for part in np.array_split(np.arange(len(pool)), max(1, len(pool) // 256))])
         chosen: list[int] = []
@@ -177,6 +181,7 @@ class GuidedPolicy:
             chosen.append(at)
             gains[at] = -np.inf
             front = np.vstack([front, points[at]])
+            _observe(outlook, at)
         return [pool[at] for at in chosen]
 
 
@@ -229,6 +234,13 @@ class Model:
                 deviation = spread
         return np.stack([columns[name] for name in self.order], axis=1), deviation
 
+    def outlook(self, genomes: Sequence[Genome]) -> Outlook | None:
+        """The uncertainty of the first objective while some of the genomes are going to be evaluated; None without."""
+        if not self.learned:
+            return None
+        inputs = np.hstack([self.features.plain(genomes), _known(self.space, genomes, self.objectives)])
+        return self.learned[self.order[0]].outlook(inputs)
+
     def optimistic(self, genomes: Sequence[Genome]) -> Floats:
         """What a genome may reach: the mean less one standard deviation."""
         points, deviation = self.predict(genomes)
@@ -243,6 +255,11 @@ class Model:
             value = given.get(name, self.objectives.limits.get(name))
             corner.append(float(worst[at]) if value is None else self.objectives.scaled(name, value))
         return np.array(corner)
+
+
+def _observe(outlook: Outlook | None, at: int) -> None:
+    if outlook is not None:
+        outlook.observe(at)
 
 
 def _lifted(

@@ -58,7 +58,8 @@ class Standing:
         reached: evaluated trials at the last rung.
         below: evaluated trials of earlier generations at the candidates' rung, whose genomes are in `reached`.
         pending: others of them, that were sent on and whose outcome may not be read yet.
-        ratio: of the last budget to that of the candidates' rung.
+        ratio: of the last budget to that of the candidates' rung; 1 where that rung trains nothing, so that what
+            training brings is learned from `reached` alone.
         frame: the study's fixed points.
         improves: the objective that training improves.
     """

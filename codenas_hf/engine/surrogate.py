@@ -154,6 +154,8 @@ class Screened:
         if len(known) < self.least:
             return self.policy.propose(records, space=space, n=n, rng=rng)
         proposals = self.policy.propose(records, space=space, n=n * self.factor, rng=rng)
+        if not proposals:
+            return []
         genomes = [record.genome for record in known]
         features = Features.of([*genomes, *proposals])
         targets = self.objectives.matrix([record.evaluation for record in known if record.evaluation is not None])

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -121,14 +122,15 @@ class Pool:
         self._busy: list[_Child] = []
         self._spare: list[_Child] = []
         self._dying: list[_Child] = []
+        self._full: OSError | None = None
         _start_server(self._environment)
         for _ in range(workers):
             self._add_spare()
 
     @property
     def free(self) -> int:
-        """How many more tasks can be started now."""
-        return self._workers - len(self._busy)
+        """How many more tasks can be started now; none once the disk was full."""
+        return 0 if self._full else self._workers - len(self._busy)
 
     @property
     def busy(self) -> tuple[Any, ...]:
@@ -148,12 +150,14 @@ class Pool:
         """Waits at most `timeout` seconds for an outcome; returns those that are there, in the order of starting.
 
         Raises:
-            OSError: an evaluation met a full disk; its task still counts as running.
+            OSError: an evaluation met a full disk, and what was there beside it is returned already; its task still
+                counts as running.
         """
+        if self._full is not None:
+            raise self._full
         self._bury()
         if not self._busy:
-            if timeout > 0:
-                time.sleep(timeout)
+            time.sleep(max(0.0, timeout))
             return []
         now = time.monotonic()
         nearest = min(child.deadline for child in self._busy) - now
@@ -211,10 +215,8 @@ class Pool:
         child.task, child.job, child.kills = task, job, kills
         child.deadline = time.monotonic() + (self._limits.seconds or math.inf)
         before = [dying.process.pid for dying in self._dying]  # it waits, not we, until their memory and GPU are free
-        try:
+        with suppress(OSError):  # it died while it waited; poll finds it
             child.connection.send((before, *job))
-        except OSError:  # it died while it waited; poll finds it
-            pass
         self._busy.append(child)
 
     def _collect(self, child: _Child) -> Outcome | None:
@@ -225,10 +227,11 @@ class Pool:
         _kill(child)  # it has said all; what it may have started goes with it
         if kind == "full disk":  # no fault of the candidate: it must be evaluated again
             self._busy.append(child)
-            raise OSError(
+            self._full = OSError(  # for the next poll: this one may have outcomes
                 errno.ENOSPC,
                 f"the disk is full ({text}): free some space and run the same command again, nothing is lost",
             )
+            return None
         self._dying.append(child)
         if kind == "failure":
             return Outcome(child.task, None, text)
@@ -354,10 +357,8 @@ def _die_with_the_rank() -> None:
     The kernel kills a child whose server died, and the server ends with its rank; but that is Linux only, and lost if
     the server died before this line. The thread sees the rank's end of a pipe close.
     """
-    try:
+    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):
-        pass
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -371,10 +372,8 @@ def _die_with_the_rank() -> None:
 def _kill(child: _Child) -> None:
     pid = child.process.pid
     for kill in (os.killpg, os.kill):  # the group exists only once the child has made it
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
 
 
 def _end(child: _Child) -> None:

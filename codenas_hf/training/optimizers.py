@@ -82,7 +82,7 @@ class Optimizers:
         for optimizer in self.all:
             optimizer.step()
         for parameter in self._centred:
-            parameter -= parameter.mean(0)
+            parameter.sub_(parameter.mean(0))
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
