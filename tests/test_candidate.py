@@ -173,6 +173,10 @@ def test_the_configuration_promises_the_context_that_was_trained(evaluator: Cand
     for rows in (16, 64):
         with pytest.raises(ValueError, match=rf"learns {rows} positions, but training rows have 32 tokens"):
             new_model(replace(learned, max_position_embeddings=rows), settings=evaluator.settings, **arguments)
+    with pytest.raises(ValueError, match=r"learns 32 positions, but `candidate\.window_tokens` is 33: expected"):
+        new_model(learned, settings=replace(evaluator.settings, window_tokens=33), **arguments)
+    assert new_model(learned, settings=replace(evaluator.settings, window_tokens=32), **arguments)
+    assert new_model(GENOME, settings=replace(evaluator.settings, window_tokens=64), **arguments), "no table is left"
 
 
 def test_the_same_candidate_gives_the_same_numbers(evaluator: CandidateEvaluator, tmp_path: Path) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from evaluation_models import tiny_model, tiny_tokenizer
 
-from codenas_hf.generation.decode import DecodeSettings
+from codenas_hf.generation.decode import FUNCTION_STOPS, DecodeSettings
+from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.suite import code_tasks, task_files
 from codenas_hf.suite.code_tasks import Answer, answer_tasks, check_answer, pass_rates, unsound
 from codenas_hf.suite.task_files import (
@@ -261,6 +265,44 @@ def test_runs_go_on_where_they_ended(tasks, tmp_path, monkeypatch):
     assert calls == [1, 2, 2, 2, 1]
     more = answer_tasks(model, tokenizer, changed, settings=settings, folder=tmp_path, num_samples=2)
     assert [answer.sample for answer in more] == [0, 1, 0, 1]
+
+
+class Scripted(Runtime):
+    """Answers every prompt with the same text."""
+
+    def __init__(self, tokenizer: Any, answer: str) -> None:
+        super().__init__("scripted", context_tokens=None)
+        self.size, self.ids = len(tokenizer), [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
+        self.before: list[int] = []
+        self.at = 0
+
+    def logits(self, token_ids: Sequence[int]) -> Any:
+        self.at = self.at + 1 if list(token_ids[:-1]) == self.before else 0
+        self.before = list(token_ids)
+        return np.eye(self.size, dtype=np.float32)[self.ids[self.at]]
+
+
+def test_an_answer_to_mbpp_is_whole_functions(tmp_path):
+    """Its prompt is a docstring alone, so a `def` begins the answer, where it ends one to HumanEval."""
+    row = {**MBPP_ROWS[0], "test_list": ["assert add(1, 2) == 3"], "code": "def add(a, b):\n    return a + b\n"}
+    (task,) = read_task_file(write(tmp_path / "mbpp.jsonl", row)).tasks
+    assert "def" not in task.prompt
+    whole = "\ndef twice(n):\n    return n\n\n\ndef add(a, b):\n    return twice(a) + b\n"
+    tokenizer = tiny_tokenizer()
+    runtime, model = Scripted(tokenizer, whole + "\nassert add(1, 2) == 4\n"), tiny_model(tokenizer)
+
+    def answered(**settings: Any) -> Answer:
+        wanted = DecodeSettings(max_new_tokens=200, boundary="strip", **settings)
+        folder = tmp_path / "answers"
+        return answer_tasks(model, tokenizer, [task], settings=wanted, runtime=runtime, folder=folder)[0]
+
+    assert answered(stop=FUNCTION_STOPS).completion == ""
+    found = answered()
+    assert found.completion == whole, "an answer under other stops is not taken for this one"
+    assert pass_rates([found]).rates[1][0] == 1
+    plain, gap = from_humaneval([CHECK])[0], from_humaneval([GAP])[0]
+    assert (plain.stops, gap.stops, single_line_infilling([plain])[0].stops) == (FUNCTION_STOPS, (), ())
+    assert code_tasks.task_key(plain) == code_tasks.task_key(replace(plain, stops=())), "kept answers stay good"
 
 
 def test_pass_rates():

@@ -14,11 +14,18 @@ import pytest
 import torch
 from architectures import GENES, make_genome, make_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from codenas_hf import CodeNASConfig, CodeNASForCausalLM
 from codenas_hf.cli.main import mistake
-from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.compression.gguf import check_architecture, write_gguf
 from codenas_hf.compression.gguf_words import PRE_TYPES
 from codenas_hf.data.tokenizer import PATTERNS
 from codenas_hf.folders import Record, folder_bytes
@@ -392,6 +399,35 @@ def test_gguf_refuses_other_architectures(
             tmp_path / "model.gguf",
             tokenizer=tokenizer,
         )
+
+
+@pytest.mark.parametrize(("kind", "name"), [("arcee", "mlp_bias"), ("qwen3", "attention_bias")])
+def test_gguf_refuses_biases_that_llama_cpp_does_not_read(kind: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"llama.cpp's {kind} has no biases, got `{name}`"):
+        check_architecture(AutoConfig.for_model(kind, **{name: True}))
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_gguf_refuses_scaled_positions(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    """llama.cpp would compute them as plain ones, and say nothing."""
+    rope = {"rope_type": name, "rope_theta": 1e4, **SCALED[name]}
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                         vocab_size=300, max_position_embeddings=256, rope_parameters=rope)  # fmt: skip
+    message = f"expected the `rope_type` default, got {name}; take a model"
+    with pytest.raises(ValueError, match=message):
+        check_architecture(config)
+    with pytest.raises(ValueError, match=message):
+        write_gguf(AutoModelForCausalLM.from_config(config), tmp_path / "model.gguf", tokenizer=tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gguf_that_transformers_cannot_read_is_said_in_one_line(tokenizer: Path, tmp_path: Path) -> None:

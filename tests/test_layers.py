@@ -74,12 +74,12 @@ INSIDE = {
     ],
     "measure": [
         *(
-            "timing",
             "metrics",
-            "latency",
-            "provenance",
             "rows",
             "score",
+            "timing",
+            "latency",
+            "provenance",
             "shipped",
             "checkpoints",
             "candidate",

@@ -1,6 +1,7 @@
 """Leak gate, bits per byte, bytes on disk, latency."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from training_fakes import VOCAB, tiny_model, weights
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.folders import folder_bytes
 from codenas_hf.measure.score import LeakError, leak_gate, score_passages
-from codenas_hf.measure.timing import TimingProtocol, measure_latency
+from codenas_hf.measure.timing import TimingProtocol, measure_latency, runtime_latency
 from codenas_hf.modeling_codenas import CodeNASForCausalLM
 
 
@@ -53,6 +54,35 @@ def test_every_kind_of_layer_passes_the_gate() -> None:
         layer_pattern="fsc", sliding_window=8, residual_scalars=True, position_embedding_type="alibi",
     )  # fmt: skip
     leak_gate(CodeNASForCausalLM(genome.to_config()), vocab_size=64)
+
+
+@pytest.mark.parametrize("positions", [2, 3, 32])
+def test_few_learned_positions_are_enough_for_the_gate_and_the_timing(positions: int) -> None:
+    genome = Genome(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        position_embedding_type="learned", max_position_embeddings=positions,
+    )  # fmt: skip
+    model = CodeNASForCausalLM(genome.to_config())
+    leak_gate(model, vocab_size=64)
+    protocol = measure_latency(model, TimingProtocol(warmup=1, repeats=1)).protocol
+    assert protocol.prompt_tokens + protocol.new_tokens == positions
+
+
+class Peeks(nn.Module):
+    """Learns four positions, and looks one ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(4, 1)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        self.wpe(torch.arange(input_ids.shape[1]))
+        return SimpleNamespace(logits=nn.functional.one_hot(input_ids.roll(-1, dims=1), VOCAB))
+
+
+def test_the_gate_stops_a_model_of_few_positions() -> None:
+    with pytest.raises(LeakError, match=r"changing tokens from position \d on moved the logits at position \d"):
+        leak_gate(Peeks(), vocab_size=VOCAB)
 
 
 @dataclass(frozen=True)
@@ -173,6 +203,42 @@ def test_latency_of_a_real_model_with_both_kinds_of_cache() -> None:
         latency = measure_latency(model, protocol)
         assert latency.decode_ms > 0
         assert latency.cache in ("dynamic", "static") if cache == "auto" else latency.cache == cache
+
+
+class Counter:
+    """A runtime that notes how many tokens it was asked about."""
+
+    name = "counter"
+
+    def __init__(self, context_tokens: int | None) -> None:
+        self.context_tokens = context_tokens
+        self.asked: list[int] = []
+
+    def logits(self, token_ids: Sequence[int]) -> Any:
+        self.asked.append(len(token_ids))
+        return np.eye(VOCAB, dtype=np.float32)[len(token_ids) % VOCAB]
+
+
+@pytest.mark.parametrize(
+    ("new", "context", "asked"),
+    [
+        (1, None, [1, 8, 9]),
+        (3, None, [1, 8, 9, 10, 11]),
+        (20, None, [1, *range(8, 29)]),
+        (3, 11, [1, 8, 9, 10, 11]),
+        (3, 10, [1, 7, 8, 9, 10]),
+        (5, 4, [1, 2, 3, 4]),
+    ],
+)
+def test_a_runtime_decodes_as_many_tokens_as_the_protocol_says(new: int, context: int | None, asked: Any) -> None:
+    """Behind the prompt, whose time has the first token in it: as torch does."""
+    protocol = TimingProtocol(prompt_tokens=8, new_tokens=new, warmup=1, repeats=2)
+    runtime = Counter(context)
+    found = runtime_latency(runtime, protocol, vocab_size=VOCAB)
+    assert runtime.asked == 3 * asked
+    assert found.decode_ms >= 0
+    assert found.protocol.new_tokens == len(asked) - 2
+    assert found.protocol.prompt_tokens == asked[1]
 
 
 def test_a_protocol_refuses_nonsense() -> None:

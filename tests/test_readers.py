@@ -142,6 +142,22 @@ def test_llama_cpp_reads_the_blocks_that_only_squeezes_have(name: str, words: Pa
     assert different <= MOST
 
 
+@LLAMA_CPP
+def test_biases_of_queries_and_keys_lie_as_the_rows_of_their_matrices(words: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **LLAMA | {"vocab_size": 300, "attention_bias": True})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight.normal_(0, 0.2 if weight.dim() == 2 else 1.0)
+    path = write_gguf(model, tmp_path / "model.gguf", tokenizer=words, form="f32")
+    ids = tokens_of(words)[:40]
+    with torch.no_grad():
+        wanted = model(ids[None]).logits[0].numpy()
+    assert np.abs(LlamaCppRuntime(path).all_logits(ids.tolist()) - wanted).max() < 0.05 * wanted.std()
+
+
 class Onnx:
     """A file in ONNX Runtime, asked for whole texts."""
 

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_parents import TEXTS, edit, small_parent
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.cli.main import main
 from codenas_hf.compression.gguf import write_gguf
@@ -18,11 +20,12 @@ from codenas_hf.compression.squeezing import SqueezeGenome
 from codenas_hf.compression.vocabulary import VocabularyError
 from codenas_hf.folders import Release, StudyFolder
 from codenas_hf.generation.llama_cpp import is_installed
-from codenas_hf.jobs import parents, squeeze_prepare
+from codenas_hf.jobs import parents, squeeze_prepare, squeeze_release
 from codenas_hf.jobs.parents import ParentError, find_parent
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.squeeze import SqueezeOutcome, read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
+from codenas_hf.jobs.squeeze_prepare import Prepared
 from codenas_hf.jobs.status import study_row
 from codenas_hf.jobs.study import open_study
 from codenas_hf.release.squeezed import squeezed_text
@@ -225,17 +228,65 @@ def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_pat
         squeeze(over, genome=file, say=lambda line: None)
 
 
-def test_uniform_squeezes_keep_the_limits(place: Path, corpus: Path) -> None:
-    settings = RunSettings.of(*words(place, corpus, "study=three", f"squeeze.parent={place / 'parent'}"),
+def prepared(place: Path, corpus: Path, *others: str) -> Prepared:
+    """What a squeeze of the parent stands on."""
+    settings = RunSettings.of(*words(place, corpus, f"squeeze.parent={place / 'parent'}", *others),
                               config=["squeeze"])  # fmt: skip
-    ready = squeeze_prepare.prepare_squeeze(
+    return squeeze_prepare.prepare_squeeze(
         settings,
         choices=squeeze_prepare.load_choices(settings.space),
         source=find_parent(str(place / "parent")),
-        folder=place / "runs" / "three",
+        folder=settings.folder / settings.study,
         hardware=squeeze_prepare.Hardware.discover("cpu"),
         say=lambda line: None,
     )
+
+
+def test_other_amounts_of_text_are_another_parent(place: Path, corpus: Path) -> None:
+    first, again = (prepared(place, corpus, "study=amounts") for _ in range(2))
+    watched = prepared(place, corpus, "study=amounts", "squeeze.importance_tokens=1024")
+    counted = prepared(place, corpus, "study=amounts", "squeeze.count_bytes=60000")
+    assert again.parent.folder == first.parent.folder
+    assert first.parent.importance.num_tokens < watched.parent.importance.num_tokens
+    assert first.parent.kept(400).tolist() != counted.parent.kept(400).tolist()
+    # A study is told apart by it, and so are the tokens that it is healed on.
+    assert len({ready.space.digest for ready in (first, watched, counted)}) == 3
+
+
+def test_a_latency_is_of_this_device_unless_the_study_began_with_it(place: Path, corpus: Path) -> None:
+    first = prepared(place, corpus, "study=timed")
+    (shared,) = first.parent.folder.parent.glob(f"latency-{first.parent.folder.name}-*.json")
+    known = json.loads(shared.read_text(encoding="utf-8"))
+    elsewhere: list[dict[str, Any]] = [
+        {"fingerprint": known["fingerprint"] | {"name": "a telephone"}},
+        {"runtime": "another"},
+    ]
+    for facts in elsewhere:
+        edit(shared, costs_ms={"call": 9.0}, **facts)
+        assert prepared(place, corpus, "study=timed").latency == first.latency, "timed again"
+        assert json.loads(shared.read_text(encoding="utf-8")) == known
+    edit(shared, costs_ms={"call": 9.0})
+    assert prepared(place, corpus, "study=timed").latency.costs == {"call": 9.0}, "timed here before"
+    own = StudyFolder(place / "runs" / "timed").latency
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text(json.dumps(known | elsewhere[0]), encoding="utf-8")
+    assert prepared(place, corpus, "study=timed").latency.fingerprint["name"] == "a telephone"
+    shared.write_text(json.dumps(known), encoding="utf-8")
+
+
+def test_a_vocabulary_too_large_to_train_on_is_refused_where_anything_heals(
+    place: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squeeze_prepare, "LARGEST_VOCABULARY", 700)
+    rungs = ("search.budgets=[0 steps,8 steps]", "search.keep=[1]")
+    for heals in ((), ("squeeze.heal_budget=null", *rungs)):
+        with pytest.raises(SettingsError, match=r"what is healed has at most 700 entries .* got 907; leave these out"):
+            prepared(place, corpus, "study=large", *heals)
+    assert 907 in prepared(place, corpus, "study=large", "squeeze.heal_budget=null").space.layouts
+
+
+def test_uniform_squeezes_keep_the_limits(place: Path, corpus: Path) -> None:
+    ready = prepared(place, corpus, "study=three")
     found = uniform_squeezes(ready.space)
     assert found
     assert all(ready.space.validate(genome) is None for genome in found)
@@ -259,6 +310,13 @@ def test_what_cannot_be_squeezed_is_refused(place: Path, tmp_path: Path, monkeyp
     refused(tmp_path / "other", match="is a mamba; parents are llama, qwen2")
     edit(copy("few bits") / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     refused(tmp_path / "few bits", match="is stored as gptq: name the model in full precision, or a GGUF file of it")
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    edit(copy("scaled") / "config.json", rope_parameters=scaled)
+    refused(tmp_path / "scaled", match="nothing that is cut from .* could ship: .* `rope_type` default, got linear")
+    edit(copy("older") / "config.json", rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0})
+    refused(tmp_path / "older", match="`rope_type` default, got dynamic")
+    edit(copy("gelu") / "config.json", hidden_act="gelu")
+    refused(tmp_path / "gelu", match="could ship: llama.cpp's llama has the activation silu, got gelu")
     weights = copy("pickled") / "model.safetensors"
     weights.rename(weights.with_name("pytorch_model.bin"))
     refused(tmp_path / "pickled", match=r"has no \*\.safetensors but pytorch_model\.bin")
@@ -279,6 +337,45 @@ def test_what_cannot_be_squeezed_is_refused(place: Path, tmp_path: Path, monkeyp
     (copy("slow") / "tokenizer.json").unlink()
     refused(tmp_path / "slow", match=r"has no tokenizer\.json")
     refused(tmp_path / "nowhere", match="no such folder or file", error=FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (None, "the rotary positions of .* are scaled: expected the scaling none, got linear"),
+        ("rope_freqs.weight", "are scaled: expected the scaling none, got by a tensor of factors"),
+        ("blk.0.attn_q.bias", "holds biases, which transformers does not read"),
+    ],
+)
+def test_what_transformers_would_leave_out_of_a_gguf_file_is_refused(
+    tensor: str | None, message: str, tmp_path: Path
+) -> None:
+    """The parent would be another model."""
+    import gguf
+
+    path = tmp_path / "parent.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    if tensor is None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    else:
+        writer.add_tensor(tensor, np.ones(16, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    refused(path, match=message)
+
+
+def test_scaled_positions_and_biases_are_no_genome_of_ours() -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 96,
+             "vocab_size": 300}  # fmt: skip
+    plain = AutoConfig.for_model("llama", **sizes)
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    others = [{"rope_parameters": rope}, {"attention_bias": True}, {"mlp_bias": True}]
+    configs = [plain, *(AutoConfig.for_model("llama", **sizes, **settings) for settings in others)]
+    models: list[Any] = [SimpleNamespace(config=config) for config in configs]
+    genomes = [squeeze_release._architecture(model) for model in models]
+    assert [genome is None for genome in genomes] == [False, True, True, True]
 
 
 def test_a_corpus_too_small_says_how_much_is_needed(place: Path, tmp_path: Path, tiny_corpus_folder: Path) -> None:

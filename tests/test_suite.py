@@ -14,6 +14,8 @@ import pytest
 import torch
 from evaluation_models import TEXT, tiny_model, tiny_tokenizer
 
+from codenas_hf.folders import Record
+from codenas_hf.folders.record import Training
 from codenas_hf.generation.decode import DecodeSettings
 from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.generation.loading import load_model
@@ -190,6 +192,19 @@ def test_what_cannot_be_measured_is_absent(tmp_path, monkeypatch):
     result = evaluate_model(loaded, settings=settings)
     assert {"artifact_bytes", "humaneval", "infilling", "mbpp", "decode_ms"} <= result["absent"].keys()
     assert "pass@1" not in json.dumps(result["rows"])
+
+
+def test_gaps_are_not_asked_of_a_model_that_never_saw_one(tokenizer, tmp_path, monkeypatch):
+    """Its tokenizer has the tokens, as all of ours have; a number for noise would be read as one of the model."""
+    loaded = suite.LoadedModel(str(tmp_path), tiny_model(tokenizer), tokenizer, None)
+    asked = []
+    monkeypatch.setattr(suite.Parts, "_answer", lambda _, name, *__, **___: asked.append(name) or [])
+    for rate, absent in ((0.0, "the model was trained without gaps (train.fim_rate=0)"), (0.5, None)):
+        Record(training=Training(fim_rate=rate)).write(tmp_path)
+        run = suite.Parts(loaded, SMALL, None)
+        run.infilling()
+        assert run.absent.get("infilling") == absent
+    assert asked == ["infilling"]
 
 
 def test_loading_says_what_is_wrong(tmp_path):

@@ -34,6 +34,7 @@ class _Architecture:
         eps: names that the configuration has for it.
         rotary: positions are rotary.
         own_head: it reads the head as a tensor of its own; a tied table is then stored twice.
+        biases: it reads those of `attention_bias` and `mlp_bias`.
     """
 
     name: str
@@ -43,12 +44,13 @@ class _Architecture:
     eps: tuple[str, ...] = ("rms_norm_eps",)
     rotary: bool = True
     own_head: bool = False
+    biases: bool = False
 
 
 # By transformers' `model_type`. llama.cpp's GELU is the tanh one: of the exact one it differs by at most 5e-4.
 _GELUS = ("gelu_pytorch_tanh", "gelu_new", "gelu")
 ARCHITECTURES = {
-    "llama": _Architecture("llama", permuted=True),
+    "llama": _Architecture("llama", permuted=True, biases=True),
     "qwen2": _Architecture("qwen2"),
     "qwen3": _Architecture("qwen3"),
     "arcee": _Architecture("arcee", activations=("relu2",), permuted=True),
@@ -208,6 +210,15 @@ def _architecture_of(config: Any) -> _Architecture:
     windows = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if windows is not None:
         raise ValueError(f"llama.cpp's {found.name} has no sliding window, got `sliding_window` {windows}")
+    biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if biased and not found.biases:
+        raise ValueError(f"llama.cpp's {found.name} has no biases, got `{biased[0]}`; take a model without them")
+    scaling = config.rope_parameters.get("rope_type", "default") if found.rotary else "default"
+    if scaling != "default":
+        raise ValueError(
+            f"a GGUF file of {found.name} is written here with plain rotary positions: expected the `rope_type` "
+            f"default, got {scaling}; take a model whose positions are not scaled"
+        )
     return found
 
 
@@ -262,10 +273,10 @@ def _tensors(
         block = _block_of(storage, name, tuple(weight.shape))
         if name in across:
             weight = weight.T.contiguous()
-        if architecture.permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if architecture.permuted and name.split(".")[-2] in ("q_proj", "k_proj"):  # a bias as its matrix
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            shape = weight.shape
-            weight = weight.reshape(heads, 2, shape[0] // heads // 2, shape[1]).transpose(1, 2).reshape(shape)
+            pairs = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+            weight = pairs.transpose(1, 2).reshape(weight.shape)
         try:
             as_stored(weight[:1] if weight.dim() > 1 else weight, block)
         except ValueError as error:

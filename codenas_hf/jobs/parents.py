@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import hf_hub_download, model_info
+from transformers import CONFIG_MAPPING
 
-from ..compression.gguf import ARCHITECTURES
+from ..compression.gguf import ARCHITECTURES, check_architecture
 from ..compression.parent import ParentFolder, adopt
 from ..compression.vocabulary import check_tokenizer
 from ..data import PreparedData
@@ -60,8 +61,9 @@ def find_parent(name: str | None) -> Source:
     Nothing of it is computed, and of a Hub id only small files are fetched.
 
     Raises:
-        ParentError: remote code, an architecture that is not known here, no safetensors, no byte-level BPE, or a
-            licence that forbids what is made from it.
+        ParentError: remote code, an architecture that is not known here or that llama.cpp computes otherwise, no
+            safetensors, no byte-level BPE, or a licence that forbids what is made from it.
+        ImportError: the package gguf is absent.
         FileNotFoundError: nothing there.
     """
     if name is None:
@@ -82,15 +84,20 @@ def find_parent(name: str | None) -> Source:
     return _hub(name)
 
 
-def prepare_parent(source: Source, *, folder: Path, say: Say = lambda line: None) -> ParentFolder:
+def prepare_parent(
+    source: Source, *, folder: Path, count_bytes: int, importance_tokens: int, say: Say = lambda line: None
+) -> ParentFolder:
     """Writes the parent with this package's special tokens, or finds it.
 
     Args:
         source: from `find_parent`.
         folder: of all parents.
+        count_bytes: training text that its vocabularies are chosen by; another amount has another place.
+        importance_tokens: training text that it is watched on; likewise.
         say: told what takes time.
     """
-    place = folder / content_key([3, source.digest, list(SPECIAL_TOKENS)])[:12]
+    key = content_key([4, source.digest, list(SPECIAL_TOKENS), count_bytes, importance_tokens])
+    place = folder / key[:12]
     if not (place / PARENT).is_file():
         say(f"parent    reading {source.name}")
         loaded = load_model(source.place)
@@ -102,7 +109,8 @@ def prepare_parent(source: Source, *, folder: Path, say: Say = lambda line: None
             folder=place,
             special=SPECIAL_TOKENS,
             start=next((token for token in starts if token is not None), None),
-            facts={"name": source.name, "licence": source.licence, "digest": source.digest},
+            # The digest is of what is prepared: studies and the tokens of its vocabularies are told apart by it.
+            facts={"name": source.name, "licence": source.licence, "digest": key},
             chat_template=getattr(loaded.tokenizer, "chat_template", None),
         )
     return ParentFolder(place)
@@ -151,6 +159,19 @@ def _gguf(path: Path) -> Source:
     known = sorted({theirs.name for theirs in ARCHITECTURES.values()})
     if kind not in known:
         raise ParentError(f"{path} is a {kind}; parents are {', '.join(known)}")
+    scaling = field(f"{kind}.rope.scaling.type") or "none"
+    if any(tensor.name.startswith("rope_f") for tensor in reader.tensors):  # factors of llama3 or longrope
+        scaling = "by a tensor of factors"
+    if scaling != "none":
+        raise ParentError(
+            f"the rotary positions of {path} are scaled: expected the scaling none, got {scaling}, which transformers "
+            "does not read from the file; take a parent whose positions are not scaled"
+        )
+    if kind == "llama" and any(tensor.name.endswith(".bias") for tensor in reader.tensors):
+        raise ParentError(
+            f"{path} holds biases, which transformers does not read from the file of a llama: name the folder or Hub "
+            "id of the model itself"
+        )
     if field("tokenizer.ggml.model") != "gpt2":
         raise ParentError(
             f"the tokenizer of {path} is {field('tokenizer.ggml.model')}; only byte-level BPE (gpt2) can lose entries "
@@ -226,6 +247,10 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
     if (stored := config.get("quantization_config")) is not None:
         how = stored.get("quant_method", "few bits") if isinstance(stored, Mapping) else "few bits"
         raise ParentError(f"{name} is stored as {how}: name the model in full precision, or a GGUF file of it")
+    try:
+        check_architecture(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
+    except ValueError as error:
+        raise ParentError(f"nothing that is cut from {name} could ship: {error}") from error
 
 
 def _check_licence(name: str, licence: Any) -> None:

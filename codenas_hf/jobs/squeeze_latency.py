@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class SqueezeLatency:
         costs: milliseconds of a call, of a layer, or of a million bytes.
         runtime: llama.cpp, or torch, which computes all formats in float32.
         protocol: under which slices were timed.
-        fingerprint: of the device.
+        fingerprint: of the device and the runtime's version.
         relative_error: mean error over the time, on the timed slices themselves.
         slices: how many were timed.
     """
@@ -69,7 +70,7 @@ class SqueezeLatency:
             device: `cpu` or `cuda`, for torch.
             time_slice: milliseconds a token of a genome, in place of a measurement.
         """
-        runtime = "llama.cpp" if is_installed() and device == "cpu" else "torch"
+        runtime = _runtime_on(device)
         protocol = replace(default_protocol(device), warmup=1, repeats=2)
         shape, few = parent.shape, min(3, parent.shape.layers)
         genomes = []
@@ -93,10 +94,15 @@ class SqueezeLatency:
             costs={name: float(cost) for name, cost in zip(names, found, strict=True) if cost > 0},
             runtime=runtime,
             protocol=protocol,
-            fingerprint=device_fingerprint(device),
+            fingerprint=_fingerprint(runtime, device),
             relative_error=error,
             slices=len(genomes),
         )
+
+    def is_of(self, device: str) -> bool:
+        """Whether slices would be timed on this device, in the runtime and version that they were timed in."""
+        runtime = _runtime_on(device)
+        return self.runtime == runtime and dict(self.fingerprint) == _fingerprint(runtime, device)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without the parent's shape."""
@@ -112,7 +118,7 @@ class SqueezeLatency:
 
     @classmethod
     def load(cls, path: Path, *, shape: ParentShape) -> SqueezeLatency | None:
-        """What a study keeps; None where it is damaged or absent."""
+        """What was kept, of whatever device (see `is_of`); None where it is damaged or absent."""
         try:
             data = read_json(path)
             return cls(
@@ -126,6 +132,16 @@ class SqueezeLatency:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def _runtime_on(device: str) -> str:
+    """What squeezes are timed in: the reader of what ships, where it is here."""
+    return "llama.cpp" if is_installed() and device == "cpu" else "torch"
+
+
+def _fingerprint(runtime: str, device: str) -> dict[str, str]:
+    packages = {"xllamacpp": metadata.version("xllamacpp")} if runtime == "llama.cpp" else None
+    return device_fingerprint(device, packages=packages)
 
 
 def _counts(genome: SqueezeGenome, shape: ParentShape, *, runtime: str) -> dict[str, float]:

@@ -158,7 +158,7 @@ def _check_healing(settings: RunSettings, sizes: list[int]) -> None:
     large = sorted({size for size in sizes if size > LARGEST_VOCABULARY})
     if large and any(budget is not None and budget.amount for budget in budgets):
         raise SettingsError(
-            f"`vocab_sizes` of the space `{settings.space}`: what is healed has at most {LARGEST_VOCABULARY:,} entries "
+            f"`vocab_sizes` of the space `{settings.space}`: what is healed has at most {LARGEST_VOCABULARY} entries "
             f"(tokens are stored as uint16), got {', '.join(map(str, large))}; leave these out, or heal nothing: "
             "squeeze.heal_budget=null search.budgets='[0 steps]' search.keep=[]"
         )

@@ -243,6 +243,8 @@ def _architecture(model: PreTrainedModel) -> dict[str, Any] | None:
     kinds = {"llama": ("gated", False), "qwen3": ("gated", True), "arcee": ("plain", False)}
     if config.model_type not in kinds or config.rope_parameters.get("rope_type", "default") != "default":
         return None
+    if config.attention_bias or getattr(config, "mlp_bias", False):
+        return None
     mlp, norms = kinds[config.model_type]
     try:
         genome = Genome(

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codenas_hf.generation.decode import FUNCTION_STOPS, DecodeSettings, complete_many
+from codenas_hf.generation.decode import DecodeSettings, complete_many
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.measure.metrics import pass_at_k, wilson_interval
 from codenas_hf.sandbox.judge import Outcome, run_program
@@ -71,7 +71,9 @@ def _reference(checks: str, prelude: str, entry_point: str | None, program: str,
 
 def task_key(task: CodeTask) -> str:
     """Digest of what a task asks and how it is checked."""
-    return hashlib.sha256(json.dumps(asdict(task)).encode()).hexdigest()[:16]
+    facts = asdict(task)
+    del facts["stops"]  # a fact of the settings, which the file of the answers is named after
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def answer_tasks(
@@ -92,15 +94,15 @@ def answer_tasks(
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: its tokenizer.
-        tasks: all with a suffix, or all without.
-        settings: how to decode; code tasks end at `FUNCTION_STOPS` where `stop` is empty.
+        tasks: of one set: all with a suffix, or all without.
+        settings: how to decode; where `stop` is empty, answers end at the tasks' own `stops`.
         num_samples: answers per task.
         runtime: what decodes; None is torch.
         folder: keeps the answers, in one JSONL file per model and settings; None keeps none.
         on_answers: called with the numbers of answered and of all tasks.
     """
-    if not settings.stop and tasks and tasks[0].suffix is None:
-        settings = replace(settings, stop=FUNCTION_STOPS)
+    if not settings.stop and tasks:
+        settings = replace(settings, stop=tasks[0].stops)
     path = _answers_file(folder, model, settings, engine=None if runtime is None else runtime.name)
     kept = _read_answers(path)
     keys = {task.task_id: task_key(task) for task in tasks}

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from codenas_hf.folders import Release
 from codenas_hf.generation.decode import GREEDY, DecodeSettings, complete_many, supports_infilling
 from codenas_hf.generation.loading import LoadedModel
 from codenas_hf.generation.runtimes import Runtime
@@ -206,6 +207,9 @@ class Parts:
         """Gaps: whether the whole passes its checks, and whether the text is the person's."""
         if not supports_infilling(self.tokenizer):
             self.absent[name] = "the tokenizer has no fill-in-the-middle tokens"
+            return
+        if Release(Path(self.loaded.name)).fills_gaps is False:
+            self.absent[name] = "the model was trained without gaps (train.fim_rate=0)"
             return
         if not self._may_run(name):
             return

@@ -15,8 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from codenas_hf.generation.sampling import FUNCTION_STOPS
+
 MBPP_TEST = range(11, 511)  # the 500 tasks of MBPP's test split
 MBPP, MBPP_MXEVAL, SINGLE_LINE = "MBPP", "MBPP (mxeval)", "infilling"
+# Where an answer of whole functions ends, as BigCode's evaluation harness has it for MBPP: a `def` begins one.
+_PROGRAM_STOPS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n```")
 _FORMS: dict[str, tuple[str, ...]] = {
     "mbpp": ("task_id", "text", "code", "test_list"),
     "infilling": ("task_id", "prompt", "suffix", "canonical_solution", "test", "entry_point"),
@@ -46,6 +50,7 @@ class CodeTask:
         checks: statements that hold for a right answer.
         entry_point: the function that the checks call; None where they call whatever they name.
         prelude: what the checks may use of the task's own text.
+        stops: an answer ends before the first of these strings; none of a gap, which its suffix ends.
     """
 
     task_id: str
@@ -55,6 +60,7 @@ class CodeTask:
     checks: str
     entry_point: str | None
     prelude: str
+    stops: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def from_humaneval(rows: Iterable[Mapping[str, Any]]) -> list[CodeTask]:
             entry_point=row["entry_point"],
             # What stands before a gap is no program; the whole is, and a person wrote it.
             prelude=row["prompt"] + (row["canonical_solution"] + row["suffix"] if "suffix" in row else ""),
+            stops=() if "suffix" in row else FUNCTION_STOPS,
         )
         for row in rows
     ]
@@ -137,6 +144,7 @@ def from_mbpp(rows: Iterable[Mapping[str, Any]]) -> list[CodeTask]:
                 checks="\n".join(tests),
                 entry_point=entry_point,
                 prelude=imports,
+                stops=_PROGRAM_STOPS,
             )
         )
     return tasks
@@ -186,9 +194,8 @@ def single_line_infilling(tasks: Iterable[CodeTask]) -> list[CodeTask]:
         for index, line in enumerate(lines):
             if line.strip():
                 before, after = task.prompt + "".join(lines[:index]), "".join(lines[index + 1 :])
-                found.append(
-                    replace(task, task_id=f"{task.task_id}/L{index}", prompt=before, suffix=after, solution=line)
-                )
+                name = f"{task.task_id}/L{index}"
+                found.append(replace(task, task_id=name, prompt=before, suffix=after, solution=line, stops=()))
     return found
 
 
