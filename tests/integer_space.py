@@ -119,7 +119,7 @@ class Evaluate:
             case "hang":
                 time.sleep(600)
             case "memory":
-                block = bytearray(200 << 20)
+                block = bytearray(600 << 20)  # beyond what a process has that was forked with torch in it
                 block[:: 1 << 12] = b"x" * len(block[:: 1 << 12])
                 time.sleep(600)
             case "full disk":

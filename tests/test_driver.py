@@ -135,7 +135,7 @@ def test_a_second_job_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["raise", "kill", "names", "nan", "memory", "hang"])
 def test_failures_are_records_and_the_search_goes_on(tmp_path: Path, spoil: str) -> None:
-    limits = {"hang": {"time_limit_s": 1.5}, "memory": {"memory_limit_bytes": 150 << 20}}.get(spoil, {})
+    limits = {"hang": {"time_limit_s": 1.5}, "memory": {"memory_limit_bytes": 500 << 20}}.get(spoil, {})
     settings = dataclasses.replace(SETTINGS, patience=Patience(kills=0), **limits)
     result = search(tmp_path, Evaluate(spoil=spoil), settings)
     spoilt = [record for record in result.records if record.genome.x % 4 == 3]  # type: ignore[attr-defined]
@@ -148,7 +148,7 @@ def test_failures_are_records_and_the_search_goes_on(tmp_path: Path, spoil: str)
         "kill": "killed by SIGKILL",
         "names": "returned the objectives a, c; the study minimises a, b",
         "nan": "objective 'a' must be finite, got nan",
-        "memory": "the memory limit of 150 MiB was exceeded",
+        "memory": "the memory limit of 500 MiB was exceeded",
         "hang": "the time limit of 1.5 s was exceeded",
     }[spoil]
     assert all(expected in (record.failure or "") for record in spoilt)
