@@ -118,7 +118,8 @@ class SpaceModel:
     def bits(self, genomes: Sequence[Genome], rung: int) -> Floats:
         """Without noise, `[n]`."""
         inputs = _inputs(self.kind, self.features, self.space, genomes)
-        return np.sum([_predicted(model, inputs) for model in self.rungs[: rung + 1]], axis=0)
+        found = [_predicted(model, inputs) for model in self.rungs[: rung + 1]]
+        return np.asarray(np.sum(found, axis=0), dtype=np.float64)
 
 
 def _inputs(kind: Kind, features: Features, space: SearchSpace, genomes: Sequence[Genome]) -> Floats:

@@ -75,7 +75,11 @@ def test_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert config_path("mine.yaml", kind="spaces") == Path("mine.yaml"), "a file here needs no ./ before it"
-    assert config_path("tiny", kind="spaces") == config_path("spaces/tiny") == CONFIGS / "spaces" / "tiny.yaml"
+    for name, kind in (("tiny", "spaces"), ("spaces/tiny", "spaces"), ("spaces/tiny", "")):
+        assert config_path(name, kind=kind) == CONFIGS / "spaces" / "tiny.yaml"
+    assert config_path("squeezed/60mb", kind="genomes") == CONFIGS / "genomes" / "squeezed" / "60mb.yaml"
+    with pytest.raises(SettingsError, match="no settings file runs/typo; give a path"):
+        config_path("runs/typo", kind="genomes")
     assert config_path("smoke") == config_path("smoke.yaml") == CONFIGS / "smoke.yaml"
     assert config_path(CONFIGS / "smoke.yaml") == CONFIGS / "smoke.yaml"
     with pytest.raises(SettingsError, match=r"no settings file spaces/tinny; there are .*spaces/tiny"):

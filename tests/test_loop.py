@@ -182,6 +182,18 @@ def test_a_budget_that_is_spent_already_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match=r"in 16 seconds already.* give more than 10 seconds"):
         trained(Budget("seconds", 10), settings(), resume_from=tmp_path / "seconds" / "constant")
 
+    class Slower(Slow):
+        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+            now[0] += 5.5
+            return super().batch(step, **arguments)
+
+    # The last step ended beyond the budget, and what follows the training was killed: the same command goes on.
+    _, whole = trained(Budget("seconds", 10), settings(), folder=tmp_path / "slow", tokens=Slower(-1))
+    assert whole.seconds > 10
+    assert whole.checkpoint is not None
+    _, again = trained(Budget("seconds", 10), settings(), folder=tmp_path / "slow", resume_from=whole.checkpoint)
+    assert (again.steps, again.steps_run) == (whole.steps, 0)
+
 
 def test_without_a_constant_rate_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     """A cosine falls from its first step: said, not silently begun anew."""

@@ -7,6 +7,7 @@ import torch
 from training_fakes import tiny_model, weights
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
+from codenas_hf.training.distil import moving
 from codenas_hf.training.muon import Muon, orthogonalise
 from codenas_hf.training.optim import OptimSettings, rate_factor
 from codenas_hf.training.optimizers import Optimizers
@@ -155,6 +156,14 @@ def test_a_readout_is_left_alone_where_a_shift_would_change_the_model() -> None:
     with torch.no_grad():
         with_bias.lm_head.bias.normal_()
     assert {id(p) for p in shift_free(with_bias)} == {id(p) for p in with_bias.lm_head.parameters()}
+
+
+@pytest.mark.parametrize("what", ["norms", "low_rank"])
+def test_a_readout_that_is_frozen_or_corrected_is_left_alone(what: str) -> None:
+    model = tiny_model(tied=False)
+    with moving(model, what, rank=1):  # type: ignore[arg-type]
+        assert shift_free(model) == []
+    assert len(shift_free(model)) == 1
 
 
 def test_initial_weights_depend_on_the_seed_only() -> None:

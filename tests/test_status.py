@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codenas_hf.cli.main import main
-from codenas_hf.engine.storage import StorageError, open_storage
+from codenas_hf.engine.storage import StorageError, first_line, open_storage
 from codenas_hf.folders import Record, StudyFolder
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.status import status_table
@@ -86,6 +86,9 @@ def test_settings_that_are_written_down_hold_no_password(tmp_path: Path, monkeyp
         assert "hunter22" not in study.settings.read_text()
         assert load(RunSettings, study.settings).search.storage == kept
     assert os.environ["CODENAS_STORAGE"] == f"{url}?password=hunter22"
+    with pytest.raises(SettingsError, match="CODENAS_STORAGE is of another database"):
+        write_settings(RunSettings.of(f"search.storage={url}?password=another1"), study)
+    assert "hunter22" not in first_line(ValueError("no hunter22 here"), "$CODENAS_STORAGE")
     monkeypatch.setenv("CODENAS_STORAGE", url)
     assert open_storage("$CODENAS_STORAGE", folder=tmp_path).get_all_studies() == []
     assert (tmp_path / "study.db").is_file()

@@ -18,7 +18,6 @@ from codenas_hf.engine import Budget
 from codenas_hf.folders import Record, Release, StudyFolder, read_json
 from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
-from codenas_hf.jobs.cost import _by_itself
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
 from codenas_hf.jobs.train import find_genome, study_settings, told_points, train, train_genome
@@ -26,6 +25,7 @@ from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
 from codenas_hf.strict_yaml import load, read_yaml
+from codenas_hf.training import accelerator_on, by_itself
 
 
 def settings(folder: Path, *more: str) -> RunSettings:
@@ -171,14 +171,14 @@ def test_where_a_genome_comes_from_is_known_wherever_it_is_read(
     assert genome.genome_id == record.genome_id
     assert searched == record.origin == find_genome(str(finished_study.winner.folder))[1]
     with monkeypatch.context() as patched:  # one of its trials is trained with the study's text and settings too
-        asked: list[Any] = []
-        patched.setattr("codenas_hf.jobs.train.train_genome", lambda *_, **how: asked.append(how["settings"]))
+        asked: list[dict[str, Any]] = []
+        patched.setattr("codenas_hf.jobs.train.winner_state", lambda *_, **__: Path("a state"))
+        patched.setattr("codenas_hf.jobs.train.train_genome", lambda *_, **how: asked.append(how))
         patched.setattr("codenas_hf.jobs.train.study_data", lambda settings, **_: tiny_data)
         train(f"{finished_study.folder}:1", "5 steps", say=lambda line: None)
-    assert (asked[0].train, asked[0].folder) == (
-        study_settings(finished_study.folder).train,
-        finished_study.folder.parent,
-    )
+    (how,), known = asked, study_settings(finished_study.folder)
+    assert (how["settings"].train, how["settings"].folder) == (known.train, finished_study.folder.parent)
+    assert how["begin"] is None, "from fresh weights, whichever trial it is"
     _, trial = find_genome(f"{finished_study.folder}:1")
     assert trial is not None
     assert (trial.kind, trial.name, trial.rung, trial.number) == ("study", "demo", 0, 1)
@@ -191,7 +191,8 @@ def test_what_a_launcher_says_of_number_formats_counts_for_nothing(monkeypatch: 
     """Accelerate would wrap the model for good; and measuring a step leaves the state that all of them share."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     before = [dict(kind._shared_state) for kind in (PartialState, AcceleratorState)]
-    with _by_itself("cpu") as accelerator:
+    with by_itself():
+        accelerator = accelerator_on("cpu")
         assert accelerator.mixed_precision == "no"
         model = torch.nn.Linear(2, 2)
         plain = model.forward

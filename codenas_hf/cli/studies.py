@@ -119,9 +119,7 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
         for line in outcome.advice():
             print(line)
         print(f"try it    codenas complete {outcome.winner}")
-        print(
-            f'train on  codenas train {outcome.folder} --budget "{outcome.more_seconds()} seconds" --out runs/longer'
-        )
+        print(f'train on  codenas train {outcome.folder} --budget "{outcome.more_seconds()} seconds"')
         if settings.search.time is None:
             print(f"extend    search.generations={settings.search.generations * 2}, or start anew with --fresh")
         else:

@@ -95,7 +95,7 @@ class GaussianProcess:
         cross = _covariance(points, self.points, mix=self.mix, length=self.length)
         explained = np.asarray(np.linalg.solve(self.factor, cross.T), dtype=np.float64)
         variance = _self_covariance(points, mix=self.mix) - (explained**2).sum(axis=0)
-        return Outlook(self, points, explained, variance)
+        return Outlook(self, points, explained, len(explained), variance)
 
     def candour(self) -> float:
         """How many times larger its errors at points left out are than it says, 1 or more.
@@ -116,13 +116,15 @@ class Outlook:
     Args:
         process: the fitted one.
         points: standardised, `[n, features]`.
-        explained: what the training points and those observed since explain of them, `[k, n]`.
+        explained: what the training points and those observed since explain of them, `[used or more, n]`.
+        used: rows of it that say something.
         variance: what is left, in units of the process's, `[n]`.
     """
 
     process: GaussianProcess
     points: Floats
     explained: Floats
+    used: int
     variance: Floats
 
     @property
@@ -132,11 +134,13 @@ class Outlook:
 
     def observe(self, at: int) -> None:
         """One of the points will be observed, with noise."""
-        own = self.process
+        own, known = self.process, self.explained[: self.used]
         joint = _covariance(self.points, self.points[at : at + 1], mix=own.mix, length=own.length)[:, 0]
-        joint = joint - self.explained.T @ self.explained[:, at]
-        told = joint / np.sqrt(max(self.variance[at], 0.0) + own.noise)
-        self.explained = np.vstack([self.explained, told])
+        told = (joint - known.T @ known[:, at]) / np.sqrt(max(self.variance[at], 0.0) + own.noise)
+        if self.used == len(self.explained):  # room for as many again
+            self.explained = np.vstack([self.explained, np.empty_like(self.explained)])
+        self.explained[self.used] = told
+        self.used += 1
         self.variance = self.variance - told**2
 
 

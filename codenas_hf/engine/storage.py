@@ -262,6 +262,7 @@ def shown_url(url: str) -> str:
 
 def _secrets(url: str) -> list[str]:
     """Passwords in the query, and from the first colon behind the user to the last @, escaped or not."""
+    url = os.environ.get(VARIABLE, "") if url == FROM_ENVIRONMENT else url
     found = re.findall(r"[?&][^=&]*pass[^=&]*=([^&]+)", url, flags=re.IGNORECASE)
     head = url.partition("?")[0] if found else url
     user = re.match(r"(?:[^:/@]*://)?[^:/@?]*:(?!//[^:]*@)(.*)@", head, flags=re.DOTALL)

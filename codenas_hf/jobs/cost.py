@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import PreparedData
 from ..engine import Budget
-from ..hardware import Hardware, alone
+from ..hardware import Hardware
 from ..measure.candidate import new_model
-from ..training import accelerator_on, train
+from ..training import accelerator_on, by_itself, train
 from .settings import RunSettings
-
-
-@contextmanager
-def _by_itself(device: str) -> Iterator[Accelerator]:
-    """An Accelerator of this process alone, which leaves the state that all of a process share as it was."""
-    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(state) for state in states]
-    try:
-        for state in states:
-            state.clear()
-        with alone():
-            yield accelerator_on(device)
-    finally:
-        for state, values in zip(states, before, strict=True):
-            state.clear()
-            state.update(values)
 
 
 def seconds_per_step(
@@ -45,7 +24,8 @@ def seconds_per_step(
     try:
         model = new_model(genome, train=settings.train, settings=settings.candidate, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
-        with _by_itself(device) as accelerator:  # the main rank measures; the others are not here to be waited for
+        with by_itself():  # the main rank measures; the others are not here to be waited for
+            accelerator = accelerator_on(device)
             train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
             result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)
     finally:

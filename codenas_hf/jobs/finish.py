@@ -26,6 +26,7 @@ from ..folders.record import Trial, trial_and_training
 from ..hardware import Hardware, alone, is_main_process
 from ..measure.checkpoints import TRAINING
 from ..report.curve import CurvePoint, Watch, curve_json, curve_lines
+from ..training import by_itself
 from ..training.checkpoint import CONSTANT, damage, read_progress
 from .plan import Plan
 from .release import trial_origin
@@ -129,7 +130,7 @@ def finish_winner(
         f"in {decided.processes} process{'es' if decided.processes > 1 else ''}"
     )
     if decided.processes == 1:
-        with alone():
+        with by_itself():
             return finish_here(folder, say=say, watch=watch)
     return _launched(study, decided, device=hardware.device, say=say, watch=watch or curve_lines(say))
 
@@ -182,6 +183,8 @@ def _decided(
             shutil.rmtree(study.finish_training, ignore_errors=True)  # of another model
         elif asked is None or asked == "auto" or asked.seconds == stored.seconds:
             return stored
+        elif asked.seconds < stored.seconds:
+            shutil.rmtree(study.finish_training, ignore_errors=True)  # it may have had more already
     state = trial_state(winner)
     had = read_progress(state).seconds if state is not None else 0.0
     sequences = settings.train.tokens_per_step // settings.train.sequence_length

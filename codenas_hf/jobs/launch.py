@@ -225,7 +225,8 @@ def hf_jobs(wanted: Wanted, folder: Path) -> Launch:
             "'search.storage=postgresql+psycopg://codenas:PASSWORD@db/codenas' with a password of your own; `db` is "
             "replaced by the name that the database has in the group of the jobs"
         )
-    here = [part for word in wanted.plain_words for part in re.split(r"[\[\],\s=]+", word) if _is_here(part)]
+    inputs = [word for word in wanted.plain_words if not word.startswith("folder=")]
+    here = [part for word in inputs for part in re.split(r"[\[\],\s=]+", word) if _is_here(part)]
     if here:
         raise SettingsError(
             f"HF Jobs do not see the files of this machine, and {here[0]} is one: give what a settings file says as "

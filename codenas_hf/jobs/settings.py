@@ -40,12 +40,13 @@ def config_path(name: str | Path, *, kind: str = "") -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    given = kind / given
     roots = [root for root in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if root.is_dir()]
     for root in roots:
-        for candidate in (root / given, root / f"{given}.yaml"):
-            if candidate.is_file():
-                return candidate
+        for place in (kind / given, given):
+            for candidate in (root / place, root / f"{place}.yaml"):
+                if candidate.is_file():
+                    return candidate
+    given = given if "/" in str(name) else kind / given
     folder = given.parent
     known = sorted(str(folder / p.stem) for root in roots for p in (root / folder).glob("*.yaml"))
     raise SettingsError(f"no settings file {given}; " + (f"there are {', '.join(known)}" if known else "give a path"))

@@ -89,6 +89,8 @@ def write_settings(settings: RunSettings, study: StudyFolder) -> None:
     """Writes the settings of a study, but no password: what this process starts finds that in the environment."""
     url = settings.search.storage
     if url is not None and shown_url(url) != url:
+        if os.environ.get(VARIABLE, url) not in ("", url):
+            raise SettingsError(f"{VARIABLE} is of another database than `search.storage`: unset it, or give that URL")
         os.environ[VARIABLE] = url
         settings = replace(settings, search=replace(settings.search, storage=FROM_ENVIRONMENT))
     with whole_file(study.settings) as draft:

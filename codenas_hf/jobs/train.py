@@ -130,7 +130,8 @@ def train(
     if source is not None and to_mapping(settings.corpus) == to_mapping(study_settings(source.folder).corpus):
         known = load_space(settings.space).vocab_sizes
         data = study_data(settings, folder=source.folder, vocab_sizes=known, say=say)
-        begin = winner_state(source, architecture, settings=settings, data=data)
+        if ":" not in str(genome):  # a trial by its number begins anew, also where it is the winner
+            begin = winner_state(source, architecture, settings=settings, data=data)
     else:
         data = prepare(settings, vocab_sizes=[architecture.vocab_size], tokenizer=start, say=say)
     return train_genome(

@@ -141,10 +141,10 @@ class _Loop:
             self.optimizers.set_dtype(self.dtype)
         progress.precision = precision_name(self.dtype)
         self.progress = progress
-        if not progress.decayed and self.share() > 1 + (0 if self.steps is not None else 0.5 / max(1, progress.step)):
+        if not progress.decayed and progress.budget != self.budget.to_dict() and self.share() > 1:
             raise ValueError(
                 f"the training in {folder} has had {progress.step:,} steps in {progress.seconds:.0f} seconds already, "
-                f"and a budget is the total: give more than {self.budget}, or train anew in another folder"
+                f"and a budget is the total: give more than {self.budget}"
             )
         self.losses = [torch.tensor(loss, device=self.accelerator.device) for loss in progress.pending]
 
@@ -376,7 +376,8 @@ def _run(loop: _Loop, folder: Path | None) -> Path | None:
         if progress.step % settings.log_every == 0:
             loop.log(factor)
     if folder is not None and checkpoint is None and decay_from >= 0:
-        # So few steps that none fell into the decay: the state is constant to its end.
+        # So few steps that none fell into the decay: the state is constant to its end, and this budget's own.
+        progress.budget = loop.budget.to_dict()
         loop.save(folder / CONSTANT)
         checkpoint = folder / CONSTANT
     loop.check_losses()

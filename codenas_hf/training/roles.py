@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from .optim import OptimSettings
@@ -89,8 +90,8 @@ def shift_free(model: nn.Module) -> list[nn.Parameter]:
     """
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
-    if not isinstance(head, nn.Linear):
-        return []
+    if not isinstance(head, nn.Linear) or not head.weight.requires_grad or is_parametrized(head):
+        return []  # a frozen one stays as it is, and a correction of low rank is no row of logits
     if any("logit" in name and "cap" in name and value for name, value in vars(model.config).items()):
         return []
     own = {part.parameter for part in parts(model) if part.role == "readout"}
