@@ -69,6 +69,11 @@ def test_the_winner_is_what_trained_on(study: StudyFolder) -> None:
     more = study.winner.read_record().training
     assert more.steps is not None
     assert more.steps > record.training.steps
+    shorter = dataclasses.replace(settings, search=dataclasses.replace(settings.search, finish=Duration(1.0)))
+    finish_winner(result.winner, settings=shorter, seconds=1.0, **arguments)
+    fewer = study.winner.read_record().training
+    assert fewer.steps is not None
+    assert had.step < fewer.steps < more.steps, "its state had had more already: it begins again from the trial's"
 
 
 @pytest.mark.slow
