@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,13 +170,29 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Hides the launcher: what is started in here is a plain process, and does not wait for the other ranks."""
+    """Hides the launcher: what is started in here, or trained, is alone, and does not wait for the other ranks.
+
+    What all Accelerators of a process share is afterwards as it was: who comes later finds the launcher again.
+    """
     names = [name for name in os.environ if name in LAUNCHER or name.startswith(LAUNCHER_PREFIX)]
     hidden = {name: os.environ.pop(name) for name in names}
+    before = {name: dict(state) for name, state in _accelerate_states().items()}
+    for state in _accelerate_states().values():
+        state.clear()
     try:
         yield
     finally:
         os.environ.update(hidden)
+        for name, state in _accelerate_states().items():
+            state.clear()
+            state.update(before.get(name, {}))
+
+
+def _accelerate_states() -> dict[str, dict[str, Any]]:
+    """What accelerate keeps for a whole process; nothing while nobody has imported it."""
+    module = sys.modules.get("accelerate.state")
+    names = ("PartialState", "AcceleratorState", "GradientState") if module is not None else ()
+    return {name: getattr(module, name)._shared_state for name in names}
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from codenas_hf.engine import Budget
 from codenas_hf.folders import Record, Release, StudyFolder, read_json
 from codenas_hf.folders.record import Origin
 from codenas_hf.generation.loading import load_model
+from codenas_hf.hardware import alone
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
 from codenas_hf.jobs.train import find_genome, study_settings, told_points, train, train_genome
@@ -25,7 +26,7 @@ from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
 from codenas_hf.strict_yaml import load, read_yaml
-from codenas_hf.training import accelerator_on, by_itself
+from codenas_hf.training import accelerator_on
 
 
 def settings(folder: Path, *more: str) -> RunSettings:
@@ -191,7 +192,7 @@ def test_what_a_launcher_says_of_number_formats_counts_for_nothing(monkeypatch: 
     """Accelerate would wrap the model for good; and measuring a step leaves the state that all of them share."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     before = [dict(kind._shared_state) for kind in (PartialState, AcceleratorState)]
-    with by_itself():
+    with alone():
         accelerator = accelerator_on("cpu")
         assert accelerator.mixed_precision == "no"
         model = torch.nn.Linear(2, 2)

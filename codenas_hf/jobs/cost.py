@@ -9,9 +9,9 @@ from ..architecture.genome import Genome
 from ..architecture.space import SearchSpace
 from ..data import PreparedData
 from ..engine import Budget
-from ..hardware import Hardware
+from ..hardware import Hardware, alone
 from ..measure.candidate import new_model
-from ..training import accelerator_on, by_itself, train
+from ..training import accelerator_on, train
 from .settings import RunSettings
 
 
@@ -24,7 +24,7 @@ def seconds_per_step(
     try:
         model = new_model(genome, train=settings.train, settings=settings.candidate, seed=0)
         tokens = data.tokens(genome.vocab_size, "train")
-        with by_itself():  # the main rank measures; the others are not here to be waited for
+        with alone():  # the main rank measures; the others are not here to be waited for
             accelerator = accelerator_on(device)
             train(model, tokens, Budget("steps", 2), settings=settings.train, accelerator=accelerator)  # warm-up
             result = train(model, tokens, Budget("steps", steps), settings=settings.train, accelerator=accelerator)

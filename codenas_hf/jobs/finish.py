@@ -26,7 +26,6 @@ from ..folders.record import Trial, trial_and_training
 from ..hardware import Hardware, alone, is_main_process
 from ..measure.checkpoints import TRAINING
 from ..report.curve import CurvePoint, Watch, curve_json, curve_lines
-from ..training import by_itself
 from ..training.checkpoint import CONSTANT, damage, read_progress
 from .plan import Plan
 from .release import trial_origin
@@ -130,7 +129,7 @@ def finish_winner(
         f"in {decided.processes} process{'es' if decided.processes > 1 else ''}"
     )
     if decided.processes == 1:
-        with by_itself():
+        with alone():
             return finish_here(folder, say=say, watch=watch)
     return _launched(study, decided, device=hardware.device, say=say, watch=watch or curve_lines(say))
 

@@ -27,7 +27,7 @@ from ..engine import (
 )
 from ..engine.progress import Status
 from ..folders import Release, StudyFolder, keep_sockets_short
-from ..hardware import Hardware, free_gpu_memory, is_main_process
+from ..hardware import Hardware, alone, free_gpu_memory, is_main_process
 from ..measure.candidate import CandidateEvaluator
 from ..measure.checkpoints import brought
 from ..measure.confirm import LatencyConfirmer
@@ -37,7 +37,6 @@ from ..report.curve import Watch
 from ..report.study_view import StudyView
 from ..report.texts import Flattery
 from ..strict_yaml import SettingsError, to_mapping
-from ..training import by_itself
 from .cost import cost_lines
 from .elsewhere import leave_facts, share_of, take_facts
 from .finish import finish_seconds, finish_winner
@@ -307,7 +306,7 @@ def _searched(
 def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: CandidateEvaluator) -> TrialRecord:
     """The record of a winner whose checkpoint is gone, its weights trained again."""
     assert record.evaluation is not None
-    with by_itself():
+    with alone():
         restored = evaluator.restored(record.genome, rungs[record.rung], record.evaluation)  # type: ignore[arg-type]
     return replace(record, evaluation=restored)
 

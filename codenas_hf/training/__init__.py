@@ -4,7 +4,7 @@ from .checkpoint import latest_checkpoint
 from .loop import train
 from .optim import OptimSettings
 from .outcome import DivergenceError, OutOfMemoryError, TrainResult
-from .precision import accelerator_on, by_itself, precision_name, resolve_precision
+from .precision import accelerator_on, precision_name, resolve_precision
 from .roles import build_model
 from .settings import TrainSettings
 
@@ -16,7 +16,6 @@ __all__ = [
     "TrainSettings",
     "accelerator_on",
     "build_model",
-    "by_itself",
     "latest_checkpoint",
     "precision_name",
     "resolve_precision",

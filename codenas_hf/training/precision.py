@@ -9,16 +9,11 @@ must not differ. Processors that are not x86 get float32: nothing was measured t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-
-from ..hardware import alone
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _CPUINFO = Path("/proc/cpuinfo")
@@ -69,22 +64,6 @@ def accelerator_on(device: str | None = None, **more: Any) -> Accelerator:
         more: for `Accelerator`.
     """
     return Accelerator(cpu=device == "cpu", mixed_precision="no", **more)
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """Hides the launcher, and leaves what all Accelerators of a process share as it was: in here it trains alone."""
-    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before = [dict(state) for state in states]
-    try:
-        for state in states:
-            state.clear()
-        with alone():
-            yield
-    finally:
-        for state, values in zip(states, before, strict=True):
-            state.clear()
-            state.update(values)
 
 
 def precision_name(dtype: torch.dtype) -> Literal["float32", "bfloat16"]:
