@@ -84,6 +84,18 @@ class Interrupted(FakeTokens):
         return super().batch(step, **arguments)
 
 
+class Slow(Interrupted):
+    """Each step takes the same seconds on a clock of the test's own."""
+
+    def __init__(self, step: int, now: list[float], seconds: float = 1.0) -> None:
+        super().__init__(step)
+        self.now, self.seconds = now, seconds
+
+    def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
+        self.now[0] += self.seconds
+        return super().batch(step, **arguments)
+
+
 @pytest.mark.parametrize("stop", [7, 18])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_resume_equals_a_straight_run(tmp_path: Path, stop: int, dropout: float) -> None:
@@ -146,18 +158,12 @@ def test_a_longer_budget_goes_on_from_before_the_decay(tmp_path: Path) -> None:
 
 def test_a_longer_budget_in_seconds_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-
-    class Slow(Interrupted):
-        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
-            now[0] += 1.0
-            return super().batch(step, **arguments)
-
     monkeypatch.setattr("codenas_hf.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
     how = settings(checkpoint_minutes=1e-9)
     with pytest.raises(KeyboardInterrupt):
-        trained(Budget("seconds", 20), how, folder=tmp_path, tokens=Slow(18))
+        trained(Budget("seconds", 20), how, folder=tmp_path, tokens=Slow(18, now))
     resume = latest_checkpoint(tmp_path, budget=Budget("seconds", 30))
-    _, result = trained(Budget("seconds", 30), how, folder=tmp_path, tokens=Slow(-1), resume_from=resume)
+    _, result = trained(Budget("seconds", 30), how, folder=tmp_path, tokens=Slow(-1, now), resume_from=resume)
     assert result.seconds == pytest.approx(30, abs=1)
     assert result.steps_run == result.steps - 16
 
@@ -171,24 +177,13 @@ def test_a_budget_that_is_spent_already_is_refused(tmp_path: Path, monkeypatch: 
     _, result = trained(Budget("steps", 32), settings(), resume_from=tmp_path / "steps" / "constant")
     assert (result.steps, result.steps_run) == (32, 0)
     now = [100.0]
-
-    class Slow(Interrupted):
-        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
-            now[0] += 1.0
-            return super().batch(step, **arguments)
-
     monkeypatch.setattr("codenas_hf.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    trained(Budget("seconds", 20), settings(), folder=tmp_path / "seconds", tokens=Slow(-1))
+    trained(Budget("seconds", 20), settings(), folder=tmp_path / "seconds", tokens=Slow(-1, now))
     with pytest.raises(ValueError, match=r"in 16 seconds already.* give more than 10 seconds"):
         trained(Budget("seconds", 10), settings(), resume_from=tmp_path / "seconds" / "constant")
 
-    class Slower(Slow):
-        def batch(self, step: int, **arguments: Any) -> dict[str, np.ndarray]:
-            now[0] += 5.5
-            return super().batch(step, **arguments)
-
     # The last step ended beyond the budget, and what follows the training was killed: the same command goes on.
-    _, whole = trained(Budget("seconds", 10), settings(), folder=tmp_path / "slow", tokens=Slower(-1))
+    _, whole = trained(Budget("seconds", 10), settings(), folder=tmp_path / "slow", tokens=Slow(-1, now, 6.5))
     assert whole.seconds > 10
     assert whole.checkpoint is not None
     _, again = trained(Budget("seconds", 10), settings(), folder=tmp_path / "slow", resume_from=whole.checkpoint)
