@@ -19,7 +19,7 @@ import torch
 from accelerator import borrows_gpu
 from chooser import LoadedModel, ModelShelf, PlaygroundError, PlaygroundSettings
 
-from codenas_hf.folders import Release
+from codenas_hf.folders.places import Release
 from codenas_hf.generation.decode import (
     FUNCTION_STOPS,
     SHIPPED,

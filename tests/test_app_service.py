@@ -152,6 +152,22 @@ def test_bundle_holds_just_what_the_playground_imports(tmp_path: Path) -> None:
     assert not (space / "bundle.py").exists()
 
 
+def test_bundle_names_modules_and_never_what_a_package_imports(tmp_path: Path) -> None:
+    # The __init__ files of a bundle are empty: what they offer elsewhere is not there.
+    space = bundle.bundle(tmp_path / "space")
+    missing = []
+    for path in space.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            start = path.parents[node.level - 1] if node.level else space
+            source = start.joinpath(*(node.module or "").split("."))
+            if (node.level or (node.module or "").startswith("codenas_hf")) and source.is_dir():
+                names = [alias.name for alias in node.names if not (source / f"{alias.name}.py").is_file()]
+                missing += [f"{path.relative_to(space)}: {name}" for name in names]
+    assert missing == []
+
+
 def test_requirements_name_what_the_bundle_imports(tmp_path: Path) -> None:
     space = bundle.bundle(tmp_path / "space")
     own = {path.stem for path in space.glob("*.py")} | {"codenas_hf", "spaces"}
