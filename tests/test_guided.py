@@ -219,6 +219,21 @@ def test_the_higher_rung_is_what_counts() -> None:
     assert first_with_one == Point(0, 0)
 
 
+def test_a_reference_that_nobody_reaches_does_not_hide_the_front() -> None:
+    # At the first rung every model is worse than the n-gram model whose bits per byte are a search's reference.
+    space, records = KnownSpace(), some_records(20)
+    lowest = min(r.evaluation.objectives["a"] for r in records if r.evaluation is not None)
+
+    def proposed(policy: GuidedPolicy) -> list[str]:
+        found = policy.propose(records, space=space, n=6, rng=np.random.default_rng(1))
+        return [genome.genome_id for genome in found]
+
+    plain = proposed(GuidedPolicy(objectives=OBJECTIVES))
+    assert proposed(GuidedPolicy(objectives=OBJECTIVES, reference={"a": lowest / 2})) == plain
+    limited = Objectives(scales=OBJECTIVES.scales, limits={"a": lowest / 2})
+    assert proposed(GuidedPolicy(objectives=limited)) == plain
+
+
 def test_a_small_space_is_exhausted_without_error() -> None:
     space = IntegerSpace(side=4)
     records = [

@@ -37,7 +37,8 @@ class GuidedPolicy:
 
     Args:
         objectives: scales and limits of the study.
-        reference: name to raw value beyond which nothing counts; a tenth beyond the worst seen where a name is absent.
+        reference: name to raw value beyond which nothing counts; a tenth beyond the worst seen where a name is absent,
+            or where less than half of what was seen reaches it.
         least: evaluated genomes below which genomes are spread over the space instead.
         explore: share of the places that go to genomes sampled by chance.
         generations: of the evolution inside the model.
@@ -248,11 +249,20 @@ class Model:
         return points
 
     def reference(self, given: Mapping[str, float]) -> Floats:
-        """The corner beyond which nothing counts, `[m]` in `order`."""
+        """The corner beyond which nothing counts, `[m]` in `order`: as given, a limit, or a tenth beyond the worst.
+
+        What is learned may all lie beyond what is given: at a low rung every model is worse than the n-gram model of a
+        search. Below such a corner nobody dominates anything, so one genome would be as good as another: it counts
+        where half of the seen reach it, and a limit where anybody does.
+        """
         worst = self.seen.max(axis=0) + _MARGIN * np.ptp(self.seen, axis=0)
         corner = []
         for at, name in enumerate(self.order):
-            value = given.get(name, self.objectives.limits.get(name))
+            limit = self.objectives.limits.get(name)
+            value = given.get(name, limit)
+            if value is not None and name in self.learned:
+                reached = float((self.seen[:, at] < self.objectives.scaled(name, value)).mean())
+                value = value if reached >= 0.5 or (reached and value == limit) else None
             corner.append(float(worst[at]) if value is None else self.objectives.scaled(name, value))
         return np.array(corner)
 
