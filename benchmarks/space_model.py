@@ -7,7 +7,8 @@ Two policies differ by less than three real searches of each can show (`defaults
 genes that hardly matter, of which a real space is full. So the trainings of `defaults_front` teach a model of the
 space, of which any number of searches can be asked, in the engine's own schedule and with the stages of the main job.
 A model favours the policy that believes in its kind: there are two, a Gaussian process as in `guided`, and a ridge
-regression on products of genes as in `screened`. Noise of a training is added; fronts are judged without it.
+regression on products of genes as in `screened`. Ideal and reference are those of the real searches, and the noise
+that is added to a training is that of another seed in the search table; fronts are judged without it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.storages import InMemoryStorage
 
-from benchmarks.results_file import protocol, target, write
+from benchmarks.results_file import RESULTS, protocol, target, write
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.engine import Budget, Evaluation, Frame, Objectives, Rung, SearchSettings, front
@@ -55,7 +56,9 @@ def collect(folder: Path) -> Path:
     kept: dict[str, Any] = {}
     for number, place in enumerate(sorted(path.parent for path in folder.glob("*-12m-*/settings.yaml"))):
         result, settings = open_study(place)
-        kept = {"space": settings.space, "limits": objective_limits(settings.limits)}
+        assert result.frame is not None
+        points = {"ideal": dict(result.frame.ideal), "reference": dict(result.frame.reference)}
+        kept = {"space": settings.space, "limits": objective_limits(settings.limits), "frame": points}
         kept["latency"] = json.loads((place / "latency.json").read_text(encoding="utf-8"))
         bits: dict[str, list[float | None]] = {}
         for record in result.records:
@@ -84,14 +87,12 @@ class SpaceModel:
         space: with what is known of its genomes.
         features: of genomes.
         rungs: a model of each rung; the second is of what it changes.
-        noise: standard deviation of a training's bits per byte: what the smoother of the two models leaves of them.
     """
 
     kind: Kind
     space: SearchSpace
     features: Features
     rungs: tuple[GaussianProcess | Ridge, ...]
-    noise: float
 
     @classmethod
     def fit(cls, kind: Kind) -> SpaceModel:
@@ -111,15 +112,20 @@ class SpaceModel:
         above = np.array([row["bits"][1] is not None for row in rows])
         change = np.array([row["bits"][1] - row["bits"][0] for row in rows if row["bits"][1] is not None])
         second = _fitted(kind, inputs[above], change)
-        smooth = _inputs("Gaussian process", features, space, genomes)
-        left = values - shift[search] - GaussianProcess.fit(smooth, values - shift[search]).predict(smooth)[0]
-        return cls(kind, space, features, (fitted, second), float(left.std()))
+        return cls(kind, space, features, (fitted, second))
 
     def bits(self, genomes: Sequence[Genome], rung: int) -> Floats:
         """Without noise, `[n]`."""
         inputs = _inputs(self.kind, self.features, self.space, genomes)
         found = [_predicted(model, inputs) for model in self.rungs[: rung + 1]]
         return np.asarray(np.sum(found, axis=0), dtype=np.float64)
+
+
+@functools.cache
+def noise() -> float:
+    """Standard deviation of a training's bits per byte over seeds: the median of the budgets of the search table."""
+    table = json.loads((RESULTS / "search_table.json").read_text(encoding="utf-8"))
+    return float(statistics.median(row["seed_deviation"] for row in table["rows"]))
 
 
 def _inputs(kind: Kind, features: Features, space: SearchSpace, genomes: Sequence[Genome]) -> Floats:
@@ -188,7 +194,7 @@ def _judged(known: SpaceModel, genomes: Sequence[Genome]) -> list[Evaluation]:
 def volumes(policy: str, kind: Kind, *, seed: int, generations: int = GENERATIONS) -> list[float]:
     """One search: hypervolume of the front that it would name after each `MOMENTS` trainings of the first rung."""
     known = model(kind)
-    limits = stored()["limits"]
+    limits, points = stored()["limits"], stored()["frame"]
     objectives = replace(OBJECTIVES, limits=limits)
     settings = SearchSettings(
         objectives=OBJECTIVES.scales,
@@ -196,11 +202,11 @@ def volumes(policy: str, kind: Kind, *, seed: int, generations: int = GENERATION
         generations=generations,
         rungs=(Rung(0, Budget("steps", 1), keep=KEEP), Rung(1, Budget("steps", 4))),
         limits=limits,
-        reference=limits,
+        **points,
         seed=seed,
     )
     study = Study(InMemoryStorage(), name="s", space=known.space, rungs=2, objectives=objectives)
-    proposer = POLICIES[policy](objectives, limits, POPULATION)
+    proposer = POLICIES[policy](objectives, points["reference"], POPULATION)
     schedule = Schedule(study, space=known.space, policy=proposer, settings=settings, leads=lambda: True)
     found: list[tuple[Genome, float]] = []
     first, reached = 0, dict.fromkeys((each for each in MOMENTS if each <= POPULATION * generations), 0.0)
@@ -209,8 +215,8 @@ def volumes(policy: str, kind: Kind, *, seed: int, generations: int = GENERATION
         assert claim is not None
         genome, rung = claim.record.genome, claim.record.rung
         assert isinstance(genome, Genome)
-        noise = np.random.default_rng([seed, int(genome.genome_id, 16), rung]).normal() * known.noise
-        bits = float(known.bits([genome], rung)[0] + noise)
+        luck = np.random.default_rng([seed, int(genome.genome_id, 16), rung]).normal() * noise()
+        bits = float(known.bits([genome], rung)[0] + luck)
         study.finish(claim, Evaluation(objectives={"bits_per_byte": bits, **known.space.known_objectives(genome)}))
         first += rung == 0
         if rung == 1:
@@ -255,7 +261,7 @@ def main() -> Path:
     about = protocol(
         seeds=options.seeds,
         trainings=len(stored()["rows"]),
-        noise=model("Gaussian process").noise,
+        noise=noise(),
         stages="two",
         evaluations="counted at the first rung; a third as many at the second",
     )
