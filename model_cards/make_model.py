@@ -3,6 +3,7 @@
     accelerate launch --config_file configs/accelerate/one.yaml model_cards/make_model.py "4800 seconds"
     python model_cards/make_model.py "21600 seconds" corpus.archives=~/wheels
     python model_cards/make_model.py "6000 seconds" --on train.seed=1
+    python model_cards/make_model.py --card                             # only the card, from what is recorded
 
 Text, training and format are those of configs/released.yaml, the architecture is the main job's winner
 (configs/genomes/searched_4mb.yaml). A longer budget goes on where the training before it stood, as long as its folder
@@ -31,6 +32,11 @@ def main(budget: str, *words: str) -> None:
     if not is_main_process():
         return
     evaluate(folder)
+    put(folder)
+
+
+def put(folder: Path) -> None:
+    """Puts a release with a fresh card beside this file."""
     with tempfile.TemporaryDirectory() as work:
         name = f"{PLACE.parent.name}/{PLACE.name}"
         parcel = model_parcel(
@@ -49,4 +55,7 @@ def main(budget: str, *words: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["--card"]:
+        put(PLACE)
+    else:
+        main(*sys.argv[1:])

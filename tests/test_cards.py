@@ -115,14 +115,25 @@ def test_remote_code_is_asked_for_only_where_it_is_needed(run: StudyFolder, tmp_
 def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: StudyFolder) -> None:
     path = run.winner.evaluation
     entry = {"name": "short/greedy/parse_rate", "value": 0.62, "low": 0.55, "high": 0.69, "count": 200}
-    listed = {"name": "humaneval/greedy/pass@1", "value": 0.01}
+    listed = {"name": "humaneval/greedy/pass@1", "value": 0.01, "count": 164, "engine": "torch", "bytes": 2_000_000}
+    person = {"name": "short/human/parse_rate", "value": 1.0, "count": 200}
     unlisted = {"name": "short/greedy/distinct_2", "value": 0.5}
-    path.write_text(json.dumps({"protocol": {"threads": 2}, "rows": [entry, listed, unlisted]}))
+    path.write_text(json.dumps({"protocol": {"threads": 2}, "rows": [entry, listed, person, unlisted]}))
     try:
         card = card_of(run.winner, run)
+        part = [{**listed, "count": 40}, {**listed, "unjudged": {"HumanEval/0": "too slow"}}]
+        path.write_text(json.dumps({"rows": part}))
+        partly = card_of(run.winner, run)
     finally:
         path.unlink()
     assert "| short, greedy, parse rate | 0.6200 | 0.5500 | 0.6900 | 200 |" in card.text
+    assert "| humaneval, greedy, pass@1 | 0.0100 |  |  | 164 | torch | 2.00 MB |" in card.text
+    found = [(r.dataset_name, r.dataset_split, r.metric_name) for r in ModelCard(card.text).data.eval_results]
+    assert [name for name in found if name[1] is None] == [("HumanEval", None, "humaneval, greedy, pass@1")]
+    assert {split for _, split, _ in found} == {"report", None}
+    assert not any("short" in name for _, _, name in found), "of other text than the corpus's"
+    assert partly.eval_results is None, "a part of a benchmark is another one"
+    assert "openai" not in partly.text
     assert "Protocol: threads 2." in card.text
     assert "distinct" not in card.text
     assert card.eval_results is not None

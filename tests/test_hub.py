@@ -82,12 +82,13 @@ def test_a_new_winner_replaces_the_old_and_leaves_nothing_stale(
     publish(run, repo_id="alice/demo")
     repo = server.repos["model", "alice/demo"]
     there = repo.commits[repo.refs["main"]]
+    there |= {"model-q4_0.gguf": b"old", "evaluation.json": b"{}"}
     there |= {"modeling_codenas.py": b"old", "model-00002-of-00002.safetensors": b"old", "notes.md": b"mine"}
     other = make_run(tmp_path / "other", finished_study, seed=1)
     (done,) = publish(other, repo_id="alice/demo")
     files = server.files("model", "alice/demo")
     assert done.changed
-    assert "modeling_codenas.py" not in files
+    assert not {"modeling_codenas.py", "model-q4_0.gguf", "evaluation.json"} & files.keys()
     assert "model-00002-of-00002.safetensors" not in files
     assert files["notes.md"] == b"mine", "what is not ours stays"
 
@@ -323,6 +324,18 @@ def test_a_space_that_cannot_be_bundled_is_told(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("codenas_hf.release.parcels.bundled_folder", lambda name: tmp_path)
     with pytest.raises(parcels.BundleError, match="could not be bundled: no disk"):
         publish(run, repo_id="alice/demo", what=("space",), dry_run=True)
+
+
+def test_no_space_is_made_of_a_model_that_brings_code(run: Path) -> None:
+    """Nothing there would run it, so that every request would be refused."""
+    config = run / "winner" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "auto_map": {"AutoConfig": "configuration_codenas.X"}}))
+    try:
+        with pytest.raises(parcels.BundleError, match="leave `space` out of `what`"):
+            publish(run, repo_id="alice/demo", what=("space",), dry_run=True)
+    finally:
+        config.write_text(before)
 
 
 def test_a_page_goes_up_as_a_static_space(

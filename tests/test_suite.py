@@ -6,6 +6,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -317,3 +318,17 @@ def test_a_gguf_file_is_measured_in_its_reader(folder, tmp_path, monkeypatch):
     assert found["decode_ms"] > 0
     assert found["mid_file/bits_per_byte"] == pytest.approx(wanted["mid_file/bits_per_byte"], rel=1e-3)
     assert found["few_shot/greedy/collapse_rate"] == pytest.approx(wanted["few_shot/greedy/collapse_rate"], abs=0.21)
+    # Of a release with a file beside its weights, what is measured is the file.
+    release = shutil.copytree(folder, tmp_path / "release")
+    coded = release / "model-q8_0.gguf"
+    export_model(loaded.model, tokenizer=folder, out=coded, to="gguf", form="q8_0")
+    rows = evaluate(release, folder=None, device="cpu", runtime="llama.cpp")["rows"]
+    assert {row["bytes"] for row in rows} == {coded.stat().st_size}
+    assert next(row["value"] for row in rows if row["name"] == "artifact_bytes") == coded.stat().st_size
+
+
+def test_a_graph_alone_is_refused_in_a_line(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    with pytest.raises(ValueError, match="for ONNX Runtime alone: evaluate the model that it was exported from"):
+        evaluate(tmp_path)

@@ -62,7 +62,7 @@ class Completion:
             without trailing white space where it was stripped.
         text: the completion, up to and without the stop string.
         token_ids: the generated tokens, with those that spell what healing had cut.
-        finish_reason: `stop` (stop string), `eos` (any special token), `length`, `time` or `cancelled`.
+        finish_reason: `stop` (stop string), `eos` (any special token), `length` or `time`.
         num_tokens: generated tokens that added text.
         prompt_tokens: tokens that the model was given.
         dropped_tokens: tokens of the prompt that did not fit into the model's context and were left out.

@@ -74,9 +74,9 @@ class LlamaCppRuntime(Runtime):
         if not self._model:
             raise LlamaCppError(f"llama.cpp cannot read {path}: damaged, or an architecture that it does not know")
         trained = int(library.llama_model_n_ctx_train(self._model))
-        super().__init__("llama.cpp", context_tokens=context_tokens or trained)
+        super().__init__("llama.cpp", context_tokens=context_tokens or trained, file=path)
         self.vocab_size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model)))
-        self._path, self._threads = path, threads
+        self._threads = threads
         try:
             self._context = self._new_context(self.context_tokens or trained)
         except LlamaCppError:
@@ -92,7 +92,7 @@ class LlamaCppRuntime(Runtime):
         ctypes.memmove(settings.bytes, np.array(values, np.uint32).tobytes(), 16)
         context = self._library.llama_init_from_model(self._model, settings)
         if not context:
-            raise LlamaCppError(f"llama.cpp cannot make a context of {rows * tokens} tokens for {self._path}")
+            raise LlamaCppError(f"llama.cpp cannot make a context of {rows * tokens} tokens for {self.file}")
         self._library.llama_set_n_threads(context, self._threads, self._threads)
         return context
 

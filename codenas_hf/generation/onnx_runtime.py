@@ -42,7 +42,7 @@ class OnnxRuntime(Runtime):
     """
 
     def __init__(self, path: Path, *, context_tokens: int, threads: int = 1) -> None:
-        super().__init__(_PACKAGE, context_tokens=context_tokens)
+        super().__init__(_PACKAGE, context_tokens=context_tokens, file=path)
         if not path.is_file():
             raise FileNotFoundError(f"no ONNX file {path}")
         try:

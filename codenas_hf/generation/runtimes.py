@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,11 @@ class Runtime:
     Args:
         name: torch, llama.cpp or onnxruntime.
         context_tokens: most tokens that it takes; None where nothing bounds them.
+        file: that it reads; None for what was loaded otherwise.
     """
 
-    def __init__(self, name: str, *, context_tokens: int | None) -> None:
-        self.name, self.context_tokens = name, context_tokens
+    def __init__(self, name: str, *, context_tokens: int | None, file: Path | None = None) -> None:
+        self.name, self.context_tokens, self.file = name, context_tokens, file
         self._kept: list[int] = []
         self._lock = threading.Lock()
         self.computed_tokens = 0

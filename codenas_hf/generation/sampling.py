@@ -17,7 +17,7 @@ from codenas_hf.generation.token_text import HealedPrompt, TokenText
 
 Boundary = Literal["heal", "strip", "keep"]
 Start = Literal["auto", "always", "never"]
-FinishReason = Literal["stop", "eos", "length", "time", "cancelled"]
+FinishReason = Literal["stop", "eos", "length", "time"]
 
 _FEW = 512  # entries that are sorted first
 

@@ -15,7 +15,7 @@ from ..generation.runtimes import Runtime
 from ..hardware import Hardware
 from ..release.targets import export_model
 from ..suite.evaluation import SUITES, evaluate_model, format_table
-from .opening import RuntimeName, folder_of, gguf_of, open_runtime
+from .opening import RuntimeName, folder_of, gguf_of, onnx_of, open_runtime
 
 __all__ = ["evaluate", "export", "format_table", "open_model"]
 
@@ -78,10 +78,18 @@ def evaluate(
     if settings is None:
         raise ValueError(f"there is no suite {suite!r}; there are {', '.join(SUITES)}")
     settings = replace(settings, task_files=tuple(tasks), held_out=held_out)
+    if not isinstance(model, LoadedModel):
+        place = Path(folder_of(model))
+        if onnx_of(place) is not None and not Release(place).weights:
+            raise ValueError(
+                f"{model} has a graph for ONNX Runtime alone: evaluate the model that it was exported from"
+            )
     loaded = open_model(model, device=device, trust_remote_code=trust_remote_code)
     if folder is None and Path(loaded.name).is_dir():
         folder = Path(loaded.name)
     reader = _reader(loaded, runtime=runtime, device=device)
+    if reader is not None and reader.file is not None and reader.file == gguf_of(Path(loaded.name)):
+        loaded = replace(loaded, num_bytes=reader.file.stat().st_size)  # that file is what is measured
     return evaluate_model(loaded, runtime=reader, settings=settings, folder=folder, on_part=on_part)
 
 

@@ -22,6 +22,7 @@ from huggingface_hub import (
 from codenas_hf.data.split import SPLITS
 from codenas_hf.folders import Record, Release, StudyFolder, bundled_folder, read_json
 from codenas_hf.folders.record import Start
+from codenas_hf.folders.typed import plain
 from codenas_hf.report.architecture import architecture_text
 from codenas_hf.report.cells import (
     Column,
@@ -41,6 +42,7 @@ TAGS = ["code", "python", "neural-architecture-search", "codenas"]
 FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 # Of an evaluation's many numbers those that a card shows; the others stand in the evaluation's file beside it.
 SUITE_METRICS = "bits_per_byte pass@1 pass@10 collapse_rate parse_rate line_exact_match exact_match".split()
+_HUMANEVAL_TASKS = 164
 RESULTS = Table(
     "evaluation",
     "Evaluation",
@@ -50,6 +52,8 @@ RESULTS = Table(
         Column("low", "95 % from", "number"),
         Column("high", "to", "number"),
         Column("n", "over", "integer"),
+        Column("engine", "read by"),
+        Column("bytes", "bytes", "bytes"),
         Column("protocol", "how"),
     ),
     (),
@@ -141,7 +145,9 @@ def model_card(
         record=record,
         architecture=release.read_config().get("model_type") or "transformers",
         origin=_origin(record),
-        squeezed=squeezed_text(record.squeezed),
+        squeezed=squeezed_text(record),
+        parent=base_model(record),
+        squeeze_genome=_applied_genome(record),
         remote_code="auto_map" in release.read_config(),
         fills_gaps=_fills_gaps(release, record),
         layers=architecture_text(layers),
@@ -237,15 +243,17 @@ def result_rows(record: Record, suite: Mapping[str, Any]) -> list[dict[str, Any]
     if measured.window_tokens is not None:
         how.append(f"windows of {measured.window_tokens:,} tokens")
     rows: list[dict[str, Any]] = [
-        {"name": name.replace("_", " "), "metric": name, "value": value, "protocol": ", ".join(how)}
+        {"name": name.replace("_", " "), "metric": name, "value": value, "protocol": ", ".join(how), "split": "report"}
         for name in ("bits_per_byte", "next_token_accuracy", "loss")
         if (value := getattr(measured, name)) is not None
     ]
     for row in suite.get("rows") or ():
         metric = row["name"].rpartition("/")[2]
         if metric in SUITE_METRICS:
-            greedy = row["name"] == "humaneval/greedy/pass@1"
-            listed = {"dataset_id": "openai/openai_humaneval", "task_id": metric} if greedy else {}
+            # A part of a benchmark is another one.
+            whole = row.get("count") == _HUMANEVAL_TASKS and not row.get("unjudged")
+            listed = {"dataset_id": "openai/openai_humaneval", "task_id": metric, "dataset": "HumanEval"}
+            listed = listed if whole and row["name"] == "humaneval/greedy/pass@1" else {}
             name = row["name"].replace("/", ", ").replace("_", " ")
             rows.append({**row, "name": name, "metric": metric, "n": row.get("count"), **listed})
     return rows
@@ -323,19 +331,20 @@ def _named(counts: Any) -> list[dict[str, Any]]:
 
 
 def _model_index(rows: list[dict[str, Any]], digest: str, dataset_id: str | None) -> list[EvalResult]:
-    """Results as the Hub's `model-index` wants them."""
+    """Results as the Hub's `model-index` wants them: of the report text, and of whole benchmarks that it knows."""
     own = dataset_id or "codenas-corpus"
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=row.get("dataset_id") or own,
             dataset_name=row.get("dataset") or ("held-out Python projects" + (f" ({digest[:12]})" if digest else "")),
-            dataset_split=None if row.get("dataset_id") else "report",
+            dataset_split=row.get("split"),
             metric_type=row["metric"],
             metric_name=row["name"],
             metric_value=round(float(row["value"]), 6),
         )
         for row in rows
+        if row.get("split") or row.get("dataset_id")
     ]
 
 
@@ -345,6 +354,13 @@ def _fills_gaps(release: Release, record: Record) -> bool:
         return False
     text = release.tokenizer.read_text(encoding="utf-8")
     return all(token in text for token in FILL_TOKENS)
+
+
+def _applied_genome(record: Record) -> str | None:
+    """The genes of a squeeze that nobody searched, as YAML; None for any other release."""
+    if record.squeezed is None or record.trial is not None or record.start is not None:
+        return None
+    return yaml.safe_dump(plain(record.squeezed.genome), sort_keys=False, default_flow_style=None).strip()
 
 
 def _origin(record: Record) -> str | None:

@@ -169,7 +169,7 @@ def _parcels(folder: Path, *, repo_id: str, asked: PublishSettings, work: Path) 
             known: dict[str, Any] = {"study": study, "licence": asked.license, "dataset_id": dataset_id}
             parcels.append(model_parcel(release, repo_id=repo_id, work=place, **known))
         elif kind == "space":
-            parcels.append(space_parcel(repo_id=f"{repo_id}-playground", model_id=repo_id, work=place))
+            parcels.append(space_parcel(release, repo_id=f"{repo_id}-playground", model_id=repo_id, work=place))
         elif kind == "web":
             parcels.append(web_parcel(release, repo_id=f"{repo_id}-web", model_id=repo_id, work=place))
     for parcel in parcels:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from codenas_hf.data import SPLITS, Corpus, PreparedData
 from codenas_hf.folders import Release, StudyFolder, bundled_folder, read_json
-from codenas_hf.folders.files import RECORD, WEIGHTS
+from codenas_hf.folders.files import EVALUATION, RECORD, SETTINGS, WEIGHTS
 from codenas_hf.release.cards import dataset_card, model_card, study_card
 from codenas_hf.release.spelling import TOKENIZER_FILES, text_without_places
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
@@ -94,14 +94,16 @@ def model_parcel(
     files["README.md"] = _scrub(card.text).encode()
     if card.eval_results:
         files[".eval_results/codenas.yaml"] = card.eval_results.encode()
-    stale = ("*.safetensors", f"{WEIGHTS}.index.json", "configuration_codenas.py", "modeling_codenas.py")
+    weights = ("*.safetensors", f"{WEIGHTS}.index.json", "model-*.gguf")
+    code = ("configuration_codenas.py", "modeling_codenas.py", "cache_codenas.py")
+    told = (EVALUATION, SETTINGS, "assets/*.png", ".eval_results/codenas.yaml")
     return Parcel(
         what="model",
         repo_id=repo_id,
         repo_type="model",
         files=files,
         marker=RECORD,
-        stale=(*stale, "cache_codenas.py", "assets/*.png", ".eval_results/codenas.yaml"),
+        stale=(*weights, *code, *told),
     )
 
 
@@ -166,13 +168,17 @@ class BundleError(RuntimeError):
     """The files of a Space could not be put together."""
 
 
-def space_parcel(*, repo_id: str, model_id: str, work: Path) -> Parcel:
+def space_parcel(release: Release, *, repo_id: str, model_id: str, work: Path) -> Parcel:
     """The playground as a Space that offers one model.
 
     Raises:
         FileNotFoundError: the playground's files are not installed.
-        BundleError: its bundle could not be made.
+        BundleError: its bundle could not be made, or the model needs code of its own, which no Space runs.
     """
+    if "auto_map" in release.read_config():
+        raise BundleError(
+            "a Space runs no code that a model brings, and this architecture needs it: leave `space` out of `what`"
+        )
     files = _bundled(work / "space", "--model", model_id)
     return Parcel(
         what="space", repo_id=repo_id, repo_type="space", files=files, marker="models.json", stale=("codenas_hf/*",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from codenas_hf.folders import Record
-from codenas_hf.folders.record import Squeezed
 
 
 def base_model(record: Record) -> str | None:
@@ -14,8 +13,12 @@ def base_model(record: Record) -> str | None:
     return parent if parent.count("/") == 1 and " " not in parent else None
 
 
-def squeezed_text(squeezed: Squeezed | None) -> str | None:
-    """What was done to a parent, as sentences."""
+def squeezed_text(record: Record) -> str | None:
+    """What was done to a parent, as sentences; None for a model of our own.
+
+    After a further training the text is another one: what the parent has on the text before is not said then.
+    """
+    squeezed = record.squeezed
     if squeezed is None:
         return None
     genome = squeezed.genome
@@ -38,7 +41,7 @@ def squeezed_text(squeezed: Squeezed | None) -> str | None:
     if genome.get("without_layers"):
         parts.append(f"Layers {', '.join(map(str, genome['without_layers']))} are left out.")
     healed = f"Then it was healed by a short training: {squeezed.healing}." if squeezed.healing else None
-    parts.append(healed or "Nothing was trained: what stays makes up for what left in closed form.")
-    if squeezed.parent_bits_per_byte is not None:
+    parts.append(healed or "Nothing was trained for it: what stays makes up for what left in closed form.")
+    if squeezed.parent_bits_per_byte is not None and record.start is None:
         parts.append(f"On the same report text the parent has {squeezed.parent_bits_per_byte:.4f} bits per byte.")
     return " ".join(parts)

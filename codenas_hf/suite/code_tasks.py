@@ -103,7 +103,7 @@ def answer_tasks(
     """
     if not settings.stop and tasks:
         settings = replace(settings, stop=tasks[0].stops)
-    path = _answers_file(folder, model, settings, engine=None if runtime is None else runtime.name)
+    path = _answers_file(folder, model, settings, engine=None if runtime is None else _engine(runtime))
     kept = _read_answers(path)
     keys = {task.task_id: task_key(task) for task in tasks}
 
@@ -174,6 +174,12 @@ def _answers_file(
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _engine(runtime: Runtime) -> str:
+    """What decodes, with its file: its codes are other weights than those that were loaded."""
+    file = runtime.file
+    return runtime.name if file is None else f"{runtime.name} {file.name} {file.stat().st_size}"
 
 
 def _read_answers(path: Path | None) -> dict[str, list[Answer]]:

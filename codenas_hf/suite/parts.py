@@ -208,7 +208,7 @@ class Parts:
         if not supports_infilling(self.tokenizer):
             self.absent[name] = "the tokenizer has no fill-in-the-middle tokens"
             return
-        if Release(Path(self.loaded.name)).fills_gaps is False:
+        if Release.around(Path(self.loaded.name)).fills_gaps is False:
             self.absent[name] = "the model was trained without gaps (train.fim_rate=0)"
             return
         if not self._may_run(name):
