@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 PACKAGE = "codenas_hf"
 COPIED = {".py", ".json", ".css", ".txt", ".md"}
 LEFT_OUT = {"bundle.py", "models.json", "web_page.py"}
+# Of a model's folder: weights that may run code, checkpoints, prompts and answers of an evaluation, our GGUF file.
+LEFT_BEHIND = ("*.bin", "*.pt", "checkpoint*", "*.jsonl", "answers", "*.gguf")
 PACKAGE_DOC = '"""The part of codenas_hf that the playground uses."""\n'
 
 
@@ -102,8 +104,11 @@ def _place(model: str, folder: Path) -> str:
     source = Path(model)
     if not source.is_dir():
         return model
+    winner = source / "winner"
+    if (winner / "config.json").is_file() and not (source / "config.json").is_file():
+        source = winner  # a study means its winner
     name = source.resolve().parent.name if source.name == "winner" else source.resolve().name
-    shutil.copytree(source, folder / "models" / name, ignore=shutil.ignore_patterns("*.bin", "*.pt", "checkpoint*"))
+    shutil.copytree(source, folder / "models" / name, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     return f"models/{name}"
 
 

@@ -20,7 +20,6 @@ from huggingface_hub import HfApi, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
 )
@@ -32,6 +31,7 @@ from codenas_hf.folders.record import Record, RecordError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _log = logging.getLogger(__name__)
+HUB_SECONDS = 20.0  # for an answer; other visitors wait meanwhile
 FETCHED = (".safetensors", ".json", ".model", ".py", "merges.txt", "vocab.txt", "README.md")
 
 
@@ -235,7 +235,7 @@ def fetch_from_hub(repo_id: str, *, max_bytes: int) -> Path:
         PlaygroundError: not there, gated, no safetensors, larger than `max_bytes`, or no network and not in the cache.
     """
     try:
-        siblings = HfApi().model_info(repo_id, files_metadata=True).siblings or []
+        siblings = HfApi().model_info(repo_id, files_metadata=True, timeout=HUB_SECONDS).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings if "/" not in file.rfilename}
         weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
         if not weights:
@@ -251,8 +251,10 @@ def fetch_from_hub(repo_id: str, *, max_bytes: int) -> Path:
         raise PlaygroundError(
             f"The Hub knows no model {repo_id!r} that this machine may read. Check the spelling, or log in."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        # No network: what an earlier session fetched still works.
+    except PlaygroundError:
+        raise
+    except Exception as error:
+        # No network, whose errors have no common class: what an earlier session fetched still works.
         try:
             return Path(snapshot_download(repo_id, local_files_only=True))
         except OSError:

@@ -12,14 +12,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerator import borrows_gpu
 from chooser import LoadedModel, ModelShelf, PlaygroundError, PlaygroundSettings
 
-from codenas_hf.folders.places import Release
 from codenas_hf.generation.decode import (
     FUNCTION_STOPS,
     SHIPPED,
@@ -32,7 +30,7 @@ from codenas_hf.generation.token_text import as_trained
 from codenas_hf.measure import metrics
 
 FILL = "<FILL_HERE>"
-ENDED = {"stop": "block", "eos": "end", "length": "length", "time": "time", "cancelled": "stopped"}
+ENDED = {"stop": "block", "eos": "end", "length": "length", "time": "time"}
 SHORT_CHARACTERS = 160
 COPY_CHARACTERS = 6_000
 CUT_LINES = 5
@@ -210,7 +208,7 @@ class Completer:
             PlaygroundError: the model cannot be had, or cannot fill gaps.
         """
         loaded = self.shelf.load(source, consent=consent)
-        able = supports_infilling(loaded.tokenizer) and Release(Path(source)).fills_gaps is not False
+        able = supports_infilling(loaded.tokenizer) and loaded.record.fills_gaps is not False
         if prepared.suffix is not None and not able:
             raise PlaygroundError(
                 f"{loaded.name} was not trained to fill gaps. Remove {FILL} to continue the text instead, "

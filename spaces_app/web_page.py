@@ -107,8 +107,8 @@ def page_facts(release: Release, weights: Path, *, name: str, hub_id: str | None
 
     Returns:
         `file`, `bytes` and hashes of the model (`sha256` of each `piece` bytes) and, under `engine`, of the engine
-        with `one` thread or more (`threads`); `context` in tokens, ids of `special` tokens, `entries` of the
-        tokenizer; `name`, `link`, and `facts` as pairs of text.
+        with `one` thread or more (`threads`); `context` in tokens; whether it `fills_gaps` (None: not known); ids of
+        `special` tokens, `entries` of the tokenizer; `name`, `link`, and `facts` as pairs of text.
     """
     config = release.read_config()
     tokenizer = AutoTokenizer.from_pretrained(release.folder)
@@ -142,6 +142,7 @@ def page_facts(release: Release, weights: Path, *, name: str, hub_id: str | None
         **_checked(weights, weights.parent),
         "engine": {name: _checked(weights.parent / file, weights.parent) for name, file in ENGINES.items()},
         "context": context,
+        "fills_gaps": record.fills_gaps,
         "special": sorted(TokenText.of(tokenizer).special_ids),
         "entries": len(tokenizer),
         "facts": facts,

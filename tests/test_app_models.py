@@ -26,6 +26,7 @@ from sessions import Sessions
 from benchmarks.playground_load import random_model
 from codenas_hf.folders import bundled_folder
 from codenas_hf.folders.places import RELEASED
+from codenas_hf.folders.record import Record, Training
 from codenas_hf.generation.decode import DecodeSettings, complete
 
 HEADER = "def total(numbers):\n"
@@ -190,7 +191,7 @@ def test_code_of_a_model_runs_only_after_consent_of_whoever_may_give_it(
 
 def hub_files(**sizes: int):
     siblings = [types.SimpleNamespace(rfilename=name.replace("__", "."), size=size) for name, size in sizes.items()]
-    return lambda self, repo_id, files_metadata: types.SimpleNamespace(siblings=siblings)
+    return lambda self, repo_id, files_metadata, timeout: types.SimpleNamespace(siblings=siblings)
 
 
 def test_hub_model_is_fetched_in_safe_files_of_known_size(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +221,10 @@ def test_hub_model_is_fetched_in_safe_files_of_known_size(runs: Path, monkeypatc
         shelf.load("owner/pickle")
 
 
+class TransportError(Exception):
+    """As the Hub's client names what is no answer; it is no OSError."""
+
+
 def test_hub_that_refuses_or_is_away_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
 
@@ -228,6 +233,7 @@ def test_hub_that_refuses_or_is_away_is_explained(monkeypatch: pytest.MonkeyPatc
         (RepositoryNotFoundError("no", response=response), "knows no model 'owner/model'"),
         (GatedRepoError("no", response=response), "is gated. Accept its terms"),
         (ConnectionError("no"), "cannot be reached and owner/model is not on this machine"),
+        (TransportError("no"), "cannot be reached and owner/model is not on this machine"),
     ]
     monkeypatch.setattr(chooser, "snapshot_download", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("absent")))
     for error, message in cases:
@@ -269,6 +275,16 @@ def test_model_without_fill_tokens_says_so(completer: Completer, runs: Path, mon
     monkeypatch.setattr(completion, "supports_infilling", lambda tokenizer: False)
     with pytest.raises(PlaygroundError, match=r"was not trained to fill gaps. Remove <FILL_HERE>"):
         list(completer.run(str(runs / "alpha" / "winner"), ask(f"x = {FILL}")))
+
+
+def test_a_model_that_never_saw_a_gap_says_so(
+    completer: Completer, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = completer.shelf.load(str(runs / "alpha" / "winner"))
+    plain = replace(loaded, record=Record(training=Training(fim_rate=0.0)))
+    monkeypatch.setattr(completer.shelf, "load", lambda source, **options: plain)
+    with pytest.raises(PlaygroundError, match=r"was not trained to fill gaps"):
+        list(completer.run("owner/model", ask(f"x = {FILL}")))
 
 
 def test_names_of_special_tokens_are_plain_text(completer: Completer, runs: Path) -> None:

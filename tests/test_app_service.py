@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -150,6 +151,18 @@ def test_bundle_holds_just_what_the_playground_imports(tmp_path: Path) -> None:
         f.name for f in space.iterdir()
     }
     assert not (space / "bundle.py").exists()
+
+
+def test_bundle_takes_a_study_for_its_winner_and_leaves_what_was_asked(runs: Path, tmp_path: Path) -> None:
+    study = tmp_path / "mine"
+    shutil.copytree(runs / "alpha", study)
+    (study / "study.journal").touch()
+    (study / "winner" / "completions.jsonl").touch()
+    space = bundle.bundle(tmp_path / "space", models=(str(study),))
+    assert json.loads((space / "models.json").read_text()) == ["models/mine"]
+    there = {path.name for path in (space / "models" / "mine").iterdir()}
+    assert {"config.json", "model.safetensors"} <= there
+    assert not {"winner", "study.journal", "completions.jsonl"} & there
 
 
 def test_bundle_names_modules_and_never_what_a_package_imports(tmp_path: Path) -> None:

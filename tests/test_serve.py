@@ -23,8 +23,8 @@ from codenas_hf.folders.record import Start, Training
 from codenas_hf.generation.decode import SHIPPED, DecodeSettings, complete
 from codenas_hf.generation.runtimes import Runtime
 from codenas_hf.generation.torch_runtime import TorchRuntime
-from codenas_hf.jobs.opening import OpenModel
-from codenas_hf.jobs.serve import ServeSettings, make_app, served_name
+from codenas_hf.jobs.opening import OpenModel, check_gaps
+from codenas_hf.jobs.serve import ServeSettings, make_app, serve, served_name
 
 PATIENCE_S = 60.0
 
@@ -204,7 +204,8 @@ def test_who_may_ask(server: Served) -> None:
     body = json.dumps({"prompt": "x"})
     assert server.post(content=body, headers={"content-type": "text/plain"}).status_code == 415
     assert server.post({"prompt": "x"}, headers={"host": "evil.example"}).status_code == 400
-    assert server.post(content="{", headers={"content-type": "application/json"}).status_code == 400
+    for body in ("{", "[" * 100_000):
+        assert server.post(content=body, headers={"content-type": "application/json"}).status_code == 400
     assert server.post({"prompt": "x", "model": "other"}).status_code == 404
     assert server.post({"prompt": "x" * (1 << 20)}).status_code == 413
     assert httpx.get(f"{server.url}/v1/completions").status_code == 405
@@ -240,6 +241,39 @@ def test_a_model_that_never_saw_a_gap_says_so(tmp_path: Path) -> None:
                 answer = running.post(body)
                 assert answer.status_code == status, (rate, start)
                 assert status == 200 or "train with train.fim_rate=0.5" in answer.json()["error"]["message"]
+
+
+def test_what_a_file_of_a_release_was_trained_for_stands_beside_it(tmp_path: Path) -> None:
+    Record(training=Training(fim_rate=0.0)).write(tmp_path)
+    file = tmp_path / "model-q8_0.gguf"
+    file.touch()
+    with pytest.raises(ValueError, match=r"train with train.fim_rate=0.5"):
+        check_gaps(str(file))
+    check_gaps("owner/model")  # of which nothing is known
+
+
+def test_all_completions_of_a_request_share_its_time(scholar: OpenModel) -> None:
+    class Slow(Runtime):
+        """Twenty tokens a second at most."""
+
+        def _compute(self, ids: list[int]) -> Any:
+            time.sleep(0.05)
+            return scholar.runtime.logits(ids)
+
+        def _forget(self, length: int) -> int:
+            return 0
+
+    slow = Slow("slow", context_tokens=None)
+    with served(OpenModel("tiny", slow, scholar.tokenizer), max_seconds=0.5) as running:
+        answer = running.post({"prompt": PROMPT, "n": 16, "temperature": 1.0, "max_tokens": 60, "stop": "\0"}).json()
+    assert len(answer["choices"]) == 16
+    # The first one has half a second, each of the others a token (and what healing draws before it looks).
+    assert answer["usage"]["completion_tokens"] < 16 * 5
+
+
+def test_a_port_that_there_is_not(scholar: OpenModel) -> None:
+    with pytest.raises(ValueError, match="`port` must be from 0 to 65535, got 70000"):
+        serve(scholar, port=70_000)
 
 
 class Held(Runtime):

@@ -20,6 +20,7 @@ from web_page import engine_archive, web_page
 
 from benchmarks import web_readers
 from benchmarks.playground_load import random_model
+from codenas_hf.folders import Release
 from codenas_hf.folders.record import Measured, Record, ReleaseFacts
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +64,7 @@ def test_a_page_is_whole(release: Path, engine: dict[str, object], tmp_path: Pat
         assert [hashlib.sha256(content).hexdigest()] == part["sha256"]
     assert facts["special"] == list(range(8))
     assert facts["context"] == 1024
+    assert facts["fills_gaps"] is Release(release).read_record().fills_gaps
     told = dict(facts["facts"])
     assert told["Parameters"] == "12,345"
     assert told["Bits per byte"] == "1.500 (95 %: 1.400 to 1.600) on code it has not seen"

@@ -90,6 +90,11 @@ class Release:
             "finish the search first, or name the release folder"
         )
 
+    @classmethod
+    def around(cls, model: Path) -> Release:
+        """The release that a name means, which may be that of a file in it."""
+        return cls(model.parent if model.is_file() else model)
+
     def check_replaceable(self) -> None:
         """Refuses to take the place of something that is no release.
 
@@ -108,12 +113,9 @@ class Release:
     def fills_gaps(self) -> bool | None:
         """Whether its training held gaps to fill; None where that is not known."""
         try:
-            record = self.read_record()
+            return self.read_record().fills_gaps
         except (OSError, ValueError):
             return None
-        rate = record.training.fim_rate
-        had_more = record.start is not None or record.squeezed is not None  # weights that know of an earlier training
-        return None if rate is None or (not rate and had_more) else rate > 0
 
     @property
     def config(self) -> Path:

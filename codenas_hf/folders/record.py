@@ -295,6 +295,13 @@ class Record:
         write_json(path, laid_under({k: v for k, v in own.items() if v not in (None, {}, [])}, self.other))
         return path
 
+    @property
+    def fills_gaps(self) -> bool | None:
+        """Whether its training held gaps to fill; None where that is not known."""
+        rate = self.training.fim_rate
+        had_more = self.start is not None or self.squeezed is not None  # weights that know of an earlier training
+        return None if rate is None or (not rate and had_more) else rate > 0
+
     def quantities(self) -> dict[str, float]:
         """What is known of the model in numbers, by the names of `quantities.py`.
 

@@ -62,7 +62,7 @@ def read_request(body: bytes, *, max_new_tokens: int) -> Asked:
     """
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"the body must be an object, got {_shown(found)}")

@@ -87,7 +87,7 @@ def check_gaps(name: str) -> None:
     Raises:
         ValueError: says how one is trained.
     """
-    if Release(Path(folder_of(name))).fills_gaps is False:
+    if Release.around(Path(folder_of(name))).fills_gaps is False:
         raise ValueError(
             f"`suffix` needs a model trained to fill in the middle, and {name} was not: leave `suffix` out, or train "
             "with train.fim_rate=0.5"

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ _HOSTS = ["127.0.0.1", "localhost"]
 _BODY_SECONDS = 10.0  # for a client to send what it asks for
 _Part = tuple[int, str | Completion]  # number of a choice, and a piece of its text or, at its end, all of it
 _Parts = Generator[_Part, None, None]
-_REASONS = {"stop": "stop", "eos": "stop", "length": "length", "time": "length", "cancelled": "length"}
+_REASONS = {"stop": "stop", "eos": "stop", "length": "length", "time": "length"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class ServeSettings:
         max_new_tokens: most that a request may ask for.
         max_body_bytes: of a request.
         max_waiting: requests in the queue; the next one is told to come back.
-        max_seconds: a completion ends after this time, so that the queue moves.
+        max_seconds: a request that has its turn ends after this time, all its completions together, so that the queue
+            moves.
 
     Raises:
         ValueError: a value out of range.
@@ -185,14 +186,15 @@ class _Server:
 
     def _parts(self, asked: Asked) -> _Parts:
         """Every choice, one after the other."""
-        settings = DecodeSettings(**asked.decoding, max_seconds=self.settings.max_seconds)
+        settings, ends = DecodeSettings(**asked.decoding), time.perf_counter() + self.settings.max_seconds
         for index, (prompt, sample) in enumerate(itertools.product(asked.prompts, range(asked.n))):
             tokenizer, suffix = self.model.tokenizer, asked.suffix
             if suffix is None:
                 prompt, suffix = split_gap(tokenizer, prompt)
             if suffix is not None:
                 check_gaps(self.model.name)
-            pieces = stream(self.model.runtime, tokenizer, prompt, settings=settings, suffix=suffix, sample=sample)
+            timed = replace(settings, max_seconds=max(1e-3, ends - time.perf_counter()))
+            pieces = stream(self.model.runtime, tokenizer, prompt, settings=timed, suffix=suffix, sample=sample)
             while True:
                 try:
                     yield index, next(pieces)
@@ -327,8 +329,11 @@ def serve(
         say: told where, once requests are heard.
 
     Raises:
+        ValueError: no port has such a number.
         OSError: the port is taken.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"`port` must be from 0 to 65535, got {port}")
     settings = settings or ServeSettings()
     name = name or served_name(model)
     try:

@@ -91,10 +91,10 @@ export class Engine {
     // wllama 2.4 puts as many empty pieces in front of the real ones.
     const pieces = (await wllama.getVocab()).slice(-hparams.nVocab);
     const words = new Words(pieces, { ...model, pre: meta["tokenizer.ggml.pre"] });
-    return new Engine(wllama, words, meta);
+    return new Engine(wllama, words, meta, model.fills_gaps);
   }
 
-  constructor(wllama, words, meta) {
+  constructor(wllama, words, meta, fillsGaps) {
     const id = (name) => Number(meta[`tokenizer.ggml.${name}_token_id`] ?? -1);
     this.wllama = wllama;
     this.words = words;
@@ -103,7 +103,8 @@ export class Engine {
     // Where a text's start token is its end token, each document of the training text followed one.
     this.start = id("bos") >= 0 && id("bos") === id("eos") ? [id("bos")] : [];
     this.fim = [id("fim_pre"), id("fim_suf"), id("fim_mid")];
-    this.canFill = this.fim.every((token) => token >= 0);
+    // The tokens of a gap are there even where training never showed one.
+    this.canFill = fillsGaps !== false && this.fim.every((token) => token >= 0);
   }
 
   /** Tokens of a text; what looks like a special token in it stays text. */
