@@ -10,10 +10,11 @@ import yaml
 
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
+from codenas_hf.hardware import Hardware
 from codenas_hf.jobs.settings import RunSettings, config_path
 from codenas_hf.jobs.squeeze import read_squeeze_genome
 from codenas_hf.jobs.squeeze_prepare import load_choices
-from codenas_hf.jobs.wanted import LadderSettings
+from codenas_hf.jobs.wanted import LadderSettings, LimitSettings
 from codenas_hf.strict_yaml import SettingsError, dump, from_mapping, load, read_yaml, to_mapping
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -86,6 +87,17 @@ def test_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config_path("spaces/tinny")
     with pytest.raises(SettingsError, match="no settings file nowhere/x; give a path"):
         config_path("nowhere/x")
+
+
+def test_who_names_a_limit_names_them_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("limits: {bytes: 3MB}\n", encoding="utf-8")
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(Hardware, "discover", lambda asked="auto", device=device: Hardware(device, "any", 1))
+        assert RunSettings.of("limits.bytes=2MB").limits == LimitSettings(bytes=2_000_000)
+        assert RunSettings.of(config=[file]).limits == LimitSettings(bytes=3_000_000)
+        assert RunSettings.of(config=["squeeze"]).limits == LimitSettings(bytes=60_000_000)
+        assert RunSettings.of().limits.bytes == {"cpu": 4_000_000, "cuda": 100_000_000}[device]
 
 
 def test_settings_read_back(tmp_path: Path) -> None:

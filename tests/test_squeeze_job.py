@@ -118,7 +118,7 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     assert record.squeezed is not None
     assert (record.squeezed.parent, record.squeezed.licence) == ("parent", "apache-2.0")
     assert record.squeezed.healing == "all weights, 512 tokens"
-    assert str(squeezed_text(record.squeezed)).endswith(
+    assert str(squeezed_text(record)).endswith(
         "Then it was healed by a short training: all weights, 512 tokens. On the same report text the parent "
         f"has {record.squeezed.parent_bits_per_byte:.4f} bits per byte."
     )
@@ -170,6 +170,7 @@ def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Pat
     assert record.training.tokens == 2048
     assert record.measured.bits_per_byte < record.start.bits_per_byte
     assert record.squeezed == before.squeezed
+    assert "On the same report text" not in str(squeezed_text(record)), "it is another text now"
     assert Release(out).artifact_bytes == pytest.approx(Release(folder).artifact_bytes, rel=0.01)
     assert main(["complete", str(out), "def f(", "--max-new-tokens", "4"]) == 0
 
@@ -194,11 +195,11 @@ def test_a_parent_in_a_gguf_file_leaves_an_ordinary_model(place: Path, corpus: P
     assert "gguf" not in said.stderr.lower()
 
 
-def applied(parent: Path, corpus: Path, folder: Path) -> SqueezeOutcome:
+def applied(parent: Path, corpus: Path, folder: Path, *others: str) -> SqueezeOutcome:
     """A genome applied to a parent, which nothing heals."""
     file = folder / "genome.yaml"
     file.write_text(GENOME, encoding="utf-8")
-    wanted = words(folder, corpus, "study=one", f"squeeze.parent={parent}", "squeeze.heal_budget=null")
+    wanted = words(folder, corpus, "study=one", f"squeeze.parent={parent}", "squeeze.heal_budget=null", *others)
     return squeeze(RunSettings.of(*wanted, config=["squeeze"]), genome=file, say=lambda line: None)
 
 
@@ -216,9 +217,16 @@ def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_pat
     record = Release(outcome.winner).read_record()
     assert record.squeezed is not None
     assert record.squeezed.healing is None
-    assert "Nothing was trained" in str(squeezed_text(record.squeezed))
+    assert "Nothing was trained" in str(squeezed_text(record))
     file = tmp_path / "genome.yaml"
     assert record.squeezed.genome_id == read_squeeze_genome(file).genome_id
+    assert applied(place / "parent", corpus, tmp_path).winner == outcome.winner, "finished"
+    with pytest.raises(SettingsError, match=r"holds another squeeze .* study=NAME"):
+        applied(place / "parent", corpus, tmp_path, "squeeze.heal.moves=norms")
+    assert Release(outcome.winner).read_record() == record
+    StudyFolder(tmp_path / "runs" / "one").journal.touch()
+    with pytest.raises(SettingsError, match=r"runs/one holds a search, .* study=NAME, or --fresh"):
+        applied(place / "parent", corpus, tmp_path)
     over = RunSettings.of(*words(place, corpus, "study=two", f"squeeze.parent={place / 'parent'}",
                                  "limits.bytes=100kB"), config=["squeeze"])  # fmt: skip
     with pytest.raises(SettingsError, match=r"artifact_bytes .* is over"):

@@ -75,6 +75,8 @@ def test_the_studys_own_limits_stay_unless_named(tmp_path: Path) -> None:
     settings = {"study": "demo", "limits": {"bytes": 2_500_000}, "weights": {"decode_ms": 0.0}}
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     assert bits(folder) == 2.0
+    settings["limits"] |= {"min_bytes": 2_000_000}  # of what was searched, and not of what is asked
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     assert bits(folder, "limits.bytes=1MB") == 2.2
     assert bits(folder, "limits.bytes=null", "limits.decode_ms=9", "weights.artifact_bytes=0") == 1.9
 

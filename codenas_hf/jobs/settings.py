@@ -124,7 +124,7 @@ class RunSettings:
     def of(cls, *words: str, config: Sequence[str | Path] = (), study: Path | None = None) -> RunSettings:
         """Defaults, then configs/gpu.yaml where there is a GPU, then files, then `name=value` words.
 
-        Without a GPU configs/cpu.yaml is laid over the defaults in its place, which has limits; whoever names a limit
+        Without a GPU configs/cpu.yaml is laid over the defaults in its place. Both have limits; whoever names a limit
         names them all.
 
         Args:
@@ -150,8 +150,10 @@ class RunSettings:
                 f"`search.time` ({time}) plans `search.{planned[0]}`: give another time, or say yourself how much is "
                 "searched and add search.time=null"
             )
+        limited = "limits" in given or any("limits" in read_yaml(file) for file in files)
         if Hardware.discover().device == "cuda" and "device=cpu" not in words:
             files.insert(0, config_path("gpu"))
-        elif "limits" not in given and not any("limits" in read_yaml(file) for file in files):
+            without[files[0]] = ("limits",) if limited else ()
+        elif not limited:
             files.insert(0, config_path("cpu"))
         return load(cls, *files, overrides=words, without=without)

@@ -13,7 +13,7 @@ import numpy as np
 from ..compression.squeeze_space import SqueezeSpace
 from ..compression.squeezing import SqueezeGenome
 from ..engine import IdentityError, Objectives, SearchResult, Seeded, run_search
-from ..folders import keep_sockets_short
+from ..folders import StudyFolder, keep_sockets_short
 from ..hardware import Hardware, free_gpu_memory, is_main_process
 from ..report.curve import Watch
 from ..strict_yaml import SettingsError, read_yaml, to_mapping
@@ -22,7 +22,7 @@ from .policies import POLICIES
 from .search import SCALES, Follow, aside, engine_settings
 from .settings import RunSettings, config_path
 from .squeeze_prepare import Prepared, keep_squeeze_facts, load_choices, prepare_squeeze
-from .squeeze_release import heal_and_release
+from .squeeze_release import check_applied_release, heal_and_release
 from .study import report_study, silent
 from .wanted import objective_limits
 
@@ -73,7 +73,8 @@ def squeeze(
 
     Raises:
         ParentError: a parent that cannot be squeezed; before anything is computed.
-        SettingsError: settings that cannot be used, or nothing of the parent keeps the limits.
+        SettingsError: settings that cannot be used, nothing of the parent keeps the limits, or a genome that is to be
+            applied where a search or another squeeze lies.
         codenas_hf.data.DataError: no usable text.
         VocabularyError: too little text to choose a vocabulary by.
         codenas_hf.engine.IdentityError: the folder holds another study.
@@ -95,6 +96,11 @@ def squeeze(
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     say(f"parent    {source.name}, licence {source.licence or 'not stated: you answer for it'}")
     with aside(folder, say=say) if fresh and main else contextlib.nullcontext():
+        if applied is not None and StudyFolder(folder).journal.is_file():
+            raise SettingsError(
+                f"{folder} holds a search, of which an applied genome would take the place: give it a study of its "
+                "own, study=NAME, or --fresh, which puts this one aside"
+            )
         ready = prepare_squeeze(settings, choices=choices, source=source, folder=folder, hardware=hardware, say=say)
         say(f"parent    {ready.bits_per_byte:.4f} bits per byte on the search text")
         result = None
@@ -106,6 +112,7 @@ def squeeze(
             applied = result.winner.genome
         else:
             _check_applied(applied, ready, path=genome)
+            check_applied_release(applied, ready, settings=settings, folder=folder)
             keep_squeeze_facts(settings, ready, folder=folder)
     winner = heal_and_release(
         applied,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
 from ..compression.squeezing import SqueezeGenome, mixed_format, pieces
+from ..data.storage import content_key
 from ..engine import Budget, Rung, TrialRecord
 from ..folders import Record, Release, StudyFolder
 from ..folders.record import (
@@ -38,7 +40,7 @@ from ..measure.timing import measure_latency
 from ..release.export import write_release
 from ..release.spelling import without_places
 from ..report.curve import Watch, curve_lines
-from ..strict_yaml import dump, to_mapping
+from ..strict_yaml import SettingsError, dump, read_yaml, to_mapping
 from ..training import TrainResult, accelerator_on, latest_checkpoint
 from .files import measure_gguf
 from .release import trial_origin
@@ -48,6 +50,7 @@ from .train import told_points, training_facts
 from .wanted import objective_limits
 
 Say = Callable[[str], None]
+_ELSEWHERE = ("parent", "heal_budget")  # of `squeeze`: known by its digest; may grow
 
 
 def heal_and_release(
@@ -123,6 +126,39 @@ def heal_and_release(
     )
 
 
+def check_applied_release(genome: SqueezeGenome, ready: Prepared, *, settings: RunSettings, folder: Path) -> None:
+    """Refuses to apply a genome in a folder whose release is another squeeze: it has no record that would say so.
+
+    Another `squeeze.heal_budget` is the same squeeze, which is trained on.
+
+    Raises:
+        SettingsError: another genome, parent, text or training.
+    """
+    release = StudyFolder(folder).winner
+    try:
+        found = release.read_record()
+    except FileNotFoundError:
+        return
+    before = read_yaml(release.settings) if release.settings.is_file() else {}
+    same = (
+        found.squeezed is not None
+        and (found.squeezed.genome_id, found.squeezed.digest) == (genome.genome_id, ready.source.digest)
+        and found.data.digest == ready.evaluator.data.digest
+        and _how(before) == _how(to_mapping(settings))
+    )
+    if not same:
+        raise SettingsError(
+            f"{release.folder} holds another squeeze (of another genome, parent, text or training): give this one a "
+            "study of its own, study=NAME, or --fresh, which puts that one aside"
+        )
+
+
+def _how(settings: Mapping[str, Any]) -> str:
+    """How a squeeze is healed and scored, as text; for how long is not in it."""
+    squeezed = {name: value for name, value in (settings.get("squeeze") or {}).items() if name not in _ELSEWHERE}
+    return dump({"squeeze": squeezed, **{name: settings.get(name) for name in ("train", "candidate")}})
+
+
 def _healed(
     model: PreTrainedModel,
     genome: SqueezeGenome,
@@ -137,7 +173,8 @@ def _healed(
 ) -> TrainResult:
     """Trains the model in place, on every process of the launcher."""
     evaluator = ready.evaluator
-    state = folder.finish_training.with_name(f"{folder.finish_training.name}.{genome.genome_id}")
+    key = content_key([genome.genome_id, ready.source.digest, evaluator.data.digest, _how(to_mapping(settings))])
+    state = folder.finish_training.with_name(f"{folder.finish_training.name}.{key[:12]}")
     resume = latest_checkpoint(state, budget=budget) if state.exists() else None
     if resume is not None:
         say(f"resume    from {resume}")
@@ -180,7 +217,7 @@ def _released(
         f"the parent {parent:.4f}"
     )
     protocol = settings.candidate.timing or default_protocol(device.type)
-    latency = measure_latency(model, protocol)
+    latency = measure_latency(copy.deepcopy(model), protocol)  # which casts what it is given, on a GPU to bfloat16
     model = torch.nn.Module.to(model, "cpu").float()
     seconds["final_measure"] = time.perf_counter() - started
     known, _ = (

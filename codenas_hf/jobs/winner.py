@@ -101,10 +101,11 @@ def ask(study: Path, words: Sequence[str] = ()) -> Answer:
         SettingsError: a word that is no limit or weight.
     """
     result, settings = read_study(study)
-    stored = {name: settings.get(name) or {} for name in ("limits", "weights")}
+    stored = {name: dict(settings.get(name) or {}) for name in ("limits", "weights")}
     given = parse_overrides(words)
     if "min_bytes" in (given.get("limits") or {}):
         raise SettingsError("`limits.min_bytes` narrows what is searched; it cannot be asked of a record")
+    stored["limits"].pop("min_bytes", None)
     question = from_mapping(Question, merge(stored, given))
     asked = result.asked(weights=weights_of(question.weights), limits=objective_limits(question.limits))
     return Answer(study, asked)
