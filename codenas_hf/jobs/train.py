@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
 from ..architecture.genome_file import read_genome
+from ..compression.repair import rounding_rows, store_repaired
 from ..compression.squeezing import SqueezeGenome, format_of
 from ..data import PreparedData
 from ..data.storage import file_sha256
@@ -307,6 +308,9 @@ def _measured_release(
     if record.squeezed is not None:  # each tensor stays in the format that the search chose for it
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         form = format_of(SqueezeGenome.from_dict(record.squeezed.genome), model.config, shapes)
+        # As after healing: plain rounding would undo what was learned.
+        tokens = data.tokens(genome.vocab_size, "train")
+        store_repaired(model, form, rounding_rows(tokens, length=settings.train.sequence_length, device=model.device))
     measured, seconds = measure_model(
         model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, form=form
     )
