@@ -37,7 +37,7 @@ from codenas_hf.training import (
     train,
 )
 from codenas_hf.training.budgets import flops_per_token, planned_steps
-from codenas_hf.training.checkpoint import WEIGHTS, load_weights, read_progress
+from codenas_hf.training.checkpoint import STATE, WEIGHTS, load_weights, read_progress
 
 
 def settings(*, warmup: int = 1, **changes: Any) -> TrainSettings:
@@ -204,6 +204,20 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     _, first = trained(Budget("steps", 10), settings(), folder=tmp_path)
     with pytest.raises(ValueError, match="was trained with `seed` = 0, this run has 1"):
         trained(Budget("steps", 20), settings(seed=1), resume_from=first.checkpoint)
+    with pytest.raises(ValueError, match=r"was trained with `fim_rate` = 0.0, this run has 0.5"):
+        trained(Budget("steps", 20), settings(fim_rate=0.5), resume_from=first.checkpoint)
+
+
+def test_a_checkpoint_of_before_that_does_not_say_its_gaps_goes_on(tmp_path: Path) -> None:
+    _, first = trained(Budget("steps", 10), settings(fim_rate=0.5), folder=tmp_path)
+    assert first.checkpoint is not None
+    file = first.checkpoint / STATE
+    state = json.loads(file.read_text(encoding="utf-8"))
+    assert state["identity"].pop("fim_rate") == 0.5
+    file.write_text(json.dumps(state), encoding="utf-8")
+    _, result = trained(Budget("steps", 20), settings(fim_rate=0.5), folder=tmp_path, resume_from=first.checkpoint)
+    assert result.steps_run == 20 - 8
+    assert read_progress(tmp_path / "constant").identity["fim_rate"] == 0.5, "known from now on"
 
 
 def test_damaged_and_missing_checkpoints(tmp_path: Path) -> None:
@@ -390,6 +404,9 @@ def test_processes_must_be_able_to_share_a_step() -> None:
     accelerator: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="8 sequences, which 3 processes cannot share"):
         train(tiny_model(), FakeTokens(), Budget("steps", 1), settings=settings(), accelerator=accelerator)
+    assert settings().sequences_each(4) == 2
+    with pytest.raises(ValueError, match="8 sequences, which 3 processes cannot share; use a multiple of 48"):
+        settings().sequences_each(3)
 
 
 def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,24 @@ def test_idle_dimensions_leave_without_a_trace_though_norms_divide_by_fewer(kind
     assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_stablelm_loses_width_and_heads_though_both_parts_may_share_a_norm(parallel: bool) -> None:
+    model = stock("stablelm", use_parallel_residual=parallel, layer_norm_eps=1e-12)
+    assert (model.model.layers[0].post_attention_layernorm is None) == parallel
+    with torch.no_grad():
+        stream = [model.model.embed_tokens.weight.T]
+        for layer in model.model.layers:
+            layer.input_layernorm.weight.mul_(1.7)
+            layer.self_attn.o_proj.weight[:, 32:] = 0  # the second of two groups of two heads
+            stream += [layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight]
+        for matrix in stream:
+            matrix[1::2] = 0  # dimensions that nothing writes; the others keep a mean of 0, which the norm subtracts
+            matrix[::2] -= matrix[::2].mean(dim=0)
+    smaller = pruned(model, measure_importance(model, IDS), width=32, groups=1)
+    assert (smaller.config.hidden_size, smaller.config.num_attention_heads) == (32, 2)
+    assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
+
+
 def test_a_layer_that_changes_nothing_is_the_least_important_and_leaves_without_a_trace() -> None:
     model = stock("smollm3", num_hidden_layers=3)
     with torch.no_grad():

@@ -15,13 +15,16 @@ from small_parents import TEXTS, edit, small_parent
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from codenas_hf.cli.main import main
+from codenas_hf.compression.formats import BLOCKS
 from codenas_hf.compression.gguf import write_gguf
+from codenas_hf.compression.quantize import as_stored
 from codenas_hf.compression.squeezing import SqueezeGenome
 from codenas_hf.compression.vocabulary import VocabularyError
 from codenas_hf.folders import Release, StudyFolder
 from codenas_hf.generation.llama_cpp import is_installed
 from codenas_hf.jobs import parents, squeeze_prepare, squeeze_release
 from codenas_hf.jobs.parents import ParentError, find_parent
+from codenas_hf.jobs.release import measure_model
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.squeeze import SqueezeOutcome, read_squeeze_genome, squeeze, uniform_squeezes
 from codenas_hf.jobs.squeeze_latency import SqueezeLatency
@@ -155,13 +158,22 @@ def test_a_squeeze_from_parent_to_release(place: Path, corpus: Path, capsys: pyt
     assert main(["show", str(release.folder)]) == 0
 
 
-def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_squeezed_model_is_fine_tuned(
+    place: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`codenas train FOLDER --fine-tune` goes on from the squeezed weights, with their tokenizer, in their formats."""
     folder = released(place / "parent", corpus, tmp_path)
     before = Release(folder).read_record()
     out = tmp_path / "mine"
     text = [word for word in words(tmp_path, corpus) if word.startswith(("corpus", "train", "candidate", "device"))]
     typed = ["train", str(folder), *text, "--fine-tune", "--budget", "2048 tokens", "--out", str(out)]
+    measured: list[dict[str, torch.Tensor]] = []
+
+    def measure(model: torch.nn.Module, **others: Any) -> Any:
+        measured.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return measure_model(model, **others)
+
+    monkeypatch.setattr("codenas_hf.jobs.train.measure_model", measure)
     assert main(typed) == 0
     record = Release(out).read_record()
     assert record.start is not None
@@ -172,6 +184,10 @@ def test_a_squeezed_model_is_fine_tuned(place: Path, corpus: Path, tmp_path: Pat
     assert record.squeezed == before.squeezed
     assert "On the same report text" not in str(squeezed_text(record)), "it is another text now"
     assert Release(out).artifact_bytes == pytest.approx(Release(folder).artifact_bytes, rel=0.01)
+    (weights,) = measured  # rounded by what matrices take in before anything is measured, so that nothing rounds again
+    for name, block in (("3.self_attn.o_proj", "iq4_nl"), ("0.mlp.down_proj", "q4_1")):
+        weight = weights[f"model.layers.{name}.weight"]
+        assert torch.allclose(as_stored(weight, BLOCKS[block]), weight, rtol=1e-3, atol=1e-6), name
     assert main(["complete", str(out), "def f(", "--max-new-tokens", "4"]) == 0
 
 

@@ -268,6 +268,23 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
         assert torch.isfinite(logits(parent.model(genome), [1, 2, 300])).all()
 
 
+def test_a_width_of_no_whole_blocks_is_refused_by_name_and_stored_as_numbers(tmp_path: Path) -> None:
+    source = small_parent(tmp_path / "source", hidden_size=48)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    state = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
+    parent = adopt(model, state, folder=tmp_path / "parent", special=SPECIAL_TOKENS, start=None, facts={"digest": "d"})
+    first = r"`model\.layers\.0\.self_attn\.q_proj\.weight` \[128, 48\] of the parent cannot be stored as q4_1"
+    with pytest.raises(ValueError, match=rf"{first}, .* blocks of 32 weights: .* with `matrices` of bf16 and f16"):
+        parent.store(matrices=("f16", "q4_1"), embedding=("f16",))
+    with pytest.raises(ValueError, match=r"`model\.embed_tokens\.weight` \[907, 48\] .* as q8_0, .* `embedding` of"):
+        parent.store(matrices=("f16",), embedding=("f16", "q8_0"))
+    assert not list(parent.folder.glob("codes-*"))
+    parent.store(matrices=("f16",), embedding=("bf16",))
+    parent.keep_vocabularies(np.zeros(0, np.int64), [907])
+    genome = replace(parent.shape.everything(form="f16", sections=2), embedding="bf16")
+    assert torch.isfinite(logits(parent.model(genome), [1, 2, 300])).all()
+
+
 def test_sample_mutate_crossover_are_valid_and_keep_the_limit(space: SqueezeSpace) -> None:
     sizes = [space.bytes_of(genome) for genome in drawn(space)]
     limit = float(np.quantile(sizes, 0.3))

@@ -3,11 +3,13 @@
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from training_fakes import FakeTokens, tiny_model
 
 import codenas_hf
 from codenas_hf.architecture.genome import Genome
@@ -21,12 +23,21 @@ from codenas_hf.generation.loading import load_model
 from codenas_hf.hardware import alone
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.text import prepare
-from codenas_hf.jobs.train import find_genome, study_settings, told_points, train, train_genome
+from codenas_hf.jobs.train import (
+    find_genome,
+    run_training,
+    study_settings,
+    told_points,
+    train,
+    train_genome,
+    winner_state,
+)
 from codenas_hf.release.cards import model_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.curve import curve_lines
 from codenas_hf.strict_yaml import load, read_yaml
 from codenas_hf.training import accelerator_on
+from codenas_hf.training import train as loop
 
 
 def settings(folder: Path, *more: str) -> RunSettings:
@@ -93,6 +104,47 @@ def test_a_training_that_was_killed_in_its_decay_takes_a_longer_budget(
     train_genome(genome, Budget("steps", 30), folder=tmp_path / "out", **arguments)
     assert any("out.training/constant" in line for line in said)
     assert any("trained   30 steps" in line for line in said)
+
+
+def other_text(digest: str) -> FakeTokens:
+    tokens = FakeTokens()
+    tokens.digest = digest
+    return tokens
+
+
+def test_other_text_begins_anew_and_what_was_there_goes_on(tmp_path: Path) -> None:
+    """Code that is edited, or a default corpus that changed with what is installed: nothing to mend by the user."""
+    how = settings(tmp_path, "train.sequence_length=16", "train.tokens_per_step=64")
+    said: list[str] = []
+
+    def steps_run(digest: str, steps: int) -> int:
+        return run_training(
+            tiny_model(), other_text(digest), Budget("steps", steps), state=tmp_path / "out.training", settings=how,
+            accelerator=accelerator_on("cpu"), say=said.append, watch=lambda point: None,
+        ).steps_run  # fmt: skip
+
+    assert (steps_run("first", 10), said) == (10, [])
+    assert steps_run("edited", 10) == 10
+    (line,) = said
+    assert re.fullmatch(r"state +out\.training is of other text .* stays; .* is out\.[0-9a-f]{8}\.training", line)
+    assert steps_run("first", 20) == steps_run("edited", 20) == 20 - 8, "each goes on from its own"
+    assert len(list(tmp_path.glob("*.training"))) == 2
+
+
+def test_a_winner_goes_on_only_with_its_own_text_and_gaps(tmp_path: Path) -> None:
+    study, how = StudyFolder(tmp_path), settings(tmp_path, "train.sequence_length=16")
+    genome = Genome(vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    loop(tiny_model(), FakeTokens(), Budget("steps", 1), settings=how.train, folder=study.finish_training)
+    study.winner.folder.mkdir()
+    Record(genome_id=genome.genome_id).write(study.winner.folder)
+
+    def state(how: RunSettings, digest: str = FakeTokens.digest) -> Path | None:
+        data: Any = SimpleNamespace(tokens=lambda vocab_size, split: other_text(digest))
+        return winner_state(study, genome, settings=how, data=data)
+
+    assert state(how) == study.finish_training / "constant"
+    assert state(how, "other") is None
+    assert state(settings(tmp_path, "train.sequence_length=16", "train.fim_rate=0.5")) is None
 
 
 @pytest.mark.parametrize("gene", [{}, {"qk_norm": True, "norm_type": "layernorm"}])

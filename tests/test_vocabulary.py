@@ -1,4 +1,4 @@
-"""A trimmed tokenizer spells every text exactly; the model's rows move with their entries."""
+"""A trimmed tokenizer spells every text exactly."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from codenas_hf.compression.vocabulary import (
     VocabularyError,
     count_tokens,
     kept_entries,
-    trim_model,
     trimmed_tokenizer,
 )
 
@@ -75,27 +72,6 @@ def test_special_tokens_are_renumbered_everywhere(tokenizer: Tokenizer) -> None:
     smaller, _ = trimmed(tokenizer, 400)
     assert smaller.encode("x").ids[-1] == smaller.token_to_id("<|end|>")
     assert smaller.encode("<|late|>", add_special_tokens=False).ids == [smaller.token_to_id("<|late|>")]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_model_sees_the_same_rows(tokenizer: Tokenizer, tied: bool) -> None:
-    size = tokenizer.get_vocab_size()
-    config = AutoConfig.for_model(
-        "llama", vocab_size=size, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|late|>"), pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    smaller, kept = trimmed(tokenizer, 500)
-    ids = smaller.encode(TEXTS[1][:300], add_special_tokens=False).ids
-    with torch.no_grad():
-        before = model(torch.tensor([[kept[i] for i in ids]])).logits[..., kept]
-        trim_model(model, kept)
-        after = model(torch.tensor([ids])).logits
-    assert torch.allclose(before, after, atol=1e-6)
-    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
-    assert model.config.eos_token_id == smaller.token_to_id("<|late|>")
-    assert model.config.vocab_size == 500
 
 
 def state_of(tokenizer: Tokenizer) -> dict[str, Any]:

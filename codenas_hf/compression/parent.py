@@ -32,7 +32,7 @@ from .gguf import Layout, file_layout
 from .prune import Importance, check_prunable, measure_importance
 from .quantize import Codes, as_stored, transposed
 from .repair import products, repaired, rounded, second_moments
-from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, mixed_format, pieces
+from .squeezing import Kind, ParentShape, Piece, SqueezeGenome, check_storable, mixed_format, pieces
 from .vocabulary import adopted, kept_entries, save_tokenizer, trimmed_tokenizer
 
 _IMPORTANCE, _KEPT, _MOMENTS = "importance.npz", "kept.npy", "moments.safetensors"
@@ -175,8 +175,12 @@ class ParentFolder:
             embedding: formats of the tables.
             neurons: how many neurons of a layer may stay; for each the feed-forward output is repaired.
             on_progress: told `"matrices"`, how many of them are stored, and how many there will be.
+
+        Raises:
+            ValueError: as `check_storable`, or a weight that is too large.
         """
-        matrices, shape = list(matrices), self.shape
+        matrices, embedding, shape = list(matrices), list(embedding), self.shape
+        check_storable(shape, matrices=matrices, embedding=embedding)
         names = [name for name, size in shape.shapes.items() if len(size) == 2]
         losing, fewer = list(filter(self._loses_neurons, names)), sorted(set(neurons) - {shape.neurons})
         done, total = itertools.count(1), len(names) + len(fewer) * len(losing)
@@ -199,10 +203,7 @@ class ParentFolder:
         tensors: dict[str, dict[str, torch.Tensor]] = {block: {} for block in sorted(wanted)}
         for name, weight, moments in found if wanted else ():
             for block, kept in tensors.items():
-                try:
-                    codes = rounded(weight, BLOCKS[block], moments)
-                except ValueError:
-                    continue  # a matrix that the format cannot store; a genome that asks for it is not valid
+                codes = rounded(weight, BLOCKS[block], moments)
                 kept |= {name: codes.codes, f"{name}|scales": codes.scales}
                 if codes.offsets is not None:
                     kept[f"{name}|offsets"] = codes.offsets

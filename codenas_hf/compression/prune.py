@@ -64,7 +64,7 @@ def check_prunable(model: PreTrainedModel) -> None:
     if missing:
         raise ValueError(
             f"a {model.config.model_type} cannot be pruned here: its layers have no {', '.join(missing)}; known are "
-            "decoders shaped like Llama (llama, qwen2, qwen3, smollm3, arcee, mistral)"
+            "decoders shaped like Llama (llama, qwen2, qwen3, smollm3, arcee, mistral, stablelm)"
         )
 
 
@@ -259,7 +259,9 @@ def _readers(model: PreTrainedModel) -> list[tuple[tuple[nn.Module, ...], str]]:
         for together, norm in zip(
             ((attention.q_proj, attention.k_proj, attention.v_proj), networks), _NORMS, strict=True
         ):
-            found.append((together, f"{_layers_name(model)}.{at}.{norm}.weight"))
+            # A StableLM whose network works beside its attention has one norm for both.
+            own = _NORMS[0] if getattr(layer, norm, None) is None else norm
+            found.append((together, f"{_layers_name(model)}.{at}.{own}.weight"))
     return [*found, ((model.get_output_embeddings(),), f"{model.base_model_prefix}.norm.weight")]
 
 

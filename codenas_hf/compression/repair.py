@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ from .quantize import Codes, as_stored, points_of, quantize, transposed
 
 _RIDGE = 1e-2  # of the mean of H's diagonal: inputs that the text hardly moved must not take over anything large
 _BATCH = 64  # columns that are rounded before all later ones are told
+_TEXT_TOKENS, _TEXT_ROWS = 16_384, 8  # of training text, by which what was trained is rounded
+_TEXT_SEED = 1_000_003  # of no training
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,19 @@ def store_repaired(model: nn.Module, form: Format, batches: Iterable[torch.Tenso
         else:
             inputs = moments.sums.get(moments.same.get(name, name))
             turned.copy_(rounded(turned.detach().cpu(), block, inputs).decoded())
+
+
+def rounding_rows(tokens: Any, *, length: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Rows of training text for `store_repaired`, in an order of their own.
+
+    Args:
+        tokens: `data.tokens.Tokens`.
+        length: of a row.
+        device: of the model.
+    """
+    for at in range(-(-_TEXT_TOKENS // (_TEXT_ROWS * length))):
+        found = tokens.batch(at, sequences=_TEXT_ROWS, length=length, seed=_TEXT_SEED)
+        yield torch.from_numpy(found["input_ids"]).to(device)
 
 
 def _spanning(weight: torch.Tensor, block: Block) -> torch.Tensor:

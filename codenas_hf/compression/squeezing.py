@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -279,6 +279,31 @@ def pieces(genome: SqueezeGenome, parent: ParentShape) -> list[Piece]:
             result = (result[0], sizes[columns])
         found.append(Piece(name, source, result, block, layer, rows, columns))
     return found
+
+
+def check_storable(parent: ParentShape, *, matrices: Iterable[str], embedding: Iterable[str]) -> None:
+    """Refuses a parent that a format of the space cannot store.
+
+    Args:
+        parent: its shape.
+        matrices: formats of all matrices of layers.
+        embedding: formats of the tables.
+
+    Raises:
+        ValueError: names the first matrix, its shape and what to do.
+    """
+    for gene, blocks in (("matrices", matrices), ("embedding", embedding)):
+        for block in blocks:
+            genome = dataclasses.replace(parent.everything(form=block, sections=1), embedding=block)
+            for piece in pieces(genome, parent):
+                mine = len(piece.shape) == 2 and (piece.layer is None) == (gene == "embedding")
+                size = BLOCKS[piece.block].size
+                if mine and piece.shape[1] % size:
+                    raise ValueError(
+                        f"`{piece.source}` {list(piece.shape)} of the parent cannot be stored as {block}, whose rows "
+                        f"are blocks of {size} weights: give a copy of the space with `{gene}` of bf16 and f16 alone, "
+                        "or take another parent"
+                    )
 
 
 def kept(genome: SqueezeGenome, parent: ParentShape, layer: int | None) -> dict[str, int]:

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ..folders import read_json, write_json
 
 _NUM_BYTES = 256
 _TOKENS_PER_ENTRY = 20  # of the corpus, below which counts are mostly chance
-_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 class VocabularyError(ValueError):
@@ -175,38 +172,6 @@ def trimmed_tokenizer(state: Mapping[str, Any], kept: Sequence[int]) -> dict[str
         result.get("post_processor"), {token["content"]: token["id"] for token in result.get("added_tokens", ())}
     )
     return result
-
-
-@torch.no_grad()
-def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Cuts the embedding and the head of a model to the kept entries, and renumbers its special tokens; in place."""
-    rows = torch.as_tensor(list(kept))
-    number = {old: new for new, old in enumerate(kept)}
-    table: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
-    tied = head is not None and head.weight is table.weight
-    smaller = nn.Embedding(len(kept), table.weight.shape[1], dtype=table.weight.dtype)
-    smaller.weight.copy_(table.weight[rows.to(table.weight.device)])
-    model.set_input_embeddings(smaller)
-    if head is not None:
-        own = nn.Linear(head.in_features, len(kept), bias=head.bias is not None, dtype=head.weight.dtype)
-        own.weight.copy_(head.weight[rows.to(head.weight.device)])
-        if head.bias is not None:
-            own.bias.copy_(head.bias[rows.to(head.bias.device)])
-        model.set_output_embeddings(own)
-        if tied:
-            own.weight = smaller.weight
-    for config in (model.config, model.generation_config):
-        if config is None:
-            continue
-        for name in _SPECIAL_IDS:
-            value = getattr(config, name, None)
-            if isinstance(value, int):
-                setattr(config, name, number.get(value))
-            elif isinstance(value, list):
-                setattr(config, name, [number[each] for each in value if each in number])
-    model.config.vocab_size = len(kept)
-    model.vocab_size = len(kept)  # type: ignore[assignment]  # some heads keep a copy
 
 
 def _mentions(node: Any, kind: str) -> bool:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.genome import Genome
 from ..architecture.genome_file import read_genome
+from ..compression.repair import rounding_rows, store_repaired
 from ..compression.squeezing import SqueezeGenome, format_of
 from ..data import PreparedData
 from ..data.storage import file_sha256
@@ -30,7 +31,7 @@ from ..report.curve import CurvePoint, Watch, curve_lines
 from ..strict_yaml import to_mapping
 from ..training import TrainResult, accelerator_on, latest_checkpoint
 from ..training import train as train_model
-from ..training.checkpoint import CONSTANT, damage, read_progress
+from ..training.checkpoint import CONSTANT, damage, own_folder, read_progress
 from ..training.settings import TrainingTokens
 from .release import measure_model, release_model, score_model, trial_origin
 from .settings import RunSettings, config_path
@@ -161,14 +162,8 @@ def winner_state(study: StudyFolder, genome: Genome, *, settings: RunSettings, d
             return None
     except (OSError, ValueError):
         return None
-    wanted = {
-        "data": data.tokens(genome.vocab_size, "train").digest,
-        "seed": settings.train.seed,
-        "sequence_length": settings.train.sequence_length,
-        "tokens_per_step": settings.train.tokens_per_step,
-        "optimizer": settings.train.optim.optimizer,
-    }
-    return state if read_progress(state).identity == wanted else None
+    wanted = settings.train.identity(data.tokens(genome.vocab_size, "train").digest)
+    return state if read_progress(state).unlike(wanted) is None else None
 
 
 def train_genome(
@@ -270,14 +265,17 @@ def run_training(
         model: trained in place.
         tokens: the text.
         budget: the total.
-        state: folder of the checkpoints.
+        state: folder of the checkpoints; one beside it while it holds those of other text or settings, which stay.
         settings: of training and of what ships.
         accelerator: the processes.
         say: told where it goes on from.
         watch: told every point of the curve.
         begin: where it starts if it has no checkpoint of its own; None is from the model as it is.
     """
-    resume = (latest_checkpoint(state, budget=budget) if state.exists() else None) or begin
+    own = own_folder(state, settings.train.identity(tokens.digest))
+    if own != state:
+        say(f"state     {state.name} is of other text or settings and stays; that of this training is {own.name}")
+    resume = latest_checkpoint(own, budget=budget) or begin
     if resume is not None:
         say(f"resume    from {resume}")
     result = train_model(
@@ -285,7 +283,7 @@ def run_training(
         tokens,
         budget,
         settings=settings.train,
-        folder=state,
+        folder=own,
         resume_from=resume,
         accelerator=accelerator,
         on_point=told_points(tokens.bytes_per_token, watch=watch),
@@ -310,6 +308,9 @@ def _measured_release(
     if record.squeezed is not None:  # each tensor stays in the format that the search chose for it
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         form = format_of(SqueezeGenome.from_dict(record.squeezed.genome), model.config, shapes)
+        # As after healing: plain rounding would undo what was learned.
+        tokens = data.tokens(genome.vocab_size, "train")
+        store_repaired(model, form, rounding_rows(tokens, length=settings.train.sequence_length, device=model.device))
     measured, seconds = measure_model(
         model, settings=settings, data=data, vocab_size=genome.vocab_size, device=device, form=form
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +45,11 @@ class Progress:
     precision: Literal["", "float32", "bfloat16"] = ""
     curve: list[dict[str, float]] = field(default_factory=list)
     pending: list[float] = field(default_factory=list)
+
+    def unlike(self, identity: Mapping[str, Any]) -> str | None:
+        """What of a run's identity (see `TrainSettings.identity`) is another here; None where it can continue this."""
+        own = {"fim_rate": identity.get("fim_rate"), **self.identity}  # states of before do not say it
+        return next((name for name, value in identity.items() if own.get(name) != value), None)
 
 
 def _own_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -139,3 +146,17 @@ def latest_checkpoint(folder: Path, *, budget: Budget | None = None) -> Path | N
         return fits, progress.step
 
     return max(found, key=rank, default=None)
+
+
+def own_folder(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """Where a training keeps its state: `folder`, or one beside it while that holds the state of another training.
+
+    Args:
+        folder: of trainings of the same weights, each of which is found again by its text and settings.
+        identity: see `TrainSettings.identity`.
+    """
+    found = latest_checkpoint(folder)
+    if found is None or read_progress(found).unlike(identity) is None:
+        return folder
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return folder.with_name(f"{folder.stem}.{key}{folder.suffix}")

@@ -69,14 +69,7 @@ class _Loop:
     ) -> None:
         self.model, self.tokens, self.budget, self.settings = model, tokens, budget, settings
         self.accelerator, self.on_point, self.stored = accelerator, on_point, stored
-        sequences = settings.tokens_per_step // settings.sequence_length
-        world = accelerator.num_processes
-        if sequences % world:
-            raise ValueError(
-                f"`tokens_per_step` is {sequences} sequences, which {world} processes cannot share; use a multiple "
-                f"of {world * settings.sequence_length}"
-            )
-        self.sequences = sequences // world
+        self.sequences = settings.sequences_each(accelerator.num_processes)
         self.micro = min(settings.micro_sequences or self.sequences, self.sequences)
         self.dtype = self._agreed(resolve_precision(settings.precision, device=accelerator.device))
         if accelerator.device.type == "cuda":
@@ -94,7 +87,7 @@ class _Loop:
             bytes_per_token=tokens.bytes_per_token,
             flops_per_token=flops_per_token(model, length=settings.sequence_length),
         )
-        self.progress = Progress(identity=self._identity(), precision=precision_name(self.dtype))
+        self.progress = Progress(identity=settings.identity(tokens.digest), precision=precision_name(self.dtype))
         self.losses: list[torch.Tensor] = []  # since the last point of the curve
         chunks = "loss_chunk_tokens" in inspect.signature(model.forward).parameters and not settings.label_smoothing
         self.loss_chunk_tokens = settings.loss_chunk_tokens if chunks else None
@@ -110,25 +103,17 @@ class _Loop:
         everywhere = int(self.accelerator.reduce(votes, "sum").item()) == world
         return torch.bfloat16 if everywhere else torch.float32
 
-    def _identity(self) -> dict[str, Any]:
-        s = self.settings
-        return {
-            "data": self.tokens.digest,
-            "seed": s.seed,
-            "sequence_length": s.sequence_length,
-            "tokens_per_step": s.tokens_per_step,
-            "optimizer": s.optim.optimizer,
-        }
-
     def resume(self, folder: Path) -> None:
         """Continues the checkpoint in `folder`."""
         progress = load_checkpoint(folder, model=self.model, optimizers=self.optimizers)
-        for name, value in self.progress.identity.items():
-            if progress.identity.get(name) != value:
-                raise ValueError(
-                    f"the checkpoint in {folder} was trained with `{name}` = {progress.identity.get(name)!r}, this "
-                    f"run has {value!r}; use the same, or train without `resume_from`"
-                )
+        own = self.progress.identity
+        name = progress.unlike(own)
+        if name is not None:
+            raise ValueError(
+                f"the checkpoint in {folder} was trained with `{name}` = {progress.identity.get(name)!r}, this "
+                f"run has {own[name]!r}; use the same, or train without `resume_from`"
+            )
+        progress.identity = own
         if progress.decayed and progress.budget != self.budget.to_dict():
             raise ValueError(
                 f"the checkpoint in {folder} has begun to decay for the budget {Budget.from_dict(progress.budget)}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -101,3 +101,28 @@ class TrainSettings:
         check_range(self, "fim_rate", "quantize", least=0, most=1)
         check_range(self, "dropout", "label_smoothing", least=0, below=1)
         check_range(self, "checkpoint_minutes", above=0)
+
+    def sequences_each(self, processes: int) -> int:
+        """Sequences of a step that each of some processes trains on.
+
+        Raises:
+            ValueError: they cannot share a step equally; says what to set.
+        """
+        sequences = self.tokens_per_step // self.sequence_length
+        if sequences % processes:
+            raise ValueError(
+                f"`tokens_per_step` is {sequences} sequences, which {processes} processes cannot share; use a "
+                f"multiple of {processes * self.sequence_length}"
+            )
+        return sequences // processes
+
+    def identity(self, data: str) -> dict[str, Any]:
+        """What a continuation of a training shares with it; `data` is the digest of its tokens."""
+        return {
+            "data": data,
+            "seed": self.seed,
+            "sequence_length": self.sequence_length,
+            "tokens_per_step": self.tokens_per_step,
+            "optimizer": self.optim.optimizer,
+            "fim_rate": self.fim_rate,
+        }
