@@ -163,6 +163,11 @@ def missing_extra(module: str) -> str | None:
     return min(having, key=lambda extra: len(extras[extra]), default=None)  # `dev` has them all
 
 
+def num_processes() -> int:
+    """Processes of the launcher, on all machines; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def is_main_process() -> bool:
     """True in a plain process and in rank 0 of a launcher."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from codenas_hf.data import PreparedData
 from codenas_hf.folders import Record, Release, StudyFolder, bundled_folder
-from codenas_hf.folders.record import DataFacts, Origin, Start, Training
+from codenas_hf.folders.record import DataFacts, Origin, Squeezed, Start, Training, Trial
 from codenas_hf.release.cards import Card, dataset_card, describe, model_card, study_card
 from codenas_hf.report.architecture import architecture_table, tensors_of_folder
 from codenas_hf.report.cells import format_bytes, format_seconds, format_value
@@ -140,6 +140,28 @@ def test_a_suite_adds_results_with_intervals_and_benchmark_entries(run: StudyFol
     (found,) = parse_eval_result_entries(yaml.safe_load(card.eval_results))
     assert (found.dataset_id, found.value) == ("openai/openai_humaneval", 0.01)
     assert "alice/demo-corpus" not in card.text
+
+
+def test_a_squeezed_model_is_made_again_by_a_squeeze(run: StudyFolder, tmp_path: Path) -> None:
+    genome = {"vocab_size": 400, "neurons": (64, 32), "embedding": "q8_0"}
+    trial, again = Trial(rung=0, number=3), Start(folder="s", weights="w")
+    cases = [("owner/parent", None, None), ("a folder", trial, None), ("owner/parent", None, again)]
+    for number, (parent, found, start) in enumerate(cases):
+        squeezed = Squeezed(parent=parent, genome=genome, parent_bits_per_byte=0.8)
+        known: dict[str, Any] = {"training": Training(budget="9 tokens"), "provenance": {"threads": 1}}
+        record = Record(squeezed=squeezed, trial=found, start=start, **known)
+        release = copy_of(run, tmp_path / str(number), record)
+        release.settings.write_text("study: mine\n")
+        text = card_of(release).text
+        made = text.partition("## Reproduce")[2]
+        assert "codenas search" not in made
+        assert ("codenas train" in made) == (start is not None)
+        assert ("the parent has 0.8" in text) == (start is None), "on the text of before"
+        if start is None:
+            named, given = ("owner/parent", " --genome genome.yaml") if found is None else ("parent", "")
+            assert f"codenas squeeze {named}{given} --config demo/settings.yaml" in made
+        if given := made.partition("```yaml\n")[2].partition("\n```")[0]:
+            assert yaml.safe_load(given) == {**genome, "neurons": [64, 32]}
 
 
 def test_the_card_says_where_the_architecture_comes_from(run: StudyFolder, tmp_path: Path) -> None:

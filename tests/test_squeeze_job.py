@@ -252,6 +252,16 @@ def test_a_genome_is_applied_without_a_search(place: Path, corpus: Path, tmp_pat
         squeeze(over, genome=file, say=lambda line: None)
 
 
+def test_processes_that_cannot_share_a_step_are_told_before_the_search(
+    place: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("codenas_hf.jobs.squeeze.prepare_squeeze", lambda *args, **others: pytest.fail("prepared"))
+    wanted = RunSettings.of(*words(place, corpus, f"squeeze.parent={place / 'parent'}"), config=["squeeze"])
+    with pytest.raises(ValueError, match="2 sequences, which 3 processes cannot share"):
+        squeeze(wanted, say=lambda line: None)
+
+
 def prepared(place: Path, corpus: Path, *others: str) -> Prepared:
     """What a squeeze of the parent stands on."""
     settings = RunSettings.of(*words(place, corpus, f"squeeze.parent={place / 'parent'}", *others),

@@ -14,7 +14,7 @@ from ..compression.squeeze_space import SqueezeSpace
 from ..compression.squeezing import SqueezeGenome
 from ..engine import IdentityError, Objectives, SearchResult, Seeded, run_search
 from ..folders import StudyFolder, keep_sockets_short
-from ..hardware import Hardware, free_gpu_memory, is_main_process
+from ..hardware import Hardware, free_gpu_memory, is_main_process, num_processes
 from ..report.curve import Watch
 from ..strict_yaml import SettingsError, read_yaml, to_mapping
 from .parents import find_parent
@@ -75,6 +75,7 @@ def squeeze(
         ParentError: a parent that cannot be squeezed; before anything is computed.
         SettingsError: settings that cannot be used, nothing of the parent keeps the limits, or a genome that is to be
             applied where a search or another squeeze lies.
+        ValueError: healing whose steps the processes cannot share.
         codenas_hf.data.DataError: no usable text.
         VocabularyError: too little text to choose a vocabulary by.
         codenas_hf.engine.IdentityError: the folder holds another study.
@@ -89,6 +90,8 @@ def squeeze(
         raise SettingsError(
             f"`space` {settings.space} has unequal layers, which no release holds yet: set equal_layers: true in it"
         )
+    if settings.squeeze.heal_budget is not None and settings.squeeze.heal_budget.amount:
+        settings.train.sequences_each(num_processes())  # what they could not share is refused before the search
     applied = None if genome is None else read_squeeze_genome(genome)
     source = find_parent(settings.squeeze.parent)
     hardware = Hardware.discover(settings.device)

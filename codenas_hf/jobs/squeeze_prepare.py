@@ -11,6 +11,7 @@ import torch
 
 from ..compression.parent import ParentFolder
 from ..compression.squeeze_space import SqueezeChoices, SqueezeSpace, neuron_counts
+from ..compression.squeezing import check_storable
 from ..data import PreparedData
 from ..data.corpus import OnProgress
 from ..data.tokenizer import LARGEST_VOCABULARY, load_backend
@@ -101,6 +102,7 @@ def prepare_squeeze(
             importance_tokens=amounts.importance_tokens,
             say=say,
         )
+        check_storable(parent.shape, matrices=choices.matrices, embedding=choices.embedding)
         _check_healing(settings, [min(size, parent.shape.vocab_size) for size in choices.vocab_sizes])
         sizes = vocabularies(parent, data, choices.vocab_sizes, count_bytes=amounts.count_bytes, say=say)
         layouts = parent.layouts(sizes)  # what llama.cpp cannot read is refused before anything is computed

@@ -22,7 +22,6 @@ from huggingface_hub import (
 from codenas_hf.data.split import SPLITS
 from codenas_hf.folders import Record, Release, StudyFolder, bundled_folder, read_json
 from codenas_hf.folders.record import Start
-from codenas_hf.folders.typed import plain
 from codenas_hf.report.architecture import architecture_text
 from codenas_hf.report.cells import (
     Column,
@@ -34,7 +33,7 @@ from codenas_hf.report.cells import (
     quantity_column,
 )
 
-from .squeezed import base_model, squeezed_text
+from .squeezed import applied_genome, base_model, squeezed_text
 
 _OURS = "mit"  # licence of weights of our own, where nobody names another
 TAGS = ["code", "python", "neural-architecture-search", "codenas"]
@@ -147,7 +146,7 @@ def model_card(
         origin=_origin(record),
         squeezed=squeezed_text(record),
         parent=base_model(record),
-        squeeze_genome=_applied_genome(record),
+        squeeze_genome=applied_genome(record),
         remote_code="auto_map" in release.read_config(),
         fills_gaps=_fills_gaps(release, record),
         layers=architecture_text(layers),
@@ -354,13 +353,6 @@ def _fills_gaps(release: Release, record: Record) -> bool:
         return False
     text = release.tokenizer.read_text(encoding="utf-8")
     return all(token in text for token in FILL_TOKENS)
-
-
-def _applied_genome(record: Record) -> str | None:
-    """The genes of a squeeze that nobody searched, as YAML; None for any other release."""
-    if record.squeezed is None or record.trial is not None or record.start is not None:
-        return None
-    return yaml.safe_dump(plain(record.squeezed.genome), sort_keys=False, default_flow_style=None).strip()
 
 
 def _origin(record: Record) -> str | None:

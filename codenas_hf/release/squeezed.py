@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import yaml
+
 from codenas_hf.folders import Record
+from codenas_hf.folders.typed import plain
 
 
 def base_model(record: Record) -> str | None:
     """The parent's id on the Hub; None where it is not known by one."""
     parent = "" if record.squeezed is None else record.squeezed.parent
     return parent if parent.count("/") == 1 and " " not in parent else None
+
+
+def applied_genome(record: Record) -> str | None:
+    """The genes of a squeeze that nobody searched, as YAML; None for any other release."""
+    if record.squeezed is None or record.trial is not None or record.start is not None:
+        return None
+    return yaml.safe_dump(plain(record.squeezed.genome), sort_keys=False, default_flow_style=None).strip()
 
 
 def squeezed_text(record: Record) -> str | None:
