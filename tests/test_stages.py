@@ -11,10 +11,12 @@ from integer_space import Evaluate, IntegerSpace, Point
 from optuna.storages import InMemoryStorage
 from test_study import SETTINGS, dies_between_writes, searched, study_in, without_workers
 
+from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.gaussian import GaussianProcess
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.progress import Progress
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
+from codenas_hf.engine.schedule import Schedule
 from codenas_hf.engine.stages import Standing, forecasts
 from codenas_hf.jobs.wanted import LadderSettings
 from codenas_hf.strict_yaml import SettingsError, from_mapping
@@ -161,6 +163,23 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(rungs: tup
     fixed = dataclasses.replace(settings, adaptive=False)
     plain = searched(study_in(InMemoryStorage(), fixed), fixed, workers=2, order=0)
     assert all(r.forecast is None for r in plain.records)
+
+
+def test_who_was_dropped_on_the_way_is_not_waited_for_for_ever() -> None:
+    settings = dataclasses.replace(SETTINGS, rungs=THREE, lag=(1, 2))  # fixed stages drop some at each rung
+    study = study_in(InMemoryStorage(), settings)
+    snapshot = searched(study, settings, workers=2, order=0)
+    ended = {record.genome for record in snapshot.rungs[2]}
+    dropped = [r for r in snapshot.rungs[1] if r.genome not in ended and r.generation < 2]
+    assert dropped
+    schedule = Schedule(study, space=IntegerSpace(), policy=RandomPolicy(), settings=settings, leads=lambda: True)
+    frame = Frame(objectives=settings.build_objectives(), **snapshot.facts["frame"])
+    found = schedule._standing(snapshot, 5, 1, frame=frame)
+    newest = 5 - settings.lag_of(2)
+    assert newest > 0
+    assert found.pending
+    assert {record.generation for record in found.pending} == set(range(newest + 1, 5))
+    assert {record.generation for record in found.reached} == set(range(newest + 1))
 
 
 @pytest.mark.parametrize(("writes", "rungs"), [(7, SETTINGS.rungs), (23, SETTINGS.rungs), (23, UNTRAINED)])
