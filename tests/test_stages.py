@@ -252,5 +252,17 @@ def test_one_setting_says_which_stages() -> None:
     assert ladder(stages="single").expected == (12,)
     assert ladder(stages="adaptive").rungs == ladder().rungs
     assert ladder().expected == (12, 4)
+    for values, message in (
+        ({"keep": [13]}, "must keep 1 to 12 candidates, got 13; `population`, `budgets` and `keep` make the rungs"),
+        ({"population": 2}, "must keep 1 to 2 candidates, got 3"),
+        ({"budgets": ["9 steps", "3 steps"]}, "rung 1 must exceed 9 steps, got 3 steps"),
+        ({"lag": [2, 1]}, "`lag` must be ascending values"),
+        ({"lag": [0]}, "`lag` must be ascending values"),
+        ({"time": "3h", "lag": [0]}, "`lag` must be ascending values"),
+    ):
+        with pytest.raises((SettingsError, ValueError), match=message):
+            ladder(**values)
+    assert ladder(stages="single", population=2).expected == (2,)
+    assert ladder(time="3h", population=2).time is not None, "its rungs are planned"
     with pytest.raises((SettingsError, ValueError), match="`time` plans fixed stages, got `stages` 'adaptive'"):
         ladder(stages="adaptive", time="3h")
