@@ -201,7 +201,7 @@ def _finished(
         settings,
         plan=read_plan(folder) if settings.search.time is not None else None,
         elapsed_s=time.monotonic() - started,
-        workers=settings.search.workers_per_rank or hardware.count,
+        workers=settings.search.workers_per_rank or hardware.share,
     )
     if not seconds:
         return _released(result, folder, settings=settings, evaluator=evaluator, say=say)
