@@ -151,6 +151,18 @@ class Confirm:
 
 
 @dataclass(frozen=True)
+class Interrupting(Confirm):
+    """Presses Ctrl-C for a process while it confirms the first."""
+
+    pid: int = 0
+
+    def __call__(self, genome: Point, rung: Rung, previous: Evaluation | None) -> Evaluation:
+        if not self.log.exists():
+            os.kill(self.pid, signal.SIGINT)
+        return super().__call__(genome, rung, previous)
+
+
+@dataclass(frozen=True)
 class Passes:
     """Confirms in three passes; what it says differs from pass to pass, and half of them fail after the first."""
 

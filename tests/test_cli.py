@@ -2,9 +2,11 @@
 
 import ast
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ import codenas_hf
 from codenas_hf.cli.main import VERBS, build_parser, main, mistake
 from codenas_hf.data import DataError
 from codenas_hf.engine import Budget, IdentityError, PolicyError, RanksError
+from codenas_hf.engine.progress import Status
 from codenas_hf.folders.record import Measured, Record
 from codenas_hf.jobs.finish import FinishError
 from codenas_hf.jobs.models import open_model
@@ -117,6 +120,23 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setattr("codenas_hf.jobs.search.search", stopped)
     assert main(["search"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["search"], ["squeeze", "gpt2"]])
+def test_as_json_the_figures_of_a_search_are_events(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: object, follow: Any, **__: object) -> None:
+        if follow is not None:
+            follow(Status(1, 2, (1,), (4,), 0, 0, 0, None, None, None))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"codenas_hf.jobs.{words[0]}.{words[0]}", told)
+    assert main([*words, "--json"]) == 130
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (json.loads(line)["event"], json.loads(line)["done"]) == ("search", [1])
+    assert main(words) == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_no_users_mistake_shows_where_it_happened(monkeypatch: pytest.MonkeyPatch) -> None:

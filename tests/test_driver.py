@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integer_space import Confirm, Evaluate, IntegerSpace, Keeping, Passes, Point
+from integer_space import Confirm, Evaluate, IntegerSpace, Interrupting, Keeping, Passes, Point
 from rich.console import Console
 from test_workers import answered
 
@@ -33,7 +33,7 @@ from codenas_hf.engine import (
     two_stage,
 )
 from codenas_hf.engine.journal import JobLock
-from codenas_hf.engine.progress import Progress, duration
+from codenas_hf.engine.progress import Progress, Status, duration
 from codenas_hf.engine.schedule import superseded
 from codenas_hf.engine.study import Snapshot
 
@@ -345,6 +345,42 @@ def test_ctrl_c(tmp_path: Path, presses: int) -> None:
         assert process.communicate(timeout=60)[0] == "done\n"
     lines = [" ".join(line.split()[:3]) for line in (tmp_path / "log").read_text().splitlines()]
     assert len(lines) == len(set(lines))
+
+
+def test_one_ctrl_c_ends_confirmations_as_well(tmp_path: Path) -> None:
+    interrupting = Interrupting(tmp_path / "confirmed", pid=os.getpid())
+    with pytest.raises(KeyboardInterrupt, match="run the same command to go on from there"):
+        search(tmp_path / "s", confirm=interrupting)
+    assert len(confirmed_lines(tmp_path)) == 1, "what ran was finished, nothing new began"
+    result = search(tmp_path / "s", confirm=interrupting)
+    lines = confirmed_lines(tmp_path)
+    assert len(lines) == len(set(lines)) == len(result.confirmed) > 1
+
+
+def test_ctrl_c_at_the_end_is_not_swallowed(tmp_path: Path) -> None:
+    """Else the caller's next work would begin: the training of the winner, hours of it."""
+
+    def press(status: Status) -> None:
+        if status.share == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="run the same command"):
+        search(tmp_path, follow=press)
+    assert SearchResult.open(tmp_path, space=SPACE).finished
+
+
+def test_an_extended_search_is_finished_when_it_is_finished_again(tmp_path: Path) -> None:
+    def press(status: Status) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    search(tmp_path)
+    longer = dataclasses.replace(SETTINGS, generations=5)
+    assert SearchResult.open(tmp_path, space=SPACE).finished
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, settings=longer, follow=press)
+    assert not SearchResult.open(tmp_path, space=SPACE).finished
+    search(tmp_path, settings=longer)
+    assert SearchResult.open(tmp_path, space=SPACE).finished
 
 
 def ranks_of(folder: Path, *options: str, world: int = 2) -> list[subprocess.Popen[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,9 +116,10 @@ def test_two_processes_train_one_winner(study: StudyFolder, monkeypatch: pytest.
 
 def outcome(*rungs: tuple[int, float]) -> SearchResult:
     """A record of evaluations that took so many seconds."""
-    from types import SimpleNamespace
-
-    records = [SimpleNamespace(rung=r, evaluation=SimpleNamespace(seconds={"train": s})) for r, s in rungs]
+    records = [
+        SimpleNamespace(rung=r, generation=0, worker="here:1", evaluation=SimpleNamespace(seconds={"train": s}))
+        for r, s in rungs
+    ]
     return SimpleNamespace(records=records)  # type: ignore[return-value]
 
 
@@ -139,6 +141,44 @@ def test_how_long_the_winner_trains_on() -> None:
     assert seconds(some, plan=plan, elapsed_s=1800.0) == 0.4 * plan.finish_s  # late: not without any training
     assert seconds(some, plan=plan, elapsed_s=60.0) == 2 * plan.finish_s
     restarted = outcome((0, 2 * 1100.0), (1, 0.0))
-    assert seconds(restarted, plan=plan, elapsed_s=5.0) == pytest.approx(
-        1800 - plan.spent_s - 1100 - plan.final_s, rel=0.05
-    )
+    expected = pytest.approx(1800 - plan.spent_s - 1100 - plan.final_s, rel=0.05)
+    assert seconds(restarted, plan=plan, elapsed_s=5.0) == expected
+
+    # Two processes of two workers each: as much work in half of the time, also where one was started again.
+    shared = outcome(*3 * [(0, 1700.0), (0, 3400.0), (1, 1700.0)])
+    for at, record in enumerate(shared.records):
+        record.generation = at // 3  # type: ignore[misc]
+        record.worker = ("here:1", "there:2", "there:2" if at != 2 else "here:3")[at % 3]  # type: ignore[misc]
+    longer = planned(7200)
+    found = seconds(shared, plan=longer, elapsed_s=5.0)
+    assert found == pytest.approx(7200 - longer.spent_s - 5100 - longer.final_s)
+    assert 0.4 * longer.finish_s < found < 2 * longer.finish_s
+
+
+def test_a_winner_trains_on_when_the_time_of_its_study_is_extended(tmp_path: Path) -> None:
+    winner: Any = SimpleNamespace(genome=SimpleNamespace(genome_id="a"), rung=1, number=3, evaluation=None)
+    study = StudyFolder(tmp_path)
+    study.finish_training.mkdir()
+
+    def decided(seconds: float, *words: str) -> Finish:
+        settings = load(RunSettings, overrides=words)
+        return finish_module._decided(winner, study=study, settings=settings, seconds=seconds, hardware=CPU)
+
+    first = decided(100.0, "search.time=30m")
+    assert (first.seconds, first.time_s) == (100.0, 1800.0)
+    assert decided(150.0, "search.time=30m") == first, "once decided, it stays"
+    more = decided(300.0, "search.time=2h")
+    assert (more.seconds, more.time_s, more.budget) == (300.0, 7200.0, "300 seconds")
+    assert decided(500.0, "search.time=2h") == more
+    less = decided(50.0, "search.time=1h")
+    assert (less.seconds, less.budget) == (300.0, "300 seconds"), "nothing of its training is thrown away"
+    assert decided(400.0, "search.time=1h") == less
+    assert study.finish_training.exists()
+    assert decided(400.0) == less
+
+    # What was decided before the time was kept is no other time.
+    stored = json.loads(study.finish.read_text())
+    del stored["time_s"]
+    study.finish.write_text(json.dumps(stored))
+    assert decided(400.0, "search.time=1h") == less
+    assert decided(400.0, "search.time=2h").seconds == 400.0

@@ -13,6 +13,7 @@ from test_search_job import tiny_settings
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.cli.main import main
+from codenas_hf.folders import write_json
 from codenas_hf.generation.loading import CodeNASForCausalLM
 from codenas_hf.hardware import Hardware
 from codenas_hf.jobs import latency as job
@@ -93,6 +94,32 @@ def test_one_is_kept_for_each_runtime_and_format(tmp_path: Path, monkeypatch: py
             )
             assert found.runtime == runtime
     assert fitted == [kinds[0], *kinds[2:]], "torch computes all formats alike"
+
+
+def test_a_study_keeps_its_own_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one would give another ideal, and so another search."""
+    space, settings = SearchSpace(GENES), settings_of(f"folder={tmp_path}")
+    begun = of_space(space, fingerprint={"device": "cpu", "name": "an older processor", "torch": "1.0"})
+    here = of_space(space, costs={"layer": 0.2})
+    monkeypatch.setattr(job, "fit_latency", lambda *words, **options: here)
+
+    def found(study: str) -> LatencyModel:
+        hardware = Hardware.discover("cpu")
+        return study_latency(settings, folder=tmp_path / study, space=space, hardware=hardware, say=str)
+
+    for study in ("begun", "other"):
+        (tmp_path / study).mkdir()
+    (tmp_path / "begun" / "latency.json").write_text(json.dumps(begun.to_dict()))
+    assert found("begun") == begun
+    shared = tmp_path / "latency" / "tiny-cpu.json"
+    write_json(shared, begun.to_dict())
+    assert found("other") == here, "what all studies share is of this machine"
+    # A processor's times are none of a GPU.
+    gpu = replace(begun, fingerprint={**begun.fingerprint, "device": "cuda"})
+    (tmp_path / "other" / "latency.json").write_text(json.dumps(gpu.to_dict()))
+    assert found("other") == here
+    (tmp_path / "other" / "latency.json").write_text("{")
+    assert found("other") == here
 
 
 def test_a_file_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

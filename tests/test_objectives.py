@@ -92,6 +92,19 @@ def test_a_derived_frame_takes_limits_where_they_lie_beyond_the_ideal() -> None:
     assert given.reference["artifact_bytes"] == 5000
 
 
+def test_a_half_given_frame_is_not_turned_over() -> None:
+    """Who was seen lies all beyond the one point that is given: less is better all the same."""
+    rows = [evaluation(2.0, 512, 8), evaluation(3.0, 2048, 8)]
+    bounds = {"bits_per_byte": 1.5, "artifact_bytes": 256.0, "decode_ms": 4.0}
+    below = Frame.derive(FREE, rows, ideal={}, reference=bounds)
+    assert below.ideal == pytest.approx({"bits_per_byte": 0.5, "artifact_bytes": 64, "decode_ms": 2})
+    above = Frame.derive(FREE, rows, ideal={"bits_per_byte": 4.0, "artifact_bytes": 2048.0}, reference={})
+    assert above.reference == pytest.approx({"bits_per_byte": 5.0, "artifact_bytes": 8192, "decode_ms": 8})
+    for frame in (below, above):
+        assert frame.fitness(rows[0]) > frame.fitness(rows[1])
+        assert not any(frame.ideal[name] > frame.reference[name] for name in frame.ideal)
+
+
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="at least one name"):
         Objectives(scales={})

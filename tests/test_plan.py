@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def test_another_time_for_the_same_study_keeps_its_rungs() -> None:
 def test_too_little_time_says_how_much_is_needed() -> None:
     with pytest.raises(SettingsError, match=r"`search.time`: 60 s is too short: .* give (\d+) (s|min)"):
         planned(60)
+
+
+@pytest.mark.parametrize("finish_s", [None, 0.0, 600.0])
+def test_as_much_as_is_said_to_be_needed_is_enough(finish_s: float | None) -> None:
+    with pytest.raises(SettingsError) as refused:
+        planned(60, finish_s=finish_s)
+    needed = re.search(r"give (\d+) (s|min) or more", str(refused.value))
+    assert needed is not None
+    seconds = int(needed[1]) * {"s": 1, "min": 60}[needed[2]]
+    assert planned(seconds, finish_s=finish_s).steps[0] >= FEWEST_STEPS
 
 
 def test_a_time_beside_what_it_plans_is_refused() -> None:

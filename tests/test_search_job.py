@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM
 from codenas_hf.architecture.genome import Genome
 from codenas_hf.architecture.space import SearchSpace
 from codenas_hf.data import DataError, PreparedData
-from codenas_hf.engine import IdentityError
+from codenas_hf.engine import IdentityError, SingleJobError
+from codenas_hf.engine.journal import JobLock
 from codenas_hf.folders import StudyFolder, read_json
 from codenas_hf.hardware import Hardware, alone
 from codenas_hf.jobs.cost import cost_lines
 from codenas_hf.jobs.policies import POLICIES
-from codenas_hf.jobs.search import _policy, engine_settings, search
+from codenas_hf.jobs.search import _policy, aside, engine_settings, search
 from codenas_hf.jobs.settings import RunSettings
 from codenas_hf.jobs.study import corners, open_study, screened, study_precision
 from codenas_hf.jobs.text import load_space
@@ -323,6 +324,24 @@ def test_a_fresh_start_that_does_not_come_to_start_puts_the_study_back(
     assert (study / "study.journal").read_text() == "dear"
     assert {path.name for path in study.parent.iterdir() if path.name.startswith("two_stage")} == {"two_stage"}
     assert "again" in said[-1]
+
+
+def test_a_fresh_start_leaves_a_running_job_its_folder(tmp_path: Path) -> None:
+    study, said = tmp_path / "study", list[str]()
+    study.mkdir()
+    (study / "study.journal").write_text("dear")
+    running, new = JobLock(study / "study.lock"), JobLock(study / "study.lock")
+    running.acquire()
+    with pytest.raises(SingleJobError, match="another job"), aside(study, say=said.append):
+        pytest.fail("it was put aside")
+    assert (study / "study.journal").read_text() == "dear"
+    assert said == []
+    running.release()
+    with aside(study, say=said.append):
+        study.mkdir()
+        new.acquire()
+        new.release()
+    assert (tmp_path / "study.old1" / "study.journal").read_text() == "dear"
 
 
 def test_a_refused_command_decides_nothing(

@@ -11,10 +11,12 @@ from integer_space import Evaluate, IntegerSpace, Point
 from optuna.storages import InMemoryStorage
 from test_study import SETTINGS, dies_between_writes, searched, study_in, without_workers
 
+from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.gaussian import GaussianProcess
 from codenas_hf.engine.objectives import Frame, Objectives
 from codenas_hf.engine.progress import Progress
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
+from codenas_hf.engine.schedule import Schedule
 from codenas_hf.engine.stages import Standing, forecasts
 from codenas_hf.jobs.wanted import LadderSettings
 from codenas_hf.strict_yaml import SettingsError, from_mapping
@@ -163,6 +165,23 @@ def test_the_search_is_the_same_for_every_number_of_workers_and_order(rungs: tup
     assert all(r.forecast is None for r in plain.records)
 
 
+def test_who_was_dropped_on_the_way_is_not_waited_for_for_ever() -> None:
+    settings = dataclasses.replace(SETTINGS, rungs=THREE, lag=(1, 2))  # fixed stages drop some at each rung
+    study = study_in(InMemoryStorage(), settings)
+    snapshot = searched(study, settings, workers=2, order=0)
+    ended = {record.genome for record in snapshot.rungs[2]}
+    dropped = [r for r in snapshot.rungs[1] if r.genome not in ended and r.generation < 2]
+    assert dropped
+    schedule = Schedule(study, space=IntegerSpace(), policy=RandomPolicy(), settings=settings, leads=lambda: True)
+    frame = Frame(objectives=settings.build_objectives(), **snapshot.facts["frame"])
+    found = schedule._standing(snapshot, 5, 1, frame=frame)
+    newest = 5 - settings.lag_of(2)
+    assert newest > 0
+    assert found.pending
+    assert {record.generation for record in found.pending} == set(range(newest + 1, 5))
+    assert {record.generation for record in found.reached} == set(range(newest + 1))
+
+
 @pytest.mark.parametrize(("writes", "rungs"), [(7, SETTINGS.rungs), (23, SETTINGS.rungs), (23, UNTRAINED)])
 def test_a_restart_between_any_two_writes_changes_nothing(
     writes: int, rungs: tuple[Rung, ...], tmp_path: Path
@@ -233,5 +252,17 @@ def test_one_setting_says_which_stages() -> None:
     assert ladder(stages="single").expected == (12,)
     assert ladder(stages="adaptive").rungs == ladder().rungs
     assert ladder().expected == (12, 4)
+    for values, message in (
+        ({"keep": [13]}, "must keep 1 to 12 candidates, got 13; `population`, `budgets` and `keep` make the rungs"),
+        ({"population": 2}, "must keep 1 to 2 candidates, got 3"),
+        ({"budgets": ["9 steps", "3 steps"]}, "rung 1 must exceed 9 steps, got 3 steps"),
+        ({"lag": [2, 1]}, "`lag` must be ascending values"),
+        ({"lag": [0]}, "`lag` must be ascending values"),
+        ({"time": "3h", "lag": [0]}, "`lag` must be ascending values"),
+    ):
+        with pytest.raises((SettingsError, ValueError), match=message):
+            ladder(**values)
+    assert ladder(stages="single", population=2).expected == (2,)
+    assert ladder(time="3h", population=2).time is not None, "its rungs are planned"
     with pytest.raises((SettingsError, ValueError), match="`time` plans fixed stages, got `stages` 'adaptive'"):
         ladder(stages="adaptive", time="3h")

@@ -113,6 +113,22 @@ def test_a_winner_is_told_as_its_release_was_measured(finished_study: StudyFolde
     assert row["artifact_bytes"] != 123456
 
 
+def test_a_squeeze_without_a_search_is_finished_with_its_release(finished_study: StudyFolder, tmp_path: Path) -> None:
+    shutil.copytree(finished_study.folder, tmp_path / "demo")
+    study = StudyFolder(tmp_path / "demo")
+    study.journal.unlink()
+    (row,) = status_table(tmp_path).rows
+    known = study.winner.read_record().quantities()
+    assert row == {
+        "study": "demo",
+        "state": "finished",
+        **{name: known[name] for name in ("artifact_bytes", "decode_ms", "bits_per_byte")},
+    }
+    study.winner.record.unlink()
+    (row,) = status_table(tmp_path).rows
+    assert row == {"study": "demo", "state": "preparing data"}
+
+
 def test_plotting_a_damaged_study_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(runs / "zeros")]) == 2
     error = capsys.readouterr().err

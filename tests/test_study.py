@@ -17,7 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from sqlalchemy.exc import OperationalError
 
-from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy
+from codenas_hf.engine.evolution import GeneticPolicy, RandomPolicy, Seeded
 from codenas_hf.engine.journal import GuardedJournal
 from codenas_hf.engine.members import Members, host_key, parent_key
 from codenas_hf.engine.objectives import Objectives
@@ -25,7 +25,15 @@ from codenas_hf.engine.places import found_place, stored_place
 from codenas_hf.engine.records import Budget, Evaluation, Rung, TrialRecord
 from codenas_hf.engine.result import RankCorrelation, SearchResult, kendall_tau
 from codenas_hf.engine.schedule import PolicyError, Schedule, closed_generations
-from codenas_hf.engine.settings import Patience, RanksError, SearchSettings, World, single_stage, two_stage
+from codenas_hf.engine.settings import (
+    Patience,
+    RanksError,
+    SearchSettings,
+    World,
+    different,
+    single_stage,
+    two_stage,
+)
 from codenas_hf.engine.storage import ServerAway, StorageError, first_line, open_storage, patiently
 from codenas_hf.engine.study import Claim, IdentityError, Snapshot, Study
 
@@ -266,6 +274,22 @@ def test_another_identity_is_refused_by_name(storage: BaseStorage) -> None:
         study.check_identity(SETTINGS.identity_of(space=IntegerSpace(side=5), policy=policy), create=True)
     with pytest.raises(IdentityError, match="policy: stored"):
         study.check_identity(SETTINGS.identity_of(space=SPACE, policy=RandomPolicy()), create=True)
+
+
+def test_given_genomes_do_not_hide_who_proposes_after_them(storage: BaseStorage) -> None:
+    def identity(policy: Any) -> dict[str, Any]:
+        return SETTINGS.identity_of(space=SPACE, policy=policy)
+
+    genetic, drawn = (Seeded(policy=p, genomes=()) for p in (GeneticPolicy(objectives=OBJECTIVES), RandomPolicy()))
+    study = study_in(storage)
+    study.check_identity(identity(genetic), create=True)
+    study.check_identity(identity(genetic), create=False)
+    for other in (drawn, genetic.policy):
+        with pytest.raises(IdentityError, match='policy: stored "Seeded GeneticPolicy"'):
+            study.check_identity(identity(other), create=False)
+    old = {**identity(genetic), "policy": "Seeded"}  # as it was kept before
+    assert different(old, identity(drawn)) == []
+    assert different(old, identity(RandomPolicy())) == ['policy: stored "Seeded", given "RandomPolicy"']
 
 
 # Where things lie

@@ -25,6 +25,7 @@ from .words import (
 )
 
 if TYPE_CHECKING:
+    from ..jobs.search import Follow
     from ..jobs.settings import RunSettings
     from ..release.hub import Published
 
@@ -81,6 +82,11 @@ def tokenizer(verb: argparse.ArgumentParser) -> Run:
     return with_settings(job)
 
 
+def status_watch(*, as_json: bool) -> Follow | None:
+    """Who is told the figures of a search: whoever reads JSON; for people the engine has a display."""
+    return (lambda status: print_line({"event": "search", **status.to_dict()})) if as_json else None
+
+
 def search_verb(verb: argparse.ArgumentParser) -> Run:
     """`codenas search`, the main job."""
     add_settings(verb)
@@ -98,7 +104,7 @@ def search_verb(verb: argparse.ArgumentParser) -> Run:
 
         told = tell_json if options.json else say
         with curve_watch(as_json=options.json) as watch:
-            follow = (lambda status: print_line({"event": "search", **status.to_dict()})) if options.json else None
+            follow = status_watch(as_json=options.json)
             outcome = search(
                 settings, fresh=options.fresh, worker=options.worker, say=told, watch=watch, follow=follow
             )
@@ -184,7 +190,10 @@ def squeeze_verb(verb: argparse.ArgumentParser) -> Run:
 
         told = tell_json if options.json else say
         with curve_watch(as_json=options.json) as watch:
-            outcome = squeeze(settings, genome=options.genome, fresh=options.fresh, say=told, watch=watch)
+            follow = status_watch(as_json=options.json)
+            outcome = squeeze(
+                settings, genome=options.genome, fresh=options.fresh, say=told, watch=watch, follow=follow
+            )
         if not is_main_process():
             return 0
         if options.json:

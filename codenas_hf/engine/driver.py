@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = "study.lock"
 _IDLE_S, _BUSY_S = (0.02, 0.2), 0.2
 _SHARE, _REST_S = 10, 2.0  # who does not lead asks for about a tenth of its time: the others need the server as well
-
 T = TypeVar("T")
 
 
@@ -110,7 +109,8 @@ def run_search(
         )
         result = search.run()
         search.progress.finish(result)
-        return result
+    search._check_stop(idle=True)  # who stopped it must not see the caller's next work begin
+    return result
 
 
 def _enter(
@@ -353,6 +353,7 @@ class _Search:
         self._record_all()
         if pool.busy:
             return False
+        self._check_stop(idle=True)  # between two of them, which follow each other at once
         if not self.members.leads():
             return True
         self._recover()  # one that was confirming when it died
@@ -364,8 +365,7 @@ class _Search:
         self.progress.update(snapshot, pool.busy)
         if any(trial.state == "running" for trial in snapshot.confirmed):  # by one who led before
             return False
-        following = unconfirmed(snapshot, front=self.result(snapshot).front, passes=passes)
-        if following is None:
+        if (following := unconfirmed(snapshot, front=self.result(snapshot).front, passes=passes)) is None:
             return True
         turn, records = following
         for r in records:

@@ -133,6 +133,11 @@ class Seeded:
     policy: Policy
     genomes: tuple[Genome, ...]
 
+    @property
+    def policy_name(self) -> str:
+        """What a search keeps of it in its identity."""
+        return f"Seeded {type(self.policy).__qualname__}"
+
     def propose(self, records: Sequence[TrialRecord], *, space: Any, n: int, rng: np.random.Generator) -> list[Genome]:
         """At most `n` new genomes."""
         known = {record.genome.genome_id for record in records}

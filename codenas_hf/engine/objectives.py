@@ -84,6 +84,10 @@ class Objectives:
             raise ValueError(f"objective {name!r} is compared on a log2 scale and must be positive, got {value!r}")
         return math.log2(value)
 
+    def moved(self, name: str, value: float, by: float) -> float:
+        """A raw value, moved by so much on its scale."""
+        return value + by if self.scales[name] == "linear" else value * 2.0**by
+
     def checked(self, evaluation: Evaluation) -> Evaluation:
         """The evaluation with its objectives in the study's order and the limits added as constraints.
 
@@ -148,7 +152,8 @@ class Frame:
         """Takes what is given and derives the rest from `evaluations`, the first generation.
 
         A missing ideal is the best value seen. A missing reference is the limit where one is set and lies beyond the
-        ideal, else the worst value seen.
+        ideal, else the worst value seen. Where what was seen lies beyond the one point that is given, the other is as
+        far on its right side as the best value seen is from the worst: fitness must not be turned over.
         """
         best, worst = {}, {}
         for name in objectives.names:
@@ -158,6 +163,12 @@ class Frame:
             limit = objectives.limits.get(name)
             if name not in reference and limit is not None and limit > best[name]:
                 worst[name] = limit
+            if best[name] >= worst[name] and (name in ideal) != (name in reference):
+                span = objectives.scaled(name, max(values)) - objectives.scaled(name, min(values)) or 1.0
+                if name in ideal:
+                    worst[name] = objectives.moved(name, best[name], span)
+                else:
+                    best[name] = objectives.moved(name, worst[name], -span)
         return cls(objectives=objectives, ideal=best, reference=worst)
 
     def distances(self, evaluation: Evaluation) -> dict[str, float]:

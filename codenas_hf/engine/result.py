@@ -14,6 +14,7 @@ import numpy as np
 from .objectives import LIMIT_PREFIX, Frame, Objectives
 from .pareto import front
 from .records import Evaluation, Rung, Space, TrialRecord
+from .schedule import proposed
 from .settings import comparable
 from .storage import JOURNAL_FILE, open_storage
 from .study import Snapshot, Study
@@ -181,7 +182,9 @@ class SearchResult:
         rungs = tuple(Rung.from_dict(rung) for rung in identity["rungs"])
         study = Study(opened, name=name, space=space, rungs=len(rungs), objectives=objectives, folder=folder)
         snapshot = study.snapshot()
-        return cls.of(snapshot, objectives=objectives, rungs=rungs, finished="finished" in snapshot.facts)
+        mark = snapshot.facts.get("finished")  # an extended search has it from before, and further generations
+        finished = mark is not None and proposed(snapshot.facts) <= mark["generations"]
+        return cls.of(snapshot, objectives=objectives, rungs=rungs, finished=finished)
 
     def fitness(self, record: TrialRecord) -> float | None:
         """1 - the weighted normalised distance from the ideal, never clipped; None for a record without evaluation."""

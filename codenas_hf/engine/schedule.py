@@ -180,7 +180,7 @@ class Schedule:
         return Standing(
             reached=[record for record in read.values() if record.evaluation is not None],
             below=[record for record in earlier if record.genome.genome_id in read],
-            pending=[r for r in earlier if r.number in sent and r.genome.genome_id not in read],
+            pending=[r for r in earlier if r.number in sent and r.generation > newest],  # of others the end is known
             ratio=last.budget.amount / here.budget.amount if here.budget.amount else 1.0,  # no law begins at nothing
             frame=frame,
             improves=self._settings.improved,

@@ -212,7 +212,7 @@ class SearchSettings:
         """What must be the same whenever this search goes on. JSON values."""
         return {
             "space": _description(space),
-            "policy": type(policy).__qualname__,
+            "policy": getattr(policy, "policy_name", type(policy).__qualname__),
             "rungs": [rung.to_dict() for rung in self.rungs],
             "objectives": {"scales": self.build_objectives().scales, "limits": dict(self.limits)},
             "ideal": dict(self.ideal),
@@ -244,6 +244,8 @@ def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
 def different(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, each in words; nothing where they are the same search."""
     before, now = _flat(comparable(stored)), _flat(comparable(given))
+    if before.get("policy") == "Seeded" == str(now.get("policy")).partition(" ")[0]:
+        before["policy"] = now["policy"]  # searches of before did not keep which policy followed the given genomes
     return [
         f"{key}: stored {_brief(before, key)}, given {_brief(now, key)}"
         for key in sorted({*before, *now})

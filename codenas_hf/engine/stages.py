@@ -57,7 +57,7 @@ class Standing:
     Args:
         reached: evaluated trials at the last rung.
         below: evaluated trials of earlier generations at the candidates' rung, whose genomes are in `reached`.
-        pending: others of them, that were sent on and whose outcome may not be read yet.
+        pending: evaluated there too and sent on, of generations whose outcomes may not be read yet.
         ratio: of the last budget to that of the candidates' rung; 1 where that rung trains nothing, so that what
             training brings is learned from `reached` alone.
         frame: the study's fixed points.

@@ -12,9 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from ..architecture.genome import Genome
@@ -27,6 +29,7 @@ from ..hardware import Hardware, alone, is_main_process
 from ..measure.checkpoints import TRAINING
 from ..report.curve import CurvePoint, Watch, curve_json, curve_lines
 from ..training.checkpoint import CONSTANT, damage, read_progress
+from .durations import Duration
 from .plan import Plan
 from .release import trial_origin
 from .settings import RunSettings
@@ -54,6 +57,7 @@ class Finish:
         seconds: of this training.
         budget: the total, with what the trial had.
         processes: that train together.
+        time_s: `search.time` when that was decided; None without one, and where it was not kept yet.
     """
 
     genome_id: str
@@ -62,6 +66,7 @@ class Finish:
     seconds: float
     budget: str
     processes: int
+    time_s: float | None = None
 
 
 def finish_seconds(
@@ -74,7 +79,7 @@ def finish_seconds(
         settings: `search.finish`.
         plan: by the clock; the training takes what it left, at least 0.4 and at most 2 times what was planned.
         elapsed_s: since this command began.
-        workers: candidates at a time.
+        workers: candidates at a time in each process.
     """
     ladder = settings.search
     if ladder.finish is None:
@@ -82,6 +87,7 @@ def finish_seconds(
     if ladder.finish != "auto":
         return ladder.finish.seconds
     spent = [(r.rung, sum(r.evaluation.seconds.values())) for r in result.records if r.evaluation is not None]
+    workers *= _processes(result)
     if plan is None:
         top = max(rung for rung, _ in spent)
         promoted = sum(seconds for rung, seconds in spent if rung > 0 or top == 0)
@@ -89,6 +95,18 @@ def finish_seconds(
     # After a restart this command's clock says too little, the record knows better.
     elapsed_s = max(elapsed_s, plan.spent_s + sum(seconds for _, seconds in spent) / workers)
     return min(max(plan.time_s - elapsed_s - plan.final_s, 0.4 * plan.finish_s), 2 * plan.finish_s)
+
+
+def _processes(result: SearchResult) -> int:
+    """How many worked on the study at a time: as many as evaluated one generation, the median of all.
+
+    Not as many as ever did, for one that is started again has another name.
+    """
+    found: dict[int, set[str]] = defaultdict(set)
+    for record in result.records:
+        if record.worker is not None:
+            found[record.generation].add(record.worker)
+    return median_low([len(workers) for workers in found.values()] or [1])
 
 
 def finish_winner(
@@ -174,15 +192,19 @@ def _decided(
 ) -> Finish:
     """The fact of the study, made now where it is not there, or is of another winner."""
     trial = {"genome_id": winner.genome.genome_id, "rung": winner.rung, "number": winner.number}
-    asked = settings.search.finish
+    time_s = None if settings.search.time is None else settings.search.time.seconds
     if study.finish.exists():
         stored = Finish(**read_json(study.finish))
         same = {"genome_id": stored.genome_id, "rung": stored.rung, "number": stored.number} == trial
+        wanted = _seconds_again(stored, settings.search.finish, time_s=time_s, seconds=seconds)
         if not same:
             shutil.rmtree(study.finish_training, ignore_errors=True)  # of another model
-        elif asked is None or asked == "auto" or asked.seconds == stored.seconds:
+        elif wanted == stored.seconds:
+            if time_s not in (None, stored.time_s):
+                stored = replace(stored, time_s=time_s)
+                write_json(study.finish, asdict(stored))
             return stored
-        elif asked.seconds < stored.seconds:
+        elif wanted < stored.seconds:
             shutil.rmtree(study.finish_training, ignore_errors=True)  # it may have had more already
     state = trial_state(winner)
     had = read_progress(state).seconds if state is not None else 0.0
@@ -193,9 +215,21 @@ def _decided(
         seconds=round(seconds, 1),
         budget=str(Budget("seconds", round(had + seconds, 1))),
         processes=max(fits) if seconds >= WORTH_STARTING_S else 1,
+        time_s=time_s,
     )
     write_json(study.finish, asdict(decided))
     return decided
+
+
+def _seconds_again(stored: Finish, asked: Any, *, time_s: float | None, seconds: float) -> float:
+    """How long the same winner trains on: as decided before, unless another length or `search.time` is asked for.
+
+    Another time never takes from it what it has had.
+    """
+    if isinstance(asked, Duration):
+        return asked.seconds
+    known = time_s is not None and stored.time_s is not None
+    return max(stored.seconds, round(seconds, 1)) if known and time_s != stored.time_s else stored.seconds
 
 
 def _is_released(release: Release, decided: Finish) -> bool:

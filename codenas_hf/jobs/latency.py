@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from ..architecture.space import SearchSpace
 from ..architecture.stock import find_row
 from ..compression.gguf import write_gguf
-from ..folders import StudyFolder, write_json
+from ..folders import StudyFolder, read_json, write_json
 from ..generation.llama_cpp import LlamaCppError, LlamaCppRuntime, is_installed
 from ..hardware import Hardware, exclusively
 from ..measure.latency import LatencyModel, device_fingerprint, space_digest
@@ -105,7 +105,8 @@ def study_latency(
     """The latency model of a study: of the file that it names; else its own, else this machine's, else fitted.
 
     One is fitted for each device, runtime and format (torch computes all formats alike). It is kept with the study
-    because its predictions are part of the record: another fit would be another search.
+    because its predictions are part of the record: another fit would be another search. So a study keeps its own on
+    every processor and with every version of a package; what other studies share must be of just this machine.
 
     Raises:
         SettingsError: `latency.file` cannot be read, or is of another space, runtime or format.
@@ -120,8 +121,7 @@ def study_latency(
     suffix = "" if ship.runtime == "torch" else f"-{ship.runtime}-{ship.format}"
     shared = settings.folder / "latency" / f"{settings.space.replace('/', '_')}-{device}{suffix}.json"
     with exclusively(settings.folder / "latency" / ".lock"):
-        for path in (own, shared):
-            model = LatencyModel.load(path, fingerprint=wanted) if path.exists() else None
+        for model in (_begun_with(own, device=device), LatencyModel.load(shared, fingerprint=wanted)):
             if model is not None and (model.runtime, model.format) == _runtime_and_format(ship):
                 break
         else:
@@ -130,6 +130,15 @@ def study_latency(
             model = fit_latency(space, ship, device=hardware.device)
             write_json(shared, model.to_dict())
     return model
+
+
+def _begun_with(path: Path, *, device: str) -> LatencyModel | None:
+    """The model in a study's folder; None where it is absent or damaged, or of a processor and this is a GPU."""
+    try:
+        found = LatencyModel.from_dict(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found.fingerprint.get("device", device) == device else None
 
 
 def fit_latency(space: SearchSpace, ship: ShipSettings, *, device: str) -> LatencyModel:

@@ -124,7 +124,8 @@ def make_plan(
     final_s = pace.timing_s + pace.score_s
     measure_s = FRONT * pace.timing_s + final_s  # the front's report text is part of its evaluations
     left = time_s - spent_s - measure_s
-    finish_s = FINISH_SHARE * left if finish_s is None else finish_s
+    share, fixed_s = (FINISH_SHARE, 0.0) if finish_s is None else (0.0, finish_s)  # of the time, for the winner
+    finish_s = share * left + fixed_s
     search_s = left - finish_s
 
     def fixed(population: int) -> tuple[int, float, float]:
@@ -153,11 +154,12 @@ def make_plan(
             population, generations = (population, generations - 1) if generations > 2 else (population - 1, 2)
         keep, each, besides = fixed(population)
         if first < FEWEST_STEPS:
-            least = 2 * (each * FEWEST_STEPS * pace.step_s + besides) / workers / (1 - FINISH_SHARE)
+            least = 2 * (each * FEWEST_STEPS * pace.step_s + besides) / workers / (1 - share)
+            needed = 60 * math.ceil((spent_s + measure_s + 1.1 * least + fixed_s) / 60)  # as it is shown
             raise SettingsError(
                 f"`search.time`: {duration(max(time_s, 0))} is too short: preparing took {duration(spent_s)}, "
                 f"measuring the front takes {duration(measure_s)}, and two generations of four with the training "
-                f"of the winner {duration(least)}; give {duration(spent_s + measure_s + 1.1 * least)} or more"
+                f"of the winner {duration(least + fixed_s)}; give {duration(needed)} or more"
             )
     expected = generations * (each * first * pace.step_s + besides) / workers
     return Plan(

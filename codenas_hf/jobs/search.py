@@ -25,6 +25,8 @@ from ..engine import (
     check_local,
     run_search,
 )
+from ..engine.driver import LOCK_FILE
+from ..engine.journal import JobLock
 from ..engine.progress import Status
 from ..folders import Release, StudyFolder, keep_sockets_short
 from ..hardware import Hardware, alone, free_gpu_memory, is_main_process
@@ -199,7 +201,7 @@ def _finished(
         settings,
         plan=read_plan(folder) if settings.search.time is not None else None,
         elapsed_s=time.monotonic() - started,
-        workers=settings.search.workers_per_rank or hardware.count,
+        workers=settings.search.workers_per_rank or hardware.share,
     )
     if not seconds:
         return _released(result, folder, settings=settings, evaluator=evaluator, say=say)
@@ -313,14 +315,24 @@ def _with_weights(record: TrialRecord, *, rungs: Sequence[Rung], evaluator: Cand
 
 @contextlib.contextmanager
 def aside(folder: Path, *, say: Say) -> Iterator[None]:
-    """Renames an existing study: a fresh start loses nothing. One that does not come to start puts it back."""
+    """Renames an existing study: a fresh start loses nothing. One that does not come to start puts it back.
+
+    Raises:
+        SingleJobError: a job searches in that folder now.
+    """
     if not folder.exists():
         yield
         return
     number = 1
     while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
-    folder.rename(target)
+    lock = JobLock(folder / LOCK_FILE)
+    if lock.path.exists():  # else no job ever searched there
+        lock.acquire()
+    try:
+        folder.rename(target)  # the lock goes with it, and the new search makes one of its own
+    finally:
+        lock.release()
     say(f"fresh     the earlier study is now {target}")
     try:
         yield

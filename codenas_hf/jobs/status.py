@@ -25,6 +25,7 @@ COLUMNS = (
     Column("seconds_left", "left", "seconds"),
     Column("reason", "reason"),
 )
+_NAMES = ("artifact_bytes", "decode_ms", "bits_per_byte")
 
 
 def read_study(folder: Path) -> tuple[SearchResult, dict[str, Any]]:
@@ -63,10 +64,12 @@ def _read(folder: Path) -> tuple[SearchResult, dict[str, Any]]:
 
 def study_row(folder: Path) -> dict[str, Any]:
     """How one study stands; what is not known yet is absent. One that cannot be read is a row with the reason."""
+    winner = StudyFolder(folder).winner
     try:
         result, settings = _read(folder)
-    except FileNotFoundError:
-        return {"study": folder.name, "state": "preparing data"}
+    except FileNotFoundError:  # a genome that was given is squeezed without a search, so without a record of one
+        known = _measured(winner)
+        return {"study": folder.name, "state": "preparing data" if known is None else "finished", **(known or {})}
     except Exception as error:  # whatever is wrong with one study must not hide the others
         reason = " ".join(str(error).split()) or type(error).__name__
         return {"study": folder.name, "state": "unreadable", "reason": reason}
@@ -80,7 +83,7 @@ def study_row(folder: Path) -> dict[str, Any]:
         "front": len(result.front),
     }
     if result.winner is not None and result.winner.evaluation is not None:
-        row |= _known_of(result.winner, release=StudyFolder(folder).winner)
+        row |= _known_of(result.winner, release=winner)
     if not result.finished:
         ladder = from_mapping(LadderSettings, settings.get("search") or {}, where="search")
         left = _seconds_left(result, ladder, workers=max(1, running))
@@ -91,18 +94,24 @@ def study_row(folder: Path) -> dict[str, Any]:
 def _known_of(winner: TrialRecord, *, release: Release) -> dict[str, float | None]:
     """What was measured of the winner's release, else of its trial; quality on the text that nothing chose by."""
     assert winner.evaluation is not None
-    names = ("artifact_bytes", "decode_ms", "bits_per_byte")
-    with contextlib.suppress(OSError, ValueError):
-        record = release.read_record()
-        searched = record.genome_id if record.squeezed is None else record.squeezed.genome_id
-        if searched == winner.genome.genome_id and record.measured.bits_per_byte is not None:
-            known = record.quantities()
-            return {name: known.get(name) for name in names}
+    if (known := _measured(release, genome_id=winner.genome.genome_id)) is not None:
+        return known
     values = {
         **winner.evaluation.objectives,
         "bits_per_byte": winner.evaluation.measurements.get("report_bits_per_byte"),
     }
-    return {name: values[name] for name in names}
+    return {name: values[name] for name in _NAMES}
+
+
+def _measured(release: Release, *, genome_id: str | None = None) -> dict[str, float | None] | None:
+    """What was measured of a release; None where there is none, or it is of another genome than asked for."""
+    with contextlib.suppress(OSError, ValueError):
+        record = release.read_record()
+        searched = record.genome_id if record.squeezed is None else record.squeezed.genome_id
+        if genome_id in (None, searched) and record.measured.bits_per_byte is not None:
+            known = record.quantities()
+            return {name: known.get(name) for name in _NAMES}
+    return None
 
 
 def _seconds_left(result: SearchResult, ladder: LadderSettings, *, workers: int) -> float | None:

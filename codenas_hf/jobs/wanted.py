@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -143,6 +143,12 @@ class LadderSettings:
                 f"`keep` must have one number less than `budgets`, got {len(self.keep)} and {len(self.budgets)}; "
                 "a search in one stage has one budget and `keep: []`"
             )
+        engine = SearchSettings(objectives=OBJECTIVES, lag=self.lag, audit=self.audit)
+        if self.time is None:  # else they are planned
+            try:
+                replace(engine, population=self.population, rungs=self.rungs)
+            except ValueError as error:
+                raise ValueError(f"{error}; `population`, `budgets` and `keep` make the rungs") from error
         if self.time is not None and self.stages != "fixed":
             raise ValueError(
                 f"`time` plans fixed stages, got `stages` {self.stages!r}: leave one of the two out, or say yourself "
