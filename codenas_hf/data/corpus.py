@@ -235,10 +235,12 @@ def _select(
     if not len(rows.size):
         dropped = ", ".join(f"{name}: {count['files']}" for name, count in as_counts(ledger.dropped).items())
         named = [f"{name} ({reason})" for reason, names in ledger.examples.items() for name in names]
+        refused = f" (refused: {', '.join(list(as_counts(ledger.refused))[:5])})" if ledger.refused else ""
         raise DataError(
             f"no Python found in {', '.join(settings.sources)} that passes the filters "
             f"(dropped: {dropped or 'nothing'}{', such as ' if named else ''}{', '.join(named[:3])}); "
-            f"add sources, or relax `filters`, `licences` or `unknown_licence`"
+            f"add sources, or relax `filters`, `unknown_licence` or `licences`{refused}: corpus.licences=[...] takes "
+            f"all that may be used, your own with them"
         )
     examined = selection.tally(rows, np.ones(len(rows.size), bool))
     duplicates = {"exact": selection.drop_exact_duplicates(rows)}
