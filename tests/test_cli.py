@@ -315,6 +315,26 @@ def test_a_prompt_alone_asks_the_newest_model(
     assert models[1:] == (str(Path("runs/newer/winner")), str(Path("runs/longer")), "a model")
 
 
+@pytest.mark.parametrize("prompt", ["def add(a, b):", "x = 1", ""])
+def test_a_prompt_may_stand_behind_the_options(
+    prompt: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def stream(model: object, prompt: str, **options: object) -> Iterator[str]:
+        asked.append((model, prompt, options["temperature"]))
+        yield "!"
+
+    monkeypatch.setattr("codenas_hf.jobs.complete.stream", stream)
+    for words in (["m", "--temperature", "0", prompt], ["m", prompt, "--temperature", "0"]):
+        assert main(["complete", *words]) == 0
+    assert asked == [("m", prompt, 0.0)] * 2
+    for words in (["m", "x", "--temperature", "0", "y"], ["m", "--temperature", "0", "x", "y"]):
+        with pytest.raises(SystemExit):
+            main(["complete", *words])
+        assert "`codenas complete` does not understand: " in capsys.readouterr().err
+
+
 def test_a_study_stands_for_its_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     winner = tmp_path / "demo" / "winner"
     winner.mkdir(parents=True)

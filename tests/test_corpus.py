@@ -167,12 +167,26 @@ def test_bad_files_are_skipped_and_counted(tmp_path):
         "long line": 1,
         "does not parse": 1,
         "vendored": 1,
-        "licence in header": 1,
+        "licence in header: GPL-3.0-only": 1,
         "licence": 1,
     }
     assert corpus.report["refused_licences"]["GPL"]["files"] == 1
     assert corpus.report["masked"]["secrets"] == 1
     assert "ghp_a1" not in "".join(all_texts(corpus))
+
+
+def test_own_code_under_another_licence_goes_in_once_it_is_allowed(tmp_path):
+    files = {name: "# under the GNU\n# General Public License\n" + text for name, text in projects().items()}
+    plant(tmp_path / "src", files | {"LICENSE": "GNU GENERAL PUBLIC LICENSE"})
+    with pytest.raises(DataError, match=r"`licences` \(refused: GPL\): corpus.licences=\[...\] takes all"):
+        build(tmp_path / "src", tmp_path / "out")
+    (tmp_path / "src" / "LICENSE").unlink()
+    with pytest.raises(DataError, match=r"dropped: licence in header: GPL: 40"):
+        build(tmp_path / "src", tmp_path / "out")
+    (tmp_path / "src" / "LICENSE").write_text("GNU GENERAL PUBLIC LICENSE")
+    corpus = build(tmp_path / "src", tmp_path / "out", licences=("MIT", "GPL-3.0-or-later"))
+    assert corpus.report["licences"] == {"GPL": corpus.report["passed_filters"]}
+    assert corpus.report["passed_filters"]["files"] == 40
 
 
 def test_digest_depends_on_text_and_settings_only(tmp_path):

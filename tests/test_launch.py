@@ -20,6 +20,7 @@ from codenas_hf.jobs import launch as jobs_launch
 
 URL = "postgresql+psycopg://me:hunter2@db/codenas"
 SHARE = "search.share=hf://buckets/me/share"
+PACKAGE = "--package=codenas-hf @ git+https://host/me/code"
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def written(place: Path, study: str = "two_stage") -> dict[str, str]:
 
 @pytest.mark.parametrize("where", ["local", "slurm", "hf-jobs"])
 def test_files_are_written_and_nothing_is_started(place: Path, where: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"search.storage={URL}", SHARE, "limits.bytes=4MB", "corpus.sources=['a b']"]
+    words = [PACKAGE, f"search.storage={URL}", SHARE, "limits.bytes=4MB", "corpus.sources=['a b']"]
     assert main(["launch", where, "--workers", "3", *words]) == 0
     (name,) = written(place)
     text, shown = written(place)[name], capsys.readouterr().out
@@ -76,6 +77,16 @@ def test_a_list_of_processes_for_this_machine(place: Path) -> None:
     plain = ["limits.bytes=4MB", "corpus.sources=['a b']", "study=x", each, "search.storage=$CODENAS_STORAGE"]
     assert got == [["codenas", "search", *plain]] + 2 * [["codenas", "search", "--worker", *plain]]
     assert {p.name for p in (place / "runs" / "x" / "launch").glob("*.log")} == {"0.log", "1.log", "2.log"}
+
+
+@pytest.mark.parametrize("where", ["local", "slurm"])
+def test_processes_run_where_the_launch_was_written(place: Path, where: str) -> None:
+    """From wherever the file is started: paths among the words are relative to there."""
+    assert main(["launch", where, "--workers", "2", "search.storage=postgresql+psycopg://me@db/x", "study=x"]) == 0
+    codenas = place / "programs" / "codenas"
+    codenas.write_text(f"#!/bin/sh\npwd >>{place}/places\n")
+    subprocess.run(["sh", place / "runs" / "x" / "launch" / f"{where}.sh"], check=True, cwd="/")
+    assert set((place / "places").read_text().split()) == {str(place)}
 
 
 def test_processes_of_this_machine_go_round_its_gpus(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +116,16 @@ def test_an_array_of_jobs(place: Path) -> None:
     assert ran(place) == [["codenas", "search", *rest]] + 2 * [["codenas", "search", "--worker", *rest]]
 
 
-def test_hf_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [f"search.storage={URL}", SHARE, "study=My_Study"]
-    assert main(["launch", "hf-jobs", "--workers", "2", "--flavor", "t4-small", "--submit", *words]) == 0
+@pytest.mark.parametrize("port", ["", ":5432"])
+def test_hf_jobs(place: Path, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = URL.replace("/codenas", port + "/codenas")
+    monkeypatch.setenv("CODENAS_STORAGE", url)
+    words = [f"search.storage={url}", SHARE, "study=My_Study"]
+    assert main(["launch", "hf-jobs", "--workers", "2", "--flavor", "t4-small", "--submit", PACKAGE, *words]) == 0
     text = written(place, "My_Study")["search.py"]
     header = parse_uv_script_header(text)
     assert header is not None
+    assert '# dependencies = ["codenas-hf @ git+https://host/me/code", ' in text
     assert (header.flavor, header.timeout, header.secrets) == ("t4-small", "86400s", ["CODENAS_STORAGE", "HF_TOKEN"])
     jobs = ran(place)
     assert [job[1:3] for job in jobs] == [["jobs", "run"], ["jobs", "uv"], ["jobs", "uv"]]
@@ -125,7 +140,7 @@ def test_hf_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         exec(program, {"__name__": "__main__", "got": got})
     assert got == [["search", "--worker", SHARE, "study=My_Study", "search.storage=$CODENAS_STORAGE"]]
-    assert os.environ["CODENAS_STORAGE"] == URL.replace("@db/", "@g7-db/")
+    assert os.environ["CODENAS_STORAGE"] == url.replace("@db", "@g7-db")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +150,11 @@ def test_hf_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["slurm", "--workers=0", f"search.storage={URL}"], "--workers must be at least 1, got 0"),
         (["hf-jobs", f"search.storage={URL}"], "HF Jobs have no folder in common: add search.share="),
         (["hf-jobs", "search.storage=postgresql+psycopg://me@db/x", SHARE], "with a password of your own"),
+        (["hf-jobs", f"search.storage={URL}", SHARE], "no index has it yet: give --package"),
+        (
+            ["hf-jobs", PACKAGE, f"search.storage={URL.replace('@db', '@host')}", SHARE],
+            r"whose name is `db`: .* got postgresql\+psycopg://me:\*\*\*@host/codenas",
+        ),
         (["local", SHARE], "`share` .* is for studies of several machines"),
         (
             ["hf-jobs", f"search.storage={URL}", SHARE, "--config", "./mine.yaml"],
@@ -187,7 +207,8 @@ def test_two_machines_without_a_common_folder(
     share = f"search.share={place / 'bucket'}"
     corpus = [f"corpus.sources=[{tiny_corpus_folder}]", "corpus.benchmarks=[]", "corpus.held_out_fraction=0.2"]
     more = ["corpus.near_threshold=null", f"space={place / 'space.yaml'}", "search.finish=null", "study=two"]
-    words = [*WORDS, *corpus, *more, f"search.storage={url}", share, "search.population=4"]
+    launched = "search.storage=postgresql+psycopg://search:hunter2@db/x"  # the jobs take theirs from the environment
+    words = [PACKAGE, *WORDS, *corpus, *more, launched, share, "search.population=4"]
     assert main(["launch", "hf-jobs", "--workers", "2", *words]) == 0
     script = place / "runs" / "two" / "launch" / "search.py"
     jobs = []

@@ -7,12 +7,12 @@ import pytest
 from codenas_hf.data.licences import (
     PERMISSIVE,
     UNKNOWN,
-    header_forbids,
     is_allowed,
     licence_of_text,
     normalise_licence,
     package_licence,
     project_licence,
+    refused_in_header,
 )
 
 
@@ -62,6 +62,7 @@ MIT_CLASSIFIER = "License :: OSI Approved :: MIT License"
         ({"License": "BSD/Apache-2.0"}, True),
         ({"License": "MIT/GPL-2.0"}, False),
         ({"License": "see LICENSE"}, False),
+        ({"License": "BSD-2"}, True),
         ({"Classifier": "License :: OSI Approved"}, False),
         ({}, False),
         ({"License_Expression": "GPL-3.0-only", "Classifier": MIT_CLASSIFIER}, False),
@@ -87,6 +88,15 @@ def test_whole_text_in_the_licence_field_is_recognised():
         ("Redistribution and use in source and\nbinary forms ... Neither the name of X", "BSD-3-Clause"),
         ("Redistribution and use in source and binary forms", "BSD-2-Clause"),
         ("Permission to use, copy, modify, and/or distribute this software", "ISC"),
+        ("Mozilla Public License Version 2.0 ... means either the GNU General Public License, Version 2.0", "MPL-2.0"),
+        ("EUROPEAN UNION PUBLIC LICENCE v. 1.2 ... Compatible: GNU General Public License", "EUPL"),
+        ("COMMON DEVELOPMENT AND DISTRIBUTION LICENSE Version 1.0", "CDDL"),
+        ("Eclipse Public License - v 2.0", "EPL"),
+        ("Server Side Public License\nVERSION 1", "SSPL"),
+        ("Business Source License 1.1", "BUSL"),
+        ("Attribution-NonCommercial 4.0 International", "CC-BY-NC"),
+        ("Creative Commons Legal Code\nAttribution-ShareAlike 3.0 Unported", "CC-BY-SA"),
+        ("Permission is hereby granted, free of charge " + "x " * 600 + "Eclipse Public License", "MIT"),
         ("All rights reserved.", UNKNOWN),
     ],
 )
@@ -94,19 +104,61 @@ def test_licence_of_text(text, licence):
     assert licence_of_text(text) == licence
 
 
+EXHIBIT_A = """\
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+"""
+
+
 @pytest.mark.parametrize(
-    ("header", "forbidden"),
+    ("header", "refused"),
     [
-        ("# SPDX-License-Identifier: GPL-3.0-or-later\n", True),
-        ("# SPDX-License-Identifier: MIT\n", False),
-        ("# SPDX-License-Identifier: MIT OR GPL-2.0-only\n", False),
-        ("# under the terms of the GNU\n# General Public License\n", True),
-        ("# This code is proprietary and confidential.\n", True),
-        ("# Copyright 2020. All rights reserved.\n", False),
+        ("# SPDX-License-Identifier: GPL-3.0-or-later\n", "GPL-3.0-or-later"),
+        ("# SPDX-License-Identifier: MIT\n", None),
+        ("# SPDX-License-Identifier: MIT OR GPL-2.0-only\n", None),
+        ("# under the terms of the GNU\n# General Public License\n", "GPL"),
+        ("# under the terms of the GNU Lesser\n#\n#  General Public\n# License\n", "LGPL"),
+        (EXHIBIT_A, "MPL"),
+        ('"""A module.\n\n' + EXHIBIT_A.replace("# ", "    ") + '"""\n', "MPL"),
+        ("# License: GPLv3\n", "GPL"),
+        ("# License: GNU LGPL v2.1\n", "LGPL"),
+        ('__license__ = "GPL-3.0"\n', "GPL"),
+        ("# Released under the AGPL\n", "AGPL"),
+        ("# Distributed under the terms of the GNU\n# Affero GPL, version 3.\n", "AGPL"),
+        ("# Licensed under GPLv2+\n", "GPL"),
+        ("# This code is proprietary and\n# confidential.\n", "Proprietary"),
+        ("# Copyright 2020. All rights reserved.\n", None),
+        ("# The licence is compatible with the GPL, unlike that of the AGPL.\n", None),
+        ("# Licensed under a GPL-compatible licence.\n# License: GPL-compatible, see LICENSE\n", None),
+        ("# License: MIT (GPL compatible)\n", None),
+        ("# Originally released under LGPL, graciously donated.\n", None),
+        ('PARSER = "reads GPL and MPL headers"\n', None),
     ],
 )
-def test_header(header, forbidden):
-    assert header_forbids(header + "x = 1\n", PERMISSIVE) is forbidden
+def test_header(header, refused):
+    assert refused_in_header(header + "x = 1\n", PERMISSIVE) == refused
+
+
+@pytest.mark.parametrize(
+    ("own", "header", "declared"),
+    [
+        ("GPL-3.0-only", "# the GNU General Public License\n", "GPL"),
+        ("LGPL-2.1-or-later", "# License: LGPL\n", "LGPL"),
+        ("AGPL-3.0-only", "# Released under the AGPL\n", "AGPL"),
+        ("MPL-2.0", EXHIBIT_A, "MPL-2.0"),
+        ("LicenseRef-Proprietary", "# proprietary and confidential\n", "Proprietary"),
+    ],
+)
+def test_a_licence_without_version_is_met_by_an_allowed_one_of_its_family(own, header, declared):
+    allowed = ("MIT", own)
+    assert refused_in_header(header, ("MIT",)) is not None
+    assert refused_in_header(header, allowed) is None
+    assert is_allowed(f"MIT AND {declared}", allowed)
+    assert not is_allowed(declared, ("MIT",))
+    others = {"GPL-3.0-only", "LGPL-2.1-or-later", "AGPL-3.0-only", "LicenseRef-Proprietary"} - {own}
+    assert not is_allowed(declared, tuple(others))
+    assert refused_in_header(header, tuple(others)) is not None
 
 
 def test_project_folder(tmp_path):
@@ -117,6 +169,33 @@ def test_project_folder(tmp_path):
     assert project_licence(tmp_path) == "MIT"
     (tmp_path / "pyproject.toml").write_text("not toml [")
     assert project_licence(tmp_path) == "GPL"
+
+
+@pytest.mark.parametrize("name", ["License.txt", "License", "Copying", "licence.md", "LICENSE"])
+def test_a_licence_file_is_found_in_whatever_case(tmp_path, name):
+    (tmp_path / "licences.py").write_text("NAMES = 'Mozilla Public License'\n")
+    assert project_licence(tmp_path) == UNKNOWN
+    (tmp_path / name).write_text("GNU GENERAL PUBLIC LICENSE")
+    assert project_licence(tmp_path) == "GPL"
+
+
+@pytest.mark.parametrize(
+    ("declared", "licence"),
+    [
+        ("CC-BY-SA-4.0", "CC-BY-SA-4.0"),
+        ("OSL-3.0", "OSL-3.0"),
+        ("Artistic-2.0", "Artistic-2.0"),
+        ("Elastic-2.0", "Elastic-2.0"),
+        ("PolyForm-Noncommercial-1.0.0", "PolyForm-Noncommercial-1.0.0"),
+        ("mit", "MIT"),
+        ("see-the-LICENSE", UNKNOWN),
+        ("LICENSE", UNKNOWN),
+    ],
+)
+def test_what_a_project_declares_is_taken_at_its_word(tmp_path, declared, licence):
+    for text in (f"[project]\nlicense = '{declared}'\n", f"[tool.poetry]\nlicense = '{declared}'\n"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        assert project_licence(tmp_path) == licence
 
 
 def test_names_are_normalised():

@@ -1,5 +1,6 @@
 """Pictures and the page: complete, self-contained, safe, and quiet about what was not measured."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ from codenas_hf.engine.records import TrialRecord
 from codenas_hf.report.architecture import Tensor
 from codenas_hf.report.drawing import INKS, round_ticks, time_ticks, to_svg
 from codenas_hf.report.page import write_report
-from codenas_hf.report.plots import curves_table, hypervolume_figure, points_table, projections
+from codenas_hf.report.plots import curves_figure, curves_table, hypervolume_figure, points_table, projections
 from codenas_hf.report.study_view import StudyView
 from codenas_hf.report.tables import hypervolume_table
 
@@ -126,6 +127,24 @@ def test_curves_are_what_training_recorded() -> None:
     top.evaluation.measurements["curve"] = [point]  # type: ignore[index]
     table = curves_table(StudyView(name="s", result=make_result([top])))
     assert [(row["step"], row["loss"]) for row in table.rows] == [(10, 3.0)]
+    assert table.columns[3].title == "training loss (nats per token)"
+
+
+def test_curves_of_several_vocabularies_compare() -> None:
+    """The loss of a token that is twice as long is twice as high: in bits per byte the better one is lower."""
+    trials = [r for r in make_records(generations=1) if r.rung == 1][:2]
+    for trial, (loss, size) in zip(trials, ((3.0, 200), (4.0, 400)), strict=True):
+        assert trial.evaluation is not None
+        point = {"step": 10, "tokens": 100, "seconds": 1.5, "loss": loss}
+        trial.evaluation.measurements.update(curve=[point], tokens=100, bytes=size)  # type: ignore[attr-defined]
+    table = curves_table(StudyView(name="s", result=make_result(trials)))
+    wanted = [loss / math.log(2) * 100 / size for loss, size in ((3.0, 200), (4.0, 400))]
+    assert [row["bits_per_byte"] for row in table.rows] == pytest.approx(wanted)
+    assert table.columns[3].title == "training loss (bits per byte)"
+    assert to_svg(curves_figure(table), name="x", label="y")
+    del trials[0].evaluation.measurements["bytes"]  # type: ignore[attr-defined,union-attr]  # of an earlier version
+    table = curves_table(StudyView(name="s", result=make_result(trials)))
+    assert [row["loss"] for row in table.rows] == [3.0, 4.0]
 
 
 def test_ticks_are_round_and_few() -> None:

@@ -61,7 +61,46 @@ def _jails() -> list[str]:
     return sorted(filter(ours, jails & set(parents)))
 
 
+# Plain statements behind the program, which are taken for checks: with the judge's own names they write its verdict.
+WRITES_THE_VERDICT = (
+    "g['os'].write(g['_VERDICT'], g['json'].dumps({'passed': True, 'reason': 'passed', 'nonce': l['job']['nonce']})"
+    ".encode() + b'\\n')\ng['os'].abort()\n"
+)
+WRONG = "def add(a, b):\n    return a - b\n"
 FORGERIES = {
+    "the frame of a generator": (
+        WRONG
+        + "q = (q.gi_frame.f_back.f_back for _ in [1])\nr = [*q][0]\ng = r.f_globals\nl = r.f_locals\n"
+        + WRITES_THE_VERDICT
+    ),
+    "the frame of a generator, by a pattern": (
+        "import collections\n"
+        + WRONG
+        + "".join(
+            f"def test_{name}(x):\n    match x:\n        case collections.abc.Hashable({name}=y):\n            return y\n"
+            for name in ("gi_frame", "f_back", "f_globals", "f_locals")
+        )
+        + "q = (test_f_back(test_f_back(test_gi_frame(q))) for _ in [1])\nr = [*q][0]\n"
+        "g = test_f_globals(r)\nl = test_f_locals(r)\n" + WRITES_THE_VERDICT
+    ),
+    "the frame of a generator, by its name": (
+        "import operator\n"
+        + WRONG
+        + "q = (operator.attrgetter('gi_frame.f_back.f_back')(q) for _ in [1])\nr = [*q][0]\n"
+        "g, l = operator.attrgetter('f_globals', 'f_locals')(r)\n" + WRITES_THE_VERDICT
+    ),
+    **{
+        f"a name that takes attributes, {how}": (
+            f"from operator import {names}\n{WRONG}q = ({take}('gi_frame.f_back.f_back')(q) for _ in [1])\nr = [*q][0]\n"
+            f"g, l = {take}('f_globals', 'f_locals')(r)\n{WRITES_THE_VERDICT}"
+        )
+        for how, names, take in (("imported", "attrgetter as take", "take"), ("by a star", "*", "attrgetter"))
+    },
+    "a module that a module holds": (
+        "import dataclasses\n" + WRONG + "s = dataclasses.inspect.getmembers\n"
+        "r = dict(s(dict(s(dataclasses.inspect.currentframe()))['f_back']))\ng = r['f_globals']\nl = r['f_locals']\n"
+        + WRITES_THE_VERDICT
+    ),
     "os._exit before the checks": "import os\nos._exit(0)",
     "sys.exit before the checks": "import sys\nsys.exit(0)",
     "os._exit in the function": "import os\ndef add(a, b):\n    os._exit(0)",
@@ -693,9 +732,20 @@ def test_what_moves_out_of_a_program_is_harmless():
     moved = split_checks("def f():\n    return 1\n__import__('os')._exit(0)\nassert f() == 1").checks
     assert moved is not None
     assert "__import__" not in moved
-    for hostile in ("f.__globals__", "eval('1')", "getattr(f, 'x')", "open('x')"):
+    hostile_ones = (
+        "f.__globals__",
+        "eval('1')",
+        "getattr(f, 'x')",
+        "open('x')",
+        "int.mro()",
+        "f.f_globals",
+        "f.tb_frame",
+    )
+    for hostile in hostile_ones:
         checked = split_checks(f"def f():\n    return 1\nassert {hostile}\n")
         assert checked.checks is None
+    for harmless in ("f.f_score", "f.total", "f.types_of()"):
+        assert split_checks(f"def f():\n    return 1\nassert {harmless}\n").checks is not None
 
 
 @pytest.mark.slow

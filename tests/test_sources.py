@@ -51,6 +51,18 @@ def test_glob(tmp_path):
     assert {project for project, _, _ in listed(tmp_path / "**" / "*.py")} == {"a", "b"}
 
 
+def test_a_folder_without_a_licence_of_its_own_is_under_that_of_the_whole(tmp_path):
+    plant(tmp_path, "a/x.py", "b/y.py", "top.py")
+    plant(tmp_path, "LICENSE", text="GNU GENERAL PUBLIC LICENSE")
+    plant(tmp_path, "b/License.txt", text="Permission is hereby granted, free of charge, to any person")
+    for source in (tmp_path, tmp_path / "**" / "*.py"):
+        assert {(name, licence) for _, name, licence in listed(source)} == {
+            ("a/x.py", "GPL"),
+            ("b/y.py", "MIT"),
+            ("top.py", "GPL"),
+        }
+
+
 def test_git_checkout_gives_tracked_files_only(tmp_path):
     if shutil.which("git") is None:
         pytest.skip("no git")

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 
 import pytest
+from test_corpus import build, plant, projects
 
-from codenas_hf.data.storage import DataError, building, content_key, read_json, stored_key
+from codenas_hf.data.storage import DataError, building, content_key, locked, read_json, stored_key
 from codenas_hf.folders import write_json
 
 
@@ -59,3 +61,15 @@ def test_manifests(tmp_path):
     write_json(path, {"key": "k"})
     assert json.loads(path.read_text()) == {"key": "k"}
     assert stored_key(tmp_path, "m.json") == "k"
+
+
+def test_what_killed_builds_left_goes_after_a_week(tmp_path):
+    plant(tmp_path / "src", projects())
+    left = {name: tmp_path / f".{name}.building-0123456789ab" for name in ("out", "old", "new", "busy")}
+    for name, path in left.items():
+        path.mkdir()
+        if name in ("old", "busy"):
+            os.utime(path, (1, 1))
+    with locked(tmp_path / "busy"):
+        build(tmp_path / "src", tmp_path / "out")
+    assert [name for name, path in left.items() if path.exists()] == ["new", "busy"]

@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     # argparse takes the words of a list only up to the next option; name=value may stand anywhere.
     options, late = parser.parse_known_args(argv)
+    if getattr(options, "prompt", "") is None and len(late) == 1 and (late == ["-"] or not late[0].startswith("-")):
+        options.prompt = late.pop()  # it took the model for all that comes, where an option stands behind that
     strange = [word for word in late if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
     if strange:
         parser.error(f"`codenas {options.verb}` does not understand: {' '.join(strange)}; see --help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,6 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
 from ..folders import write_json
 from ..hardware import cores
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[str, float, float], None]
 
 _MANIFEST = "corpus.json"
+_WEEK = 7 * 24 * 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,7 @@ def build_corpus(
         if stored_key(folder, _MANIFEST) == key:
             return Corpus.open(folder)
         name = f"building-{key[:12]}"
-        for stale in folder.parent.iterdir():
-            if stale.name.startswith(f".{folder.name}.building-") and stale.name != f".{folder.name}.{name}":
-                shutil.rmtree(stale, ignore_errors=True)
+        _remove_stale(folder, name)
         logger.info("building the corpus in %s", folder)
         with building(folder, name=name, keep=True) as work:
             ledger = Ledger()
@@ -183,6 +184,20 @@ def build_corpus(
             value = {"key": key, "digest": digest, "settings": settings.identity(), "report": report}
             write_json(work / _MANIFEST, json.loads(json.dumps(value, default=str)))
     return Corpus.open(folder)
+
+
+def _remove_stale(folder: Path, name: str) -> None:
+    """Removes what killed builds left: of this corpus at once, of others after a week, where nobody builds them."""
+    for stale in folder.parent.glob(".*.building-*"):
+        other = stale.name[1:].rpartition(".building-")[0]
+        if other == folder.name:
+            if stale.name != f".{folder.name}.{name}":
+                shutil.rmtree(stale, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError, Timeout):  # it went meanwhile; it is being built
+            if time.time() - stale.stat().st_mtime > _WEEK:
+                with FileLock(folder.parent / f".{other}.lock", timeout=0):
+                    shutil.rmtree(stale, ignore_errors=True)
 
 
 def _tell(on_progress: OnProgress, most: int, taken: int) -> None:
@@ -235,10 +250,12 @@ def _select(
     if not len(rows.size):
         dropped = ", ".join(f"{name}: {count['files']}" for name, count in as_counts(ledger.dropped).items())
         named = [f"{name} ({reason})" for reason, names in ledger.examples.items() for name in names]
+        refused = f" (refused: {', '.join(list(as_counts(ledger.refused))[:5])})" if ledger.refused else ""
         raise DataError(
             f"no Python found in {', '.join(settings.sources)} that passes the filters "
             f"(dropped: {dropped or 'nothing'}{', such as ' if named else ''}{', '.join(named[:3])}); "
-            f"add sources, or relax `filters`, `licences` or `unknown_licence`"
+            f"add sources, or relax `filters`, `unknown_licence` or `licences`{refused}: corpus.licences=[...] takes "
+            f"all that may be used, your own with them"
         )
     examined = selection.tally(rows, np.ones(len(rows.size), bool))
     duplicates = {"exact": selection.drop_exact_duplicates(rows)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..folders.ranges import check_range
-from .licences import header_forbids
+from .licences import refused_in_header
 
 _NO_LETTERS = bytes(number for number in range(128) if not chr(number).isalpha())
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -163,8 +163,8 @@ def examine(raw: bytes, *, name: str, settings: FilterSettings, licences: Collec
     reason = _by_shape(text, settings)
     if reason is None and settings.drop_generated and _GENERATED_TEXT.search(_leading(text)):
         reason = "generated"
-    if reason is None and header_forbids(text, licences):
-        reason = "licence in header"
+    if reason is None and (licence := refused_in_header(text, licences)) is not None:
+        reason = f"licence in header: {licence}"
     if reason is not None:
         return Verdict(None, reason)
     text, secrets = mask_secrets(text) if settings.mask_secrets else (text, 0)

@@ -27,6 +27,7 @@ _NAMES = {
     "modified bsd": "BSD-3-Clause", "modified bsd license": "BSD-3-Clause", "3 clause bsd": "BSD-3-Clause",
     "bsd 3 clause license": "BSD-3-Clause", "3 clause bsd license": "BSD-3-Clause", "bsd 3": "BSD-3-Clause",
     "bsd 2 clause license": "BSD-2-Clause", "simplified bsd": "BSD-2-Clause", "simplified bsd license": "BSD-2-Clause",
+    "bsd 2": "BSD-2-Clause",
     "isc license": "ISC", "isc license iscl": "ISC", "iscl": "ISC", "psf": "PSF-2.0", "psf license": "PSF-2.0",
     "python software foundation license": "PSF-2.0", "psfl": "PSF-2.0", "zlib libpng license": "Zlib",
     "the unlicense unlicense": "Unlicense", "the unlicense": "Unlicense", "public domain": "Unlicense",
@@ -35,12 +36,48 @@ _NAMES = {
     "cc0 1 0 universal cc0 1 0 public domain dedication": "CC0-1.0", "mit no attribution license mit 0": "MIT-0",
 }  # fmt: skip
 _SPDX = {name.lower(): name for name in PERMISSIVE}
-_COPYLEFT = re.compile(r"(?i)\b(?:[AL]?GPL|GNU|MPL|Mozilla|EUPL|CDDL|EPL|SSPL|BUSL|proprietary|CC[- ]BY[- ]NC)")
-_HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n\"'*]+)")
-_HEADER_COPYLEFT = re.compile(
-    r"(?i)GNU\s+(?:#\s*)?(?:Lesser\s+|Affero\s+|Library\s+)?(?:#\s*)?General\s+(?:#\s*)?Public\s+Licen[cs]e"
-    r"|Mozilla\s+Public\s+Licen[cs]e|proprietary\s+and\s+confidential|Commons\s+Clause|Business\s+Source\s+License"
+_COPYLEFT = re.compile(
+    r"(?i)\b(?:[AL]?GPL|GNU|MPL|Mozilla|EUPL|CDDL|EPL|SSPL|BUSL|OSL|proprietary|PolyForm|LicenseRef-"
+    r"|Commons[- ]Clause|Elastic[- ](?:Licen[cs]e|\d)|CC[- ]BY[- ](?:NC|SA|ND))"
 )
+_VERSIONED = re.compile(r"(?=.*\d)[A-Za-z][\w.+]*(?:-[\w.+]+)+")  # one word like `OSL-3.0`: an identifier of SPDX
+# How a text names the licences that are not permissive, how far from its beginning, and what they are called here:
+# the first that it names is its own, others are those that it compares itself with.
+_TITLES = (
+    (re.compile(r"(?i)GNU (?:Lesser|Library) General Public Licen[cs]e"), 20_000, "LGPL"),
+    (re.compile(r"(?i)GNU Affero General Public Licen[cs]e"), 20_000, "AGPL"),
+    (re.compile(r"(?i)GNU General Public Licen[cs]e"), 20_000, "GPL"),
+    (re.compile(r"(?i)Mozilla Public Licen[cs]e"), 20_000, "MPL-2.0"),
+    (re.compile(r"(?i)European Union Public Licen[cs]e"), 1000, "EUPL"),
+    (re.compile(r"(?i)Common Development and Distribution Licen[cs]e"), 1000, "CDDL"),
+    (re.compile(r"(?i)Eclipse Public Licen[cs]e"), 1000, "EPL"),
+    (re.compile(r"(?i)Server Side Public Licen[cs]e"), 1000, "SSPL"),
+    (re.compile(r"(?i)Business Source Licen[cs]e"), 1000, "BUSL"),
+    (re.compile(r"(?i)Commons Clause"), 1000, "Commons-Clause"),
+    (re.compile(r"(?i)Attribution[- ]Non-?Commercial"), 1000, "CC-BY-NC"),
+    (re.compile(r"(?i)Attribution[- ]Share-?Alike"), 1000, "CC-BY-SA"),
+)
+_HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n\"'*]+)")
+_PROSE = (
+    *((title, name.removesuffix("-2.0")) for title, _, name in _TITLES[:4]),
+    (re.compile(r"(?i)proprietary and confidential"), "Proprietary"),
+    (re.compile(r"(?i)Commons Clause"), "Commons-Clause"),
+    (re.compile(r"(?i)Business Source Licen[cs]e"), "BUSL"),
+)
+_SHORT = (
+    r"(?:the )?(?:terms (?:and conditions )?of (?:the )?)?"
+    r"(?:GNU )?((?:Lesser |Affero |[AL])?GPL|MPL)(?:-?v?\d[\d.]*)?\b(?![- ]compatible)"
+)
+_ABBREVIATED = re.compile(r"(?:[Gg]|\b[Mm])[Pp][Ll]")  # without it the next two need not be tried
+# A licence that is given, not one that is only spoken of, as in `compatible with the GPL`.
+_GIVEN = re.compile(
+    r"(?i)\b(?<!originally )(?<!formerly )(?:"
+    r"(?:released|licen[cs]ed|distributed|published|available|covered)(?: only)? (?:under|by)"
+    rf"|under the terms (?:and conditions )?of|subject to) {_SHORT}"
+)
+_DECLARED = re.compile(rf"(?im)^[ \t#*]*(?:licen[cs]e|__licen[cs]e__)[ \t]*[:=][ \t]*[\"']?{_SHORT}")
+# Names that stand for every version of a licence: a text that carries one does not say which.
+_FAMILIES = {name for _, _, name in _TITLES} | {name for _, name in _PROSE}
 
 
 def normalise_licence(text: str) -> str:
@@ -54,6 +91,7 @@ def is_allowed(expression: str, allowed: Collection[str]) -> bool:
     """Whether an SPDX expression can be met with `allowed` licences only: one side of OR, both sides of AND.
 
     An exception (`WITH`) only adds permissions, so its base decides. A word that is not understood is not allowed.
+    `GPL` alone, as a licence text or a header is understood, is met by any `GPL-...` that is allowed.
     """
     words = re.findall(r"\(|\)|[^\s()]+", expression)
     position = 0
@@ -89,12 +127,18 @@ def is_allowed(expression: str, allowed: Collection[str]) -> bool:
             return value and closed
         if position < len(words) and words[position].upper() == "WITH":
             position += 2
-        return normalise_licence(word) in allowed
+        name = normalise_licence(word)
+        return name in allowed or (name in _FAMILIES and _has_member(name, allowed))
 
     if normalise_licence(expression) in allowed:
         return True
     result = either()
     return result and position == len(words)
+
+
+def _has_member(family: str, allowed: Collection[str]) -> bool:
+    """Whether an allowed licence is of a family: `GPL-3.0-only` is of `GPL`, `LicenseRef-Proprietary` of that."""
+    return any(name.removeprefix("LicenseRef-").lower().startswith(family.lower()) for name in allowed)
 
 
 def package_licence(metadata: Message) -> str:
@@ -122,9 +166,11 @@ def package_licence(metadata: Message) -> str:
 
 
 def _name_or_expression(text: str) -> str:
-    """`MIT License` is a name, `MIT OR Apache-2.0` an expression, `BSD, see LICENSE` neither."""
+    """`MIT License` and `OSL-3.0` are names, `MIT OR Apache-2.0` an expression, `BSD, see LICENSE` neither."""
     name = normalise_licence(text)
     if name in PERMISSIVE or re.search(r"\b(?:AND|OR|WITH)\b", text) or _COPYLEFT.search(text):
+        return name
+    if _VERSIONED.fullmatch(name):
         return name
     for separator in ("/", ",", ";", " and ", " or "):
         if separator in text:
@@ -135,15 +181,11 @@ def _name_or_expression(text: str) -> str:
 
 
 def licence_of_text(text: str) -> str:
-    """The SPDX identifier of a whole licence text, by sentences that only it contains; else `unknown`."""
+    """The SPDX identifier of a whole licence text, or its family (`GPL`), by what only it says; else `unknown`."""
     flat = re.sub(r"\s+", " ", text[:20_000])
-    if re.search(r"(?i)GNU (?:LESSER |AFFERO |LIBRARY )?GENERAL PUBLIC LICENSE", flat):
-        kind = re.search(r"(?i)GNU (LESSER|AFFERO|LIBRARY)?", flat)
-        return {"lesser": "LGPL", "affero": "AGPL", "library": "LGPL"}.get(
-            (kind.group(1) or "").lower() if kind else "", "GPL"
-        )
-    if "Mozilla Public License" in flat:
-        return "MPL-2.0"
+    found = [(match.start(), name) for title, reach, name in _TITLES if (match := title.search(flat, 0, reach))]
+    if found:
+        return min(found)[1]
     if re.search(r"(?i)Apache License,? Version 2\.0", flat):
         return "Apache-2.0"
     if "Permission is hereby granted, free of charge" in flat:
@@ -164,7 +206,10 @@ def project_licence(folder: Path) -> str:
     pyproject = folder / "pyproject.toml"
     if pyproject.is_file():
         try:
-            declared = tomllib.loads(_beginning(pyproject, 1_000_000)).get("project", {}).get("license")
+            value = tomllib.loads(_beginning(pyproject, 1_000_000))
+            declared = value.get("project", {}).get("license")
+            if declared is None:
+                declared = value.get("tool", {}).get("poetry", {}).get("license")
         except (tomllib.TOMLDecodeError, AttributeError):
             declared = None
         if isinstance(declared, dict):
@@ -173,10 +218,11 @@ def project_licence(folder: Path) -> str:
             name = _name_or_expression(declared)
             if name != UNKNOWN:
                 return name
-    for pattern in ("LICEN[CS]E*", "COPYING*", "licen[cs]e*"):
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file():
-                return licence_of_text(_beginning(path, 20_000))
+    names = sorted(path.name for path in folder.glob("*"))
+    for pattern in ("licen[cs]e", "copying"):  # in whatever case: `License.txt`
+        for name in names:
+            if re.match(pattern, name.lower()) and not name.endswith(".py") and (folder / name).is_file():
+                return licence_of_text(_beginning(folder / name, 20_000))
     return UNKNOWN
 
 
@@ -189,10 +235,19 @@ def _beginning(path: Path, limit: int) -> str:
         return ""
 
 
-def header_forbids(text: str, allowed: Collection[str]) -> bool:
-    """Whether the first 4 kB of a file name a licence outside `allowed`, whatever its package's metadata say."""
+def refused_in_header(text: str, allowed: Collection[str]) -> str | None:
+    """The licence outside `allowed` that the first 4 kB of a file name, whatever its package's metadata say.
+
+    Of a header in prose the answer is the licence's family, such as `GPL`. None where nothing is refused.
+    """
     head = text[:4096]
     named = _HEADER.search(head)
     if named:
-        return not is_allowed(named.group(1).strip(), allowed)
-    return bool(_HEADER_COPYLEFT.search(head))
+        expression = named.group(1).strip()
+        return None if is_allowed(expression, allowed) else expression[:40]
+    flat = re.sub(r"\s+", " ", re.sub(r"\n[ \t]*[#*]*", " ", head))  # a comment breaks its lines anywhere
+    found = [name for phrase, name in _PROSE if phrase.search(flat)]
+    matches = (_GIVEN.search(flat), _DECLARED.search(head)) if _ABBREVIATED.search(head) else ()
+    short = [match.group(1).upper() for match in matches if match]
+    found += [f"{name[0]}GPL" if " " in name else name for name in short]  # `Lesser GPL`
+    return next((name for name in found if not _has_member(name, allowed)), None)

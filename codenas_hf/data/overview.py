@@ -25,7 +25,7 @@ def overview(data: PreparedData) -> str:
 def corpus_overview(corpus: Corpus) -> str:
     """Sources, filters, duplicates, decontamination and split of a corpus, as Markdown."""
     report = corpus.report
-    kept = {"passed all filters": report["passed_filters"], "not needed": report["beyond_max_bytes"]}
+    kept = {"passed all filters": report["passed_filters"], "read, beyond max_bytes": report["beyond_max_bytes"]}
     leakage = {"held out, shares lines with another split": report["leakage"]["dropped"]}
     duplicates = {f"duplicate: {name}": count for name, count in report["duplicates"].items()}
     sources = [
@@ -46,11 +46,11 @@ def corpus_overview(corpus: Corpus) -> str:
         "**Dropped before and while reading**",
         _table(("reason", *counted), _counts(report["dropped"])),
         *_left_out(report),
-        f"Masked in what is kept: {masked}.",
+        f"Masked in what was read: {masked}.",
         "**Licences that were refused**",
         _table(("licence", *counted), _counts(report["refused_licences"])),
         "**Kept, and dropped by comparing files**",
-        _table(("outcome", *counted), _counts(kept | duplicates | leakage)),
+        _table(("outcome", *counted), [*_counts(kept), *_not_read(report), *_counts(duplicates | leakage)]),
         f"Windows of {report['leakage']['window_lines']} lines that held-out text still shares with another split: "
         f"{report['leakage'].get('left', 'not checked')}.",
         "**Benchmarks that it is cleaned of**",
@@ -74,6 +74,14 @@ def _left_out(report: Mapping[str, Any]) -> list[str]:
         for reason, names in report["examples"].items()
     ]
     return ["**Not read: the first of each kind**", "\n".join(lines)] if lines else []
+
+
+def _not_read(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The files that stand in no other row. Their bytes are not told: of what was read, those of its text are."""
+    listed = sum(count["files"] for count in report["sources"].values())
+    read = sum(count["files"] for count in report["dropped"].values())
+    left = listed - read - report["passed_filters"]["files"] - report["beyond_max_bytes"]["files"]
+    return [("not read: max_bytes was reached", f"{left:,}", "")] if left else []
 
 
 def _counts(counts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

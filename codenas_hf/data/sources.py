@@ -129,7 +129,7 @@ def _glob(pattern: Path, source: str, depth: int) -> Iterator[SourceFile]:
     while rest and os.path.lexists(fixed / rest[0]):  # a name that exists is meant as it stands: `[data]`, `a*b`
         fixed /= rest.pop(0)
     root = fixed.resolve()
-    projects = _Projects(root, source, depth, UNKNOWN)
+    projects = _Projects(root, source, depth, project_licence(root))
     seen: set[str] = set()
     for path, problem in _matches(root, rest):
         if path not in seen:

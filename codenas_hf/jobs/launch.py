@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from ..engine.storage import FROM_ENVIRONMENT, VARIABLE, shown_url
@@ -23,6 +22,7 @@ from ..strict_yaml import SettingsError
 from .settings import RunSettings
 
 _STORAGE = "search.storage="
+_HOST = r"@db(?=[:/][^@]*$)"  # what the database is called in a URL of HF Jobs
 _PATH = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"  # the environment that writes this
 
 
@@ -37,7 +37,7 @@ class Wanted:
         time: how long each process may run, as the batch system spells it.
         options: further lines for the batch system: `--partition=gpu` for SLURM, `--namespace me` for HF Jobs.
         flavor: hardware of each HF Job.
-        package: what each HF Job installs; None takes this version from the package index.
+        package: what each HF Job installs, as pip reads it; HF Jobs need it.
 
     Raises:
         SettingsError: no worker, or a study without a database.
@@ -170,6 +170,7 @@ def local(wanted: Wanted, folder: Path) -> Launch:
 # {wanted.workers} processes of one study. The first begins it and releases the winner; any may be killed and
 # started again. Ctrl-C stops all of them.
 {_PATH}
+cd {shlex.quote(str(Path.cwd()))} || exit
 started=
 trap 'kill $started 2>/dev/null' INT TERM
 {body}
@@ -225,6 +226,12 @@ def hf_jobs(wanted: Wanted, folder: Path) -> Launch:
             "'search.storage=postgresql+psycopg://codenas:PASSWORD@db/codenas' with a password of your own; `db` is "
             "replaced by the name that the database has in the group of the jobs"
         )
+    url = os.environ.get(VARIABLE, "@db/") if wanted.url == FROM_ENVIRONMENT else str(wanted.url)
+    if not re.search(_HOST, url):
+        raise SettingsError(
+            f"HF Jobs start a database of their own, whose name is `db`: expected ...@db/... in search.storage, got "
+            f"{shown_url(url)}"
+        )
     inputs = [word for word in wanted.plain_words if not word.startswith("folder=")]
     here = [part for word in inputs for part in re.split(r"[\[\],\s=]+", word) if _is_here(part)]
     if here:
@@ -232,9 +239,14 @@ def hf_jobs(wanted: Wanted, folder: Path) -> Launch:
             f"HF Jobs do not see the files of this machine, and {here[0]} is one: give what a settings file says as "
             "words, and text as hub:OWNER/NAME"
         )
+    if wanted.package is None:
+        raise SettingsError(
+            "HF Jobs install this package, and no index has it yet: give --package with a place that they reach, such "
+            "as 'codenas-hf @ git+https://HOST/OWNER/REPOSITORY'"
+        )
     script = f'''# /// script
 # requires-python = ">=3.11"
-# dependencies = ["{wanted.package or f"codenas-hf=={metadata.version('codenas-hf')}"}", "psycopg[binary]>=3.2"]
+# dependencies = ["{wanted.package}", "psycopg[binary]>=3.2"]
 #
 # [tool.hf-jobs]
 # flavor = "{wanted.flavor}"
@@ -245,6 +257,7 @@ def hf_jobs(wanted: Wanted, folder: Path) -> Launch:
 """One process of the study {study}: `search.py` begins it and releases the winner, `search.py --worker` evaluates."""
 
 import os
+import re
 import sys
 
 from codenas_hf.cli.main import main
@@ -253,7 +266,7 @@ WORDS = {wanted.plain_words!r}
 
 if __name__ == "__main__":
     group = os.environ.get("HF_NETWORK_GROUP_PREFIX", "")
-    os.environ["{VARIABLE}"] = os.environ["{VARIABLE}"].replace("@db/", f"@{{group}}db/")
+    os.environ["{VARIABLE}"] = re.sub({_HOST!r}, f"@{{group}}db", os.environ["{VARIABLE}"])
     sys.exit(main(["search", *sys.argv[1:], *WORDS, "{_STORAGE}{FROM_ENVIRONMENT}"]))
 '''
     name, more = shlex.quote(str(folder / "search.py")), "".join(f" {option}" for option in wanted.options)

@@ -194,19 +194,27 @@ def genes_figure(table: Table) -> Figure:
 def curves_table(view: StudyView) -> Table:
     """Learning curves of the candidates of the top rung: the training loss at each point that a trial recorded.
 
-    The measurement `curve` is a list of mappings with `step` and `loss`.
+    The measurement `curve` is a list of mappings with `step` and `loss`, in nats per token. With the `tokens` and
+    `bytes` of training it is shown in bits per byte, which compare across vocabularies; where a trial lacks them, all
+    stay in nats.
     """
     roles = {row["genome"]: row["role"] for row in points_table(view).rows}
-    rows = [
-        {"genome": short_id(r), "role": roles[short_id(r)], "step": point["step"], "loss": point["loss"]}
-        for r in view.complete(view.top_rung)
-        for point in evaluation_of(r).measurements.get("curve") or ()
-    ]
+    complete = [(short_id(r), evaluation_of(r).measurements) for r in view.complete(view.top_rung)]
+    told = [(genome, measured) for genome, measured in complete if measured.get("curve")]
+    scaled = all(measured.get("tokens") and measured.get("bytes") for _, measured in told)
+    name, unit = ("bits_per_byte", "bits per byte") if scaled else ("loss", "nats per token")
+    rows = []
+    for genome, measured in told:
+        factor = measured["tokens"] / measured["bytes"] / math.log(2) if scaled else 1.0
+        rows += [
+            {"genome": genome, "role": roles[genome], "step": point["step"], name: factor * point["loss"]}
+            for point in measured["curve"]
+        ]
     columns = (
         Column("genome", "genome"),
         Column("role", "role"),
         Column("step", "step", "integer"),
-        quantity_column("loss", title="training loss (nats per token)"),
+        quantity_column(name, title=f"training loss ({unit})"),
     )
     return Table("curves", "Learning curves", columns, tuple(rows))
 
@@ -227,7 +235,7 @@ def curves_figure(table: Table) -> Figure:
         line = list(points)
         label = None if role in named else ROLES[role]
         named.add(role)
-        ax.plot([p["step"] for p in line], [p["loss"] for p in line], label=label, **styles[role])
+        ax.plot([p["step"] for p in line], [p[table.columns[3].name] for p in line], label=label, **styles[role])
     ax.set_xlabel(table.columns[2].title)
     ax.set_ylabel(table.columns[3].title)
     ax.set_title(table.title)

@@ -2,7 +2,8 @@
 
 Of a source that ends in assertions (or in a `check` function and its call) the assertions are moved out. What is
 moved has to be harmless by itself, since it was written by the program's author: plain statements, no imports but a
-few, no private attributes, none of the built-ins that reach the interpreter.
+few, no private attributes, none of the names that reach frames, other modules or the interpreter. That is a list of
+what is known; where a verdict matters, checks are handed over apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import builtins
 import functools
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,13 @@ MODULES = frozenset(
     "math cmath random copy itertools functools collections string re datetime decimal fractions statistics operator "
     "typing heapq bisect json array enum dataclasses numbers textwrap calendar zlib hashlib base64 struct".split()
 )
+# Attributes, or names of a module, that lead from a plain value to the judge: what takes an attribute by its name,
+# evaluates text or writes into modules, and modules that other modules happen to hold.
+_REACHING = frozenset(
+    "mro attrgetter methodcaller Formatter get_field update_wrapper wraps get_type_hints ForwardRef global_enum "
+    "sys os builtins bltns inspect types codecs".split()
+)
+_FRAMES = re.compile(r"(?:gi|cr|ag|tb|co)_|f_(?:back|builtins|code|globals|lasti|lineno|locals|trace)")
 _SHARED_STATE = frozenset(
     "redirect_stdout redirect_stderr stdout stdin stderr patch mock environ chdir getcwd open input globals locals "
     "vars eval exec compile seed random setrecursionlimit getrecursionlimit setlocale getcontext setcontext "
@@ -51,9 +60,15 @@ class CheckedProgram:
     names: tuple[str, ...]
 
 
+def _reaches(name: str) -> bool:
+    return name.startswith("_") or name in _REACHING or _FRAMES.match(name) is not None
+
+
 def _harmless(node: ast.AST) -> bool:
     for part in ast.walk(node):
-        if isinstance(part, ast.Attribute) and part.attr.startswith("_"):
+        if isinstance(part, ast.Attribute) and _reaches(part.attr):
+            return False
+        if isinstance(part, ast.MatchClass) and any(map(_reaches, part.kwd_attrs)):  # takes attributes, too
             return False
         if isinstance(part, ast.Name) and (part.id in REFUSED_BUILTINS or part.id.startswith("__")):
             if part.id != "__name__":
@@ -101,6 +116,15 @@ def _may_move(node: ast.stmt, rest: list[ast.stmt]) -> bool:
     if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call | ast.Constant):
         return False
     return not set(_bound([node])) & (_loaded(rest) | set(_bound(rest)))
+
+
+def _plain_import(node: ast.stmt) -> bool:
+    """Whether an import gives the checks nothing but what they may use."""
+    if isinstance(node, ast.Import):
+        return all(alias.name in MODULES for alias in node.names)
+    if not isinstance(node, ast.ImportFrom) or node.level or node.module not in MODULES:
+        return False
+    return not any(_reaches(alias.name) for alias in node.names)  # what a star brings is asked of the program anyway
 
 
 def _unparse(nodes: Sequence[ast.stmt]) -> str:
@@ -195,12 +219,7 @@ def split_checks(source: str) -> CheckedProgram:
     checks = again + tail
     if not any(_has_assert(node) for node in checks):
         return CheckedProgram(source, None, "", ())
-    imports = [
-        node
-        for node in head
-        if (isinstance(node, ast.Import) and all(alias.name in MODULES for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in MODULES)
-    ]
+    imports = [node for node in head if _plain_import(node)]
     text = _unparse(checks)
     names = needed_names(text, prelude=_unparse(imports), program=_unparse(head))
     return CheckedProgram(_unparse(head), text, _unparse(imports), tuple(set(names) - REFUSED_BUILTINS))
