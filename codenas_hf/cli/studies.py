@@ -143,7 +143,7 @@ def launch_verb(verb: argparse.ArgumentParser) -> Run:
     verb.add_argument("--time", default="24:00:00", help="how long each may run (default: 24:00:00)")
     verb.add_argument("--option", action="append", default=[], help="for the batch system, such as --option=--mem=8G")
     verb.add_argument("--flavor", default="cpu-upgrade", help="hardware of each HF Job (default: cpu-upgrade)")
-    verb.add_argument("--package", help="what each HF Job installs (default: this version of codenas-hf)")
+    verb.add_argument("--package", help="what each HF Job installs, as pip reads it; hf-jobs need it")
     verb.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: runs/<study>/launch)")
     verb.add_argument("--submit", action="store_true", help="also run the commands that are printed")
 
