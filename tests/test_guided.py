@@ -10,7 +10,7 @@ from test_evolution import OBJECTIVES, distance_from_front, some_records
 
 from codenas_hf.engine.evolution import RandomPolicy
 from codenas_hf.engine.gaussian import GaussianProcess, _covariance
-from codenas_hf.engine.guided import GuidedPolicy
+from codenas_hf.engine.guided import GuidedPolicy, Model
 from codenas_hf.engine.improvement import expected_improvement
 from codenas_hf.engine.objectives import Objectives
 from codenas_hf.engine.pareto import hypervolume
@@ -232,6 +232,16 @@ def test_a_reference_that_nobody_reaches_does_not_hide_the_front() -> None:
     assert proposed(GuidedPolicy(objectives=OBJECTIVES, reference={"a": lowest / 2})) == plain
     limited = Objectives(scales=OBJECTIVES.scales, limits={"a": lowest / 2})
     assert proposed(GuidedPolicy(objectives=limited)) == plain
+
+
+def test_who_just_keeps_a_limit_still_adds_something() -> None:
+    # Searches ask for the best model within a limit: it must not be worth nothing because it lies at the limit.
+    objectives = Objectives(scales=OBJECTIVES.scales, limits={"b": 40.0})
+    model = Model.fit(some_records(20), space=KnownSpace(), objectives=objectives)
+    at = model.order.index("b")
+    best = float(model.seen[:, at].min())
+    assert model.reference({})[at] == pytest.approx(40.0 + 0.1 * (40.0 - best))
+    assert model.reference({"b": 50.0})[at] == pytest.approx(50.0 + 0.1 * (50.0 - best))
 
 
 def test_a_small_space_is_exhausted_without_error() -> None:

@@ -249,7 +249,10 @@ class Model:
         return points
 
     def reference(self, given: Mapping[str, float]) -> Floats:
-        """The corner beyond which nothing counts, `[m]` in `order`: as given, a limit, or a tenth beyond the worst.
+        """The corner beyond which nothing counts, `[m]` in `order`: what is given, a limit, or the worst, and a tenth more.
+
+        The tenth is of what lies between the corner and the best: at a limit itself a genome would add nothing, though
+        the best model within the limit is what a search is asked for.
 
         What is learned may all lie beyond what is given: at a low rung every model is worse than the n-gram model of a
         search. Below such a corner nobody dominates anything, so one genome would be as good as another: it counts
@@ -263,7 +266,12 @@ class Model:
             if value is not None and name in self.learned:
                 reached = float((self.seen[:, at] < self.objectives.scaled(name, value)).mean())
                 value = value if reached >= 0.5 or (reached and value == limit) else None
-            corner.append(float(worst[at]) if value is None else self.objectives.scaled(name, value))
+            if value is None:
+                corner.append(float(worst[at]))
+                continue
+            bound = self.objectives.scaled(name, value)
+            beyond = 0.0 if name in self.learned else _MARGIN * max(0.0, bound - float(self.seen[:, at].min()))
+            corner.append(bound + beyond)
         return np.array(corner)
 
 
