@@ -3,9 +3,10 @@
     python -m benchmarks.defaults_front --folder runs/defaults_front        # about 25 minutes on two idle cores
 
 `codenas search` with its defaults (`guided`, two stages) and with `search.policy=screened`, three seeds each, one
-after the other on the same prepared text, each given the same time by the clock; the winner does not train on. Both
-fronts are judged on the report text, which no search reads. A search that is finished is read, so a run that was
-stopped goes on; `--time` says how long each may take (4m by default). Nothing else may run meanwhile.
+after the other on the same prepared text, each given the same time by the clock; the winner does not train on. Fronts
+and winners are judged on the report text, which no search reads. A search that is finished is read, so a run that was
+stopped goes on, and a row names the commit of its trainings; `--time` says how long each may take (4m by default).
+Nothing else may run meanwhile.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def rows_of(fronts: Mapping[tuple[str, int], Sequence[Evaluation]]) -> list[dict
     return rows
 
 
-def lead(rows: Sequence[Mapping[str, Any]]) -> tuple[float, list[float]]:
-    """Mean hypervolume of the new default less that of the old one, pairs by seed; 95 % interval by Student's t."""
-    volumes = {(row["policy"], row["seed"]): row["hypervolume"] for row in rows}
-    pairs = [volumes["guided", seed] - volumes["screened", seed] for seed in range(SEEDS)]
+def lead(rows: Sequence[Mapping[str, Any]], of: str = "hypervolume") -> tuple[float, list[float]]:
+    """Mean of the new default less that of the old one, pairs by seed; 95 % interval by Student's t."""
+    values = {(row["policy"], row["seed"]): row[of] for row in rows}
+    pairs = [values["guided", seed] - values["screened", seed] for seed in range(SEEDS)]
     mean, half = statistics.fmean(pairs), 4.303 * statistics.stdev(pairs) / SEEDS**0.5  # t of two degrees of freedom
     return mean, [mean - half, mean + half]
 
@@ -91,11 +92,23 @@ def main() -> Path:
             assert settings.search.policy == policy
             fronts[policy, seed] = on_report_text(result)
             done = sum(record.evaluation is not None for record in result.records)
-            facts[policy, seed] = {"seconds": round(seconds), "evaluations": done}
+            assert result.winner is not None
+            assert result.winner.evaluation is not None
+            found = result.winner.evaluation
+            facts[policy, seed] = {
+                "winner_bits_per_byte": float(found.measurements["report_bits_per_byte"]),
+                "winner_bytes": int(found.objectives["artifact_bytes"]),
+                "seconds": round(seconds),
+                "evaluations": done,
+                "commit": str(found.provenance.get("commit", ""))[:7],
+            }
     rows = [{**row, **facts[row["policy"], row["seed"]]} for row in rows_of(fronts)]
     mean, interval = lead(rows)
     name = "hypervolume of the default policy's front less that of the old default's"
     goals = [target(name, mean, 0, better="higher", interval=interval)]
+    mean, interval = lead(rows, "winner_bits_per_byte")
+    name = "bits per byte of the default policy's winner less the old default's"
+    goals.append(target(name, mean, 0, better="lower", interval=interval))
     about = protocol(time=str(options.time), seeds=SEEDS, text="report", stages="two")
     return write("defaults_front", protocol=about, rows=rows, targets=goals)
 

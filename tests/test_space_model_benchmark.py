@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.space_model import KINDS, Kind, model, noise, stored, volumes
+from benchmarks.space_model import KINDS, Kind, model, noise, outcome, stored
 from codenas_hf.engine.result import kendall_tau
 
 
@@ -20,8 +20,9 @@ def test_a_model_orders_what_it_was_taught(kind: Kind) -> None:
 
 def test_a_search_in_a_model_gets_somewhere() -> None:
     kind: Kind = "ridge"
-    found = np.array([volumes("random", kind, seed=seed, generations=4) for seed in range(2)])
-    assert found.shape == (2, 2)
+    found = np.array([outcome("random", kind, seed=seed, generations=4) for seed in range(2)])
+    assert found.shape == (2, 3)
     assert (found[:, 1] >= found[:, 0]).all()
-    assert (found > 0).all()
-    assert volumes("random", kind, seed=0, generations=4) == list(found[0])
+    assert (found[:, :2] > 0).all()
+    assert (found[:, 2] > stored()["frame"]["ideal"]["bits_per_byte"]).all(), "the winner's bits per byte"
+    assert outcome("random", kind, seed=0, generations=4) == list(found[0])

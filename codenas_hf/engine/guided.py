@@ -249,7 +249,7 @@ class Model:
         return points
 
     def reference(self, given: Mapping[str, float]) -> Floats:
-        """The corner beyond which nothing counts, `[m]` in `order`: what is given, a limit, or the worst, and a tenth more.
+        """The corner beyond which nothing counts, `[m]` in `order`: as given, a limit, or the worst, and a tenth more.
 
         The tenth is of what lies between the corner and the best: at a limit itself a genome would add nothing, though
         the best model within the limit is what a search is asked for.
