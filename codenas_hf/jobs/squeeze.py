@@ -99,7 +99,8 @@ def squeeze(
     say(f"device    {hardware.count} x {hardware.name} ({hardware.device})")
     say(f"parent    {source.name}, licence {source.licence or 'not stated: you answer for it'}")
     with aside(folder, say=say) if fresh and main else contextlib.nullcontext():
-        if applied is not None and StudyFolder(folder).journal.is_file():
+        # The main process alone: to others the study that it puts aside may still be there.
+        if main and applied is not None and StudyFolder(folder).journal.is_file():
             raise SettingsError(
                 f"{folder} holds a search, of which an applied genome would take the place: give it a study of its "
                 "own, study=NAME, or --fresh, which puts this one aside"
@@ -115,7 +116,8 @@ def squeeze(
             applied = result.winner.genome
         else:
             _check_applied(applied, ready, path=genome)
-            check_applied_release(applied, ready, settings=settings, folder=folder)
+            if main:
+                check_applied_release(applied, ready, settings=settings, folder=folder)
             keep_squeeze_facts(settings, ready, folder=folder)
     winner = heal_and_release(
         applied,
